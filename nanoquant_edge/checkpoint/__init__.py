@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packed checkpoint format: signs to words, reading, writing (docs/FORMAT.md). Needs no PyTorch."""
+
+from __future__ import annotations
+
+from .layer import PackedLayer
+from .packing import pack_signs, unpack_signs, words_for
+from .reader import INDEX_FILE, WEIGHTS_FILE, Checkpoint
+from .settings import FORMAT_VERSION, QUANT_METHOD, QuantizationSettings
+from .tensorfile import TensorFile
+from .writer import COMPANION_FILES, true_bits_per_weight, write_checkpoint
+
+__all__ = [
+    "COMPANION_FILES",
+    "FORMAT_VERSION",
+    "INDEX_FILE",
+    "QUANT_METHOD",
+    "WEIGHTS_FILE",
+    "Checkpoint",
+    "PackedLayer",
+    "QuantizationSettings",
+    "TensorFile",
+    "pack_signs",
+    "true_bits_per_weight",
+    "unpack_signs",
+    "words_for",
+    "write_checkpoint",
+]

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a NanoQuant checkpoint folder (docs/FORMAT.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import NqEdgeError
+from ..files import path_inside, read_json
+from .layer import PackedLayer
+from .packing import words_for
+from .settings import QuantizationSettings
+from .tensorfile import TensorFile
+
+__all__ = ["INDEX_FILE", "WEIGHTS_FILE", "Checkpoint"]
+
+# Not `model.safetensors`: stock transformers would take that file, find no dense weights for the compressed layers,
+# log it, and run with random ones. With this name it stops ("no file named model.safetensors").
+WEIGHTS_FILE = "nanoquant.safetensors"
+INDEX_FILE = "nanoquant.safetensors.index.json"
+
+_PARTS = ("u_packed", "v_packed", "scale_out", "scale_in", "scale_mid", "bias")
+
+
+class Checkpoint:
+    """A checkpoint folder, opened and checked; tensors are mapped from disk when asked for.
+
+    Args:
+        folder: holds config.json and `nanoquant.safetensors` (or shards and their index).
+
+    Raises:
+        NqEdgeError: NQ-CKPT when a file is missing or truncated, or when a layer's tensors contradict each other or
+            the configuration. Only headers are read for that.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise NqEdgeError(
+                "NQ-CKPT", f"{self.folder} is not a folder.", "Pass the folder that `nq-edge compress` wrote."
+            )
+        self.config: dict[str, Any] = read_json(self.folder / "config.json", "NQ-CKPT")
+        self.settings = QuantizationSettings.from_dict(self.config.get("quantization_config"))
+        self._home: dict[str, TensorFile] = {}
+        for name in self._weight_files():
+            file = TensorFile(path_inside(self.folder, name))
+            self._home.update(dict.fromkeys(file.names(), file))
+        for layer in self.settings.ranks:
+            self._check_layer(layer)
+
+    def _weight_files(self) -> list[str]:
+        if (self.folder / WEIGHTS_FILE).is_file():
+            return [WEIGHTS_FILE]
+        index = self.folder / INDEX_FILE
+        if not index.is_file():
+            raise NqEdgeError("NQ-CKPT", f"{self.folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}.")
+        weight_map = read_json(index, "NQ-CKPT").get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise NqEdgeError("NQ-CKPT", f"{index} has no weight_map.")
+        return sorted(set(weight_map.values()))
+
+    def _check_layer(self, layer: str) -> None:
+        rank = self.settings.ranks[layer]
+        shapes = {}
+        for part in _PARTS:
+            file = self._home.get(f"{layer}.{part}")
+            if file is not None:
+                shapes[part] = file.shape(f"{layer}.{part}")
+        missing = [part for part in _PARTS[:4] if part not in shapes]
+        if missing:
+            raise NqEdgeError("NQ-CKPT", f"layer {layer} has no {missing[0]}.")
+        if any(len(shapes[part]) != 1 for part in shapes if not part.endswith("packed")):
+            raise NqEdgeError("NQ-CKPT", f"layer {layer} has a scale or bias that is not a vector.")
+        m, n = shapes["scale_out"][0], shapes["scale_in"][0]
+        expected = {
+            "u_packed": (m, words_for(rank)),
+            "v_packed": (rank, words_for(n)),
+            "scale_mid": (rank,),
+            "bias": (m,),
+        }
+        for part, shape in expected.items():
+            if shapes.get(part, shape) != shape:
+                raise NqEdgeError("NQ-CKPT", f"{layer}.{part} has shape {shapes[part]}, not {shape}.")
+        for part in ("u_packed", "v_packed"):
+            name = f"{layer}.{part}"
+            if self._home[name].dtype(name) != "I32":
+                raise NqEdgeError("NQ-CKPT", f"{name} is {self._home[name].dtype(name)}, not int32 words.")
+
+    @property
+    def layers(self) -> list[str]:
+        """Module names of the compressed layers, in model order."""
+        return list(self.settings.ranks)
+
+    def layer(self, name: str) -> PackedLayer:
+        """The factors of one compressed layer."""
+        parts = {part: self.tensor(f"{name}.{part}") for part in _PARTS if f"{name}.{part}" in self._home}
+        return PackedLayer(**parts)  # type: ignore[arg-type]
+
+    def tensor_names(self) -> list[str]:
+        """Names of all stored tensors."""
+        return list(self._home)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a stored tensor, from its header."""
+        return self._file_of(name).shape(name)
+
+    def dtype(self, name: str) -> str:
+        """Type of a stored tensor in safetensors' spelling."""
+        return self._file_of(name).dtype(name)
+
+    def tensor(self, name: str) -> NDArray[np.generic]:
+        """A stored tensor as a read-only view; bfloat16 comes as `ml_dtypes.bfloat16`."""
+        return self._file_of(name).tensor(name)
+
+    def _file_of(self, name: str) -> TensorFile:
+        if name not in self._home:
+            raise NqEdgeError("NQ-CKPT", f"the checkpoint has no tensor {name}.")
+        return self._home[name]

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dispatch: verb names and one-line helps here, everything else in the verb's own file."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from ..errors import NqEdgeError
+
+__all__ = ["main"]
+
+#: verb -> one-line help. The verb's file is cli/<verb>.py (with "_cmd" after a name Python reserves) and its click
+#: command is called `command`.
+VERBS = {
+    "compress": "Compress a model to about B bits per weight.",
+    "inspect": "Show a checkpoint's layers, ranks, true bits per weight and where its bytes are.",
+    "export": "Write a bundle that a device runs, from a checkpoint.",
+    "validate": "Prove that a bundle computes what PyTorch computed.",
+    "generate": "Generate text with a bundle.",
+    "demo": "Run the whole path on SmolLM2-135M and print what came out.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"nanoquant_edge.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        click.echo(f"nq-edge {version('nanoquant-edge')}")
+        ctx.exit()
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
+)
+def app() -> None:
+    """Compress language models to about one bit per weight, export them, run them, and prove them right."""
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point. An `NqEdgeError` becomes one message on standard error and exit status 2.
+
+    Args:
+        arguments: command line without the program's name; None takes the process's own.
+    """
+    try:
+        return app.main(args=arguments, prog_name="nq-edge", standalone_mode=True)
+    except NqEdgeError as error:
+        click.echo(f"nq-edge: [{error.code}] {error.message}\n  {error.hint}", err=True)
+        sys.exit(2)

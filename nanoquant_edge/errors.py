@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception that users see, and the catalogue of its codes.
+
+A code is stable: scripts may match on it. Every code raised anywhere in the package is listed in `CATALOGUE` with
+its usual cause and what to do, so that the error documentation can be made from the code.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CATALOGUE", "NqEdgeError"]
+
+#: code -> (cause, what to do)
+CATALOGUE: dict[str, tuple[str, str]] = {
+    "NQ-ARCH": (
+        "The model's architecture is not one that this version compresses or exports.",
+        "Use a supported family; the message lists them.",
+    ),
+    "NQ-MODEL": (
+        "The model folder or file is missing, incomplete or not what it claims to be.",
+        "Download it again and pass a Hugging Face folder or a .gguf file.",
+    ),
+    "NQ-CKPT": (
+        "The checkpoint is truncated, foreign, or its tensors contradict its configuration.",
+        "Run `nq-edge compress` again, or copy the checkpoint again.",
+    ),
+    "NQ-BUNDLE": (
+        "The bundle is missing a file, or its manifest is not valid.",
+        "Copy the whole bundle folder again, or run `nq-edge export` again.",
+    ),
+    "NQ-HASH": (
+        "A bundle file differs from what the manifest recorded.",
+        "Copy the file again, or run `nq-edge export` again.",
+    ),
+    "NQ-TOKENIZER": (
+        "tokenizer.json is missing or cannot be read.",
+        "Put the model's tokenizer.json beside the weights.",
+    ),
+    "NQ-CALIBRATION": (
+        "The calibration text is missing or too short for the windows asked for.",
+        "Pass a longer text with --calibration, or fewer or shorter windows.",
+    ),
+    "NQ-NUMERIC": (
+        "A weight, an activation or a loss is not finite.",
+        "Check the source model; lower the learning rate if it happened while tuning.",
+    ),
+    "NQ-OPTION": (
+        "An option has a value outside its range.",
+        "Use a value in the range that the message names.",
+    ),
+    "NQ-OUTPUT": (
+        "The output path exists already, or cannot be written.",
+        "Choose another --output, or pass --overwrite.",
+    ),
+    "NQ-MISSING": ("An optional package is not installed.", "Install the extra that the message names."),
+    "NQ-PATH": ("A file name leaves the folder it belongs to.", "Do not use this file: it may be hostile."),
+}
+
+
+class NqEdgeError(Exception):
+    """An error with a stable code, its cause in one sentence, and the next step.
+
+    Args:
+        code: a key of `CATALOGUE`.
+        message: what went wrong, with the offending value.
+        hint: what to do about it; defaults to the catalogue's advice.
+    """
+
+    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
+        if code not in CATALOGUE:
+            raise ValueError(f"error code {code!r} is not in the catalogue")
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = CATALOGUE[code][1] if hint is None else hint
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.message} {self.hint}"

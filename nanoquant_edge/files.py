@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are never half written, and paths that never leave their folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import NqEdgeError
+
+__all__ = ["new_folder", "path_inside", "read_json", "sha256_of", "write_json"]
+
+#: Larger than any config, manifest or tokenizer.json seen (Gemma's tokenizer.json is 33 MB).
+MAX_JSON_BYTES = 256 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """The path of `name` inside `folder`.
+
+    Raises:
+        NqEdgeError: NQ-PATH when the name is absolute, empty, or resolves (through `..` or a symbolic link) to a
+            place outside the folder.
+    """
+    root = folder.resolve()
+    if not name or "\0" in name or Path(name).is_absolute():
+        raise NqEdgeError("NQ-PATH", f"{name!r} is not a file name inside {folder}.")
+    target = (root / name).resolve()
+    if target == root or root not in target.parents:
+        raise NqEdgeError("NQ-PATH", f"{name!r} leads outside {folder}.")
+    return target
+
+
+def read_json(path: Path, code: str) -> dict[str, Any]:
+    """A JSON object from a file, its size checked first.
+
+    Raises:
+        NqEdgeError: `code` when the file is missing, too large, not JSON, or not an object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise NqEdgeError(code, f"{path} has {size} bytes, more than any real file of its kind.")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NqEdgeError(code, f"cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise NqEdgeError(code, f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise NqEdgeError(code, f"{path} does not hold a JSON object.")
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, flush it to disk, then rename: the old file or the new one, never half."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _sync_tree(folder: Path) -> None:
+    """Flush every file and folder below `folder` to disk, so that the rename that follows is safe at power loss."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _written_by_us(folder: Path) -> bool:
+    """Whether a folder is empty, a bundle, or a NanoQuant checkpoint, and so safe to replace."""
+    if (folder / "nq_bundle.json").is_file() or not any(folder.iterdir()):
+        return True
+    config = folder / "config.json"
+    return config.is_file() and "quantization_config" in read_json(config, "NQ-OUTPUT")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A scratch folder beside `path` that takes its name when the block ends well, and vanishes when it does not.
+
+    Raises:
+        NqEdgeError: NQ-OUTPUT when `path` exists and `overwrite` is false, when it is not a folder that this
+            package wrote (`config.json` or `nq_bundle.json` inside, or empty), or when it cannot be written.
+    """
+    path = path.absolute()
+    if path.exists():
+        if not overwrite:
+            raise NqEdgeError("NQ-OUTPUT", f"{path} exists already.")
+        ours = path.is_dir() and _written_by_us(path)
+        if not ours:
+            raise NqEdgeError(
+                "NQ-OUTPUT",
+                f"{path} exists and was not written by nq-edge, so it is not replaced.",
+                "Choose another --output.",
+            )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        scratch.chmod(0o755)
+    except OSError as error:
+        raise NqEdgeError("NQ-OUTPUT", f"cannot write beside {path}: {error.strerror}.") from error
+    try:
+        yield scratch
+        _sync_tree(scratch)
+        if path.exists():
+            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            os.rename(path, retired / "old")
+            os.rename(scratch, path)
+            shutil.rmtree(retired)
+        else:
+            os.rename(scratch, path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
