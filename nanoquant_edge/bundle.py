@@ -188,9 +188,7 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     kv = fields["kv"]
     sizes = (kv.layers, kv.heads, kv.head_dim, kv.max_capacity, fields["vocab_size"])
     good = all(type(size) is int and 0 < size < 1 << 31 for size in sizes) and isinstance(kv.dtype, str)
-    good = good and all(
-        type(file.size) is int and isinstance(file.sha256, str) for file in fields["files"].values()
-    )
+    good = good and all(type(file.size) is int and isinstance(file.sha256, str) for file in fields["files"].values())
     if not good:
         raise NqEdgeError("NQ-BUNDLE", "the manifest holds impossible sizes.")
     return fields

@@ -132,9 +132,7 @@ def tiny_checkpoint(
     def norm() -> np.ndarray:
         return (1 + 0.1 * rng.standard_normal(hidden)).astype(np.float16)
 
-    others = {
-        "model.embed_tokens.weight": rng.standard_normal((decoder.vocab_size, hidden)).astype(np.float16)
-    }
+    others = {"model.embed_tokens.weight": rng.standard_normal((decoder.vocab_size, hidden)).astype(np.float16)}
     for block in range(decoder.num_layers):
         others[f"model.layers.{block}.input_layernorm.weight"] = norm()
         others[f"model.layers.{block}.post_attention_layernorm.weight"] = norm()

@@ -35,9 +35,7 @@ class PackedLayer:
 
     def __post_init__(self) -> None:
         if self.u_packed.shape != (self.out_features, words_for(self.rank)):
-            raise ValueError(
-                f"u_packed {self.u_packed.shape} does not fit {self.out_features} x rank {self.rank}"
-            )
+            raise ValueError(f"u_packed {self.u_packed.shape} does not fit {self.out_features} x rank {self.rank}")
         if self.v_packed.shape[1] != words_for(self.in_features):
             raise ValueError(f"v_packed {self.v_packed.shape} does not fit {self.in_features} columns")
         for name, value, length in (

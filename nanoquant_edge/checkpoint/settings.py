@@ -80,7 +80,5 @@ class QuantizationSettings:
             and isinstance(known.get("calibration", {}), dict)
         )
         if not good:
-            raise NqEdgeError(
-                "NQ-CKPT", "the checkpoint's quantization_config has missing or impossible values."
-            )
+            raise NqEdgeError("NQ-CKPT", "the checkpoint's quantization_config has missing or impossible values.")
         return cls(**known)

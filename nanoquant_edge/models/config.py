@@ -78,26 +78,20 @@ class DecoderConfig:
             value = config.get(name)
             value = default if value is None else value
             if type(value) is not int or not 0 < value < _LARGEST:
-                raise NqEdgeError(
-                    "NQ-MODEL", f"config.json has {name} = {value!r}, which is not a usable size."
-                )
+                raise NqEdgeError("NQ-MODEL", f"config.json has {name} = {value!r}, which is not a usable size.")
             return value
 
         heads = size("num_attention_heads")
         hidden = size("hidden_size")
         kv_heads = size("num_key_value_heads", heads)
         if heads % kv_heads:
-            raise NqEdgeError(
-                "NQ-MODEL", f"{heads} attention heads are not a multiple of {kv_heads} key/value heads."
-            )
+            raise NqEdgeError("NQ-MODEL", f"{heads} attention heads are not a multiple of {kv_heads} key/value heads.")
         head_dim = size("head_dim", max(1, hidden // heads))
         if head_dim % 2:
             raise NqEdgeError("NQ-MODEL", f"head_dim {head_dim} is odd; rotary embedding needs pairs.")
         activation = config.get("hidden_act", "silu")
         if activation != "silu":
-            raise NqEdgeError(
-                "NQ-ARCH", f"activation {activation!r} is not supported for {family.name}; only silu is."
-            )
+            raise NqEdgeError("NQ-ARCH", f"activation {activation!r} is not supported for {family.name}; only silu is.")
         epsilon = config.get("rms_norm_eps", 1e-6)
         if not isinstance(epsilon, float) or not 0 < epsilon < 1:
             raise NqEdgeError("NQ-MODEL", f"config.json has rms_norm_eps = {epsilon!r}.")
@@ -139,14 +133,7 @@ def _rotary(config: Mapping[str, Any]) -> RotaryConfig:
             original_length=int(entry.get("original_max_position_embeddings", 8192)),
         )
     except (TypeError, ValueError) as error:
-        raise NqEdgeError(
-            "NQ-MODEL", f"config.json has rotary parameters that are not numbers ({error})."
-        ) from error
-    if not (
-        math.isfinite(rotary.theta)
-        and rotary.theta > 0
-        and math.isfinite(rotary.factor)
-        and rotary.factor > 0
-    ):
+        raise NqEdgeError("NQ-MODEL", f"config.json has rotary parameters that are not numbers ({error}).") from error
+    if not (math.isfinite(rotary.theta) and rotary.theta > 0 and math.isfinite(rotary.factor) and rotary.factor > 0):
         raise NqEdgeError("NQ-MODEL", "config.json has rotary parameters that are not positive.")
     return rotary
