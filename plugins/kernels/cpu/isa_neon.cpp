@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// AArch64 Advanced SIMD kernels; every ARMv8-A processor has what they use.
+
+#include <arm_neon.h>
+
+#include "convert.h"
+#include "isa_table.h"
+#include "panel.h"
+
+namespace {
+
+struct Neon {
+  static constexpr int kLanes = 4;
+  static constexpr int kVectors = 4;
+  static constexpr int kRows = 6;
+  using Floats = float32x4_t;
+  using Words = uint32x4_t;
+
+  static Floats zero() { return vdupq_n_f32(0.0f); }
+  static Floats load(const float* from) { return vld1q_f32(from); }
+  static void store(float* to, Floats value) { vst1q_f32(to, value); }
+  static Floats fma(float a, Floats b, Floats c) { return vfmaq_n_f32(c, b, a); }
+  static Words load_words(const uint32_t* from) { return vld1q_u32(from); }
+  static Floats sign_one(Words bits) {
+    // Bit select: the top bit from the word, the rest from 1.0f.
+    return vreinterpretq_f32_u32(
+        vbslq_u32(vdupq_n_u32(0x80000000u), bits, vdupq_n_u32(0x3f800000u)));
+  }
+  static Words shift_up(Words bits) { return vshlq_n_u32(bits, 1); }
+};
+
+void to_float(const void* src, nq_type type, int64_t count, float* dst) {
+  if (type == NQ_FLOAT32) {
+    memcpy(dst, src, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  const uint16_t* narrow = static_cast<const uint16_t*>(src);
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    const uint16x4_t bits = vld1_u16(narrow + i);
+    const float32x4_t value = type == NQ_FLOAT16
+                                  ? vcvt_f32_f16(vreinterpret_f16_u16(bits))
+                                  : vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
+    vst1q_f32(dst + i, value);
+  }
+  for (; i < count; ++i) {
+    dst[i] = type == NQ_FLOAT16 ? half_to_float(narrow[i]) : bfloat_to_float(narrow[i]);
+  }
+}
+
+void from_float(const float* src, nq_type type, int64_t count, void* dst) {
+  if (type == NQ_FLOAT32) {
+    memcpy(dst, src, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  uint16_t* narrow = static_cast<uint16_t*>(dst);
+  int64_t i = 0;
+  if (type == NQ_FLOAT16) {
+    for (; i + 4 <= count; i += 4) {
+      vst1_u16(narrow + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(src + i))));
+    }
+    for (; i < count; ++i) narrow[i] = float_to_half(src[i]);
+  } else {
+    for (; i < count; ++i) narrow[i] = float_to_bfloat(src[i]);
+  }
+}
+
+template <int kRows>
+void gemv_rows(const uint32_t* words, int64_t row_words, const float* x, float* out) {
+  float32x4_t sum[kRows][2];
+  for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = vdupq_n_f32(0.0f);
+  static const int32_t kUp[4] = {3, 2, 1, 0};
+  const int32x4_t up = vld1q_s32(kUp);
+  const uint32x4_t top = vdupq_n_u32(0x80000000u);
+  for (int64_t w = 0; w < row_words; ++w) {
+    uint32x4_t bits[kRows];
+    for (int r = 0; r < kRows; ++r) bits[r] = vshlq_u32(vdupq_n_u32(words[r * row_words + w]), up);
+    // The last group first: its bits need the smallest shift, each earlier one four more.
+    for (int g = 7; g >= 0; --g) {
+      const uint32x4_t value = vreinterpretq_u32_f32(vld1q_f32(x + w * 32 + g * 4));
+      for (int r = 0; r < kRows; ++r) {
+        const uint32x4_t flip = vandq_u32(bits[r], top);
+        sum[r][g & 1] = vaddq_f32(sum[r][g & 1], vreinterpretq_f32_u32(veorq_u32(value, flip)));
+        bits[r] = vshlq_n_u32(bits[r], 4);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) out[r] = vaddvq_f32(vaddq_f32(sum[r][0], sum[r][1]));
+}
+
+void gemv(const uint32_t* words, int64_t row_words, int64_t rows, const float* x, float* out) {
+  int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) gemv_rows<4>(words + row * row_words, row_words, x, out + row);
+  for (; row < rows; ++row) gemv_rows<1>(words + row * row_words, row_words, x, out + row);
+}
+
+}  // namespace
+
+const NqIsa kIsaNeon = {"neon", to_float, from_float, gemv, Panel<Neon>::run};

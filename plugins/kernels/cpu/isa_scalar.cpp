@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The plain C++ kernels: the reference for the others and the last resort on any processor.
+
+#include "convert.h"
+#include "isa_table.h"
+#include "panel.h"
+
+namespace {
+
+// Four floats at a time, which any compiler maps on whatever the baseline offers.
+struct Plain {
+  static constexpr int kLanes = 4;
+  static constexpr int kVectors = 2;
+  static constexpr int kRows = 4;
+  struct Floats {
+    float v[kLanes];
+  };
+  struct Words {
+    uint32_t v[kLanes];
+  };
+
+  static Floats zero() { return Floats{}; }
+  static Floats load(const float* from) {
+    Floats out;
+    memcpy(out.v, from, sizeof out.v);
+    return out;
+  }
+  static void store(float* to, const Floats& value) { memcpy(to, value.v, sizeof value.v); }
+  static Floats fma(float a, const Floats& b, Floats c) {
+    for (int i = 0; i < kLanes; ++i) c.v[i] += a * b.v[i];
+    return c;
+  }
+  static Words load_words(const uint32_t* from) {
+    Words out;
+    memcpy(out.v, from, sizeof out.v);
+    return out;
+  }
+  static Floats sign_one(const Words& bits) {
+    Floats out;
+    for (int i = 0; i < kLanes; ++i) {
+      out.v[i] = bits_to_float((bits.v[i] & 0x80000000u) | 0x3f800000u);
+    }
+    return out;
+  }
+  static Words shift_up(Words bits) {
+    for (int i = 0; i < kLanes; ++i) bits.v[i] <<= 1;
+    return bits;
+  }
+};
+
+void to_float(const void* src, nq_type type, int64_t count, float* dst) {
+  const uint16_t* narrow = static_cast<const uint16_t*>(src);
+  if (type == NQ_FLOAT32) {
+    memcpy(dst, src, static_cast<size_t>(count) * sizeof(float));
+  } else if (type == NQ_FLOAT16) {
+    for (int64_t i = 0; i < count; ++i) dst[i] = half_to_float(narrow[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) dst[i] = bfloat_to_float(narrow[i]);
+  }
+}
+
+void from_float(const float* src, nq_type type, int64_t count, void* dst) {
+  uint16_t* narrow = static_cast<uint16_t*>(dst);
+  if (type == NQ_FLOAT32) {
+    memcpy(dst, src, static_cast<size_t>(count) * sizeof(float));
+  } else if (type == NQ_FLOAT16) {
+    for (int64_t i = 0; i < count; ++i) narrow[i] = float_to_half(src[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) narrow[i] = float_to_bfloat(src[i]);
+  }
+}
+
+void gemv(const uint32_t* words, int64_t row_words, int64_t rows, const float* x, float* out) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const uint32_t* packed = words + row * row_words;
+    float sum[8] = {};
+    for (int64_t w = 0; w < row_words; ++w) {
+      const uint32_t bits = packed[w];
+      for (int c = 0; c < 32; ++c) {
+        const uint32_t flip = (bits << (31 - c)) & 0x80000000u;
+        sum[c & 7] += bits_to_float(float_to_bits(x[w * 32 + c]) ^ flip);
+      }
+    }
+    out[row] = ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+  }
+}
+
+}  // namespace
+
+const NqIsa kIsaScalar = {"scalar", to_float, from_float, gemv, Panel<Plain>::run};

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What one instruction set has to provide. Each implementation is a translation unit of its own,
+// compiled with its own flags, that defines one constant table; dispatch.cpp picks one.
+
+#ifndef NQ_CPU_ISA_TABLE_H
+#define NQ_CPU_ISA_TABLE_H
+
+#include <stdint.h>
+
+#include "../nq_kernels.h"
+
+// Weight rows that one call of `panel` covers, and the row stride of its result.
+constexpr int kPanelRows = NQ_RANGE_STEP;
+// Words (of 32 columns) whose signs `panel` expands at a time; sized for a first-level cache.
+constexpr int kTileWords = 4;
+// Floats of scratch that `panel` needs: kTileWords * 32 columns of kPanelRows signs.
+constexpr int kTileFloats = kTileWords * 32 * kPanelRows;
+
+struct NqIsa {
+  const char* name;
+
+  // dst[i] = float32(src[i]).
+  void (*to_float)(const void* src, nq_type type, int64_t count, float* dst);
+
+  // dst[i] = src[i] rounded to nearest even.
+  void (*from_float)(const float* src, nq_type type, int64_t count, void* dst);
+
+  // out[i] = sum over k of sign(i, k) * x[k], for `rows` packed rows of `row_words` words. x holds
+  // row_words * 32 floats whose padding is zero, so that padding bits do not count.
+  void (*gemv)(const uint32_t* words, int64_t row_words, int64_t rows, const float* x, float* out);
+
+  // The same for `x_rows` rows of x, `stride` floats apart, and at most kPanelRows packed rows:
+  // out[row * kPanelRows + i]. Entries i >= rows are unspecified. `tile` is kTileFloats floats.
+  void (*panel)(const uint32_t* words, int64_t row_words, int64_t rows, const float* x,
+                int64_t stride, int64_t x_rows, float* out, float* tile);
+};
+
+extern const NqIsa kIsaScalar;
+extern const NqIsa kIsaAvx2;
+extern const NqIsa kIsaAvx512;
+extern const NqIsa kIsaNeon;
+
+// The table in use, chosen at the first call; null when NQ_CPU_ISA cannot be honoured.
+const NqIsa* nq_isa();
+
+#endif  // NQ_CPU_ISA_TABLE_H

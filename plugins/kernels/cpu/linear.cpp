@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The three stages of a pass, over whichever instruction set is in use. One row of x goes through
+// the matrix-vector kernel, more rows through the panel kernel, which expands the signs once for all
+// of them. Rows of the two intermediate matrices are padded with zeros to whole words, which is what
+// makes the padding bits of the packed words harmless.
+
+#include <string.h>
+
+#include "isa_table.h"
+
+namespace {
+
+int64_t words_of(int64_t columns) { return (columns + 31) / 32; }
+
+// Floats from one row of an intermediate matrix to the next. A stride that is a multiple of a page
+// would put the same column of all rows into one cache set.
+int64_t stride_of(int64_t columns) {
+  const int64_t padded = words_of(columns) * 32;
+  return padded % 1024 == 0 ? padded + 32 : padded;
+}
+
+float* scaled_of(const nq_pass* pass) { return static_cast<float*>(pass->workspace); }
+
+float* hidden_of(const nq_pass* pass) {
+  return scaled_of(pass) + pass->rows * stride_of(pass->layer->in_features);
+}
+
+const void* element(const void* base, nq_type type, int64_t index) {
+  return static_cast<const char*>(base) + index * (type == NQ_FLOAT32 ? 4 : 2);
+}
+
+nq_status check_pass(const nq_pass* pass, int64_t begin, int64_t end, int64_t limit, int64_t step) {
+  if (pass == nullptr || pass->x == nullptr || pass->y == nullptr || pass->workspace == nullptr) {
+    return NQ_BAD_ARGUMENT;
+  }
+  if (pass->type < NQ_FLOAT32 || pass->type > NQ_BFLOAT16) return NQ_BAD_ARGUMENT;
+  if (pass->rows < 1 || pass->rows > NQ_PASS_ROWS) return NQ_TOO_LARGE;
+  if (begin < 0 || end < begin || end > limit || begin % step != 0) return NQ_BAD_ARGUMENT;
+  return nq_isa() == nullptr ? NQ_NO_ISA : NQ_OK;
+}
+
+// sums[row * row_stride + i] = signs of packed rows [begin, begin + count) times every row of x.
+void product(const NqIsa* isa, const int32_t* packed, int64_t columns, int64_t begin, int64_t count,
+             const float* x, int64_t x_rows, float* sums, float* tile) {
+  const int64_t row_words = words_of(columns);
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(packed) + begin * row_words;
+  if (x_rows == 1) {
+    isa->gemv(words, row_words, count, x, sums);
+  } else {
+    isa->panel(words, row_words, count, x, stride_of(columns), x_rows, sums, tile);
+  }
+}
+
+}  // namespace
+
+extern "C" nq_status nq_linear_check(const nq_linear* layer) {
+  if (layer == nullptr) return NQ_BAD_ARGUMENT;
+  if (layer->layout != NQ_LAYOUT_ROWS_LSB_FIRST) return NQ_BAD_LAYOUT;
+  const int64_t sizes[] = {layer->in_features, layer->rank, layer->out_features};
+  for (int64_t size : sizes) {
+    if (size < 1) return NQ_BAD_ARGUMENT;
+    if (size > NQ_MAX_DIM) return NQ_TOO_LARGE;
+  }
+  if (layer->scale_type < NQ_FLOAT32 || layer->scale_type > NQ_BFLOAT16) return NQ_BAD_ARGUMENT;
+  const bool whole = layer->v_words != nullptr && layer->u_words != nullptr &&
+                     layer->scale_in != nullptr && layer->scale_out != nullptr;
+  return whole ? NQ_OK : NQ_BAD_ARGUMENT;
+}
+
+extern "C" size_t nq_workspace_bytes(const nq_linear* layer, int64_t rows) {
+  if (nq_linear_check(layer) != NQ_OK || rows < 1 || rows > NQ_PASS_ROWS) return 0;
+  const int64_t row = stride_of(layer->in_features) + stride_of(layer->rank);
+  return static_cast<size_t>(row * rows) * sizeof(float);
+}
+
+extern "C" nq_status nq_stage_scale(const nq_pass* pass, int64_t begin, int64_t end) {
+  const nq_status status = check_pass(pass, begin, end, pass ? pass->rows : 0, 1);
+  if (status != NQ_OK) return status;
+  const NqIsa* isa = nq_isa();
+  const nq_linear* layer = pass->layer;
+  const int64_t columns = layer->in_features;
+  const int64_t stride = stride_of(columns);
+  constexpr int64_t kBlock = 256;
+  alignas(64) float scale[kBlock];
+  for (int64_t c = 0; c < columns; c += kBlock) {
+    const int64_t count = columns - c < kBlock ? columns - c : kBlock;
+    isa->to_float(element(layer->scale_in, layer->scale_type, c), layer->scale_type, count, scale);
+    for (int64_t row = begin; row < end; ++row) {
+      float* out = scaled_of(pass) + row * stride + c;
+      isa->to_float(element(pass->x, pass->type, row * columns + c), pass->type, count, out);
+      for (int64_t i = 0; i < count; ++i) out[i] *= scale[i];
+    }
+  }
+  for (int64_t row = begin; row < end; ++row) {
+    float* out = scaled_of(pass) + row * stride;
+    memset(out + columns, 0, static_cast<size_t>(stride - columns) * sizeof(float));
+  }
+  return NQ_OK;
+}
+
+extern "C" nq_status nq_stage_rank(const nq_pass* pass, int64_t begin, int64_t end) {
+  const nq_status status =
+      check_pass(pass, begin, end, pass && pass->layer ? pass->layer->rank : 0, NQ_RANGE_STEP);
+  if (status != NQ_OK) return status;
+  const NqIsa* isa = nq_isa();
+  const nq_linear* layer = pass->layer;
+  const int64_t stride = stride_of(layer->rank);
+  alignas(64) float tile[kTileFloats];
+  alignas(64) float sums[NQ_PASS_ROWS * kPanelRows];
+  alignas(64) float scale[kPanelRows];
+  for (int64_t first = begin; first < end; first += kPanelRows) {
+    const int64_t count = end - first < kPanelRows ? end - first : kPanelRows;
+    product(isa, layer->v_words, layer->in_features, first, count, scaled_of(pass), pass->rows,
+            sums, tile);
+    if (layer->scale_mid != nullptr) {
+      isa->to_float(element(layer->scale_mid, layer->scale_type, first), layer->scale_type, count,
+                    scale);
+    }
+    for (int64_t row = 0; row < pass->rows; ++row) {
+      const float* sum = sums + row * kPanelRows;
+      float* out = hidden_of(pass) + row * stride + first;
+      if (layer->scale_mid != nullptr) {
+        for (int64_t i = 0; i < count; ++i) out[i] = sum[i] * scale[i];
+      } else {
+        memcpy(out, sum, static_cast<size_t>(count) * sizeof(float));
+      }
+    }
+  }
+  if (end == layer->rank) {
+    for (int64_t row = 0; row < pass->rows; ++row) {
+      float* out = hidden_of(pass) + row * stride;
+      memset(out + end, 0, static_cast<size_t>(stride - end) * sizeof(float));
+    }
+  }
+  return NQ_OK;
+}
+
+extern "C" nq_status nq_stage_out(const nq_pass* pass, int64_t begin, int64_t end) {
+  const nq_status status = check_pass(
+      pass, begin, end, pass && pass->layer ? pass->layer->out_features : 0, NQ_RANGE_STEP);
+  if (status != NQ_OK) return status;
+  const NqIsa* isa = nq_isa();
+  const nq_linear* layer = pass->layer;
+  alignas(64) float tile[kTileFloats];
+  alignas(64) float sums[NQ_PASS_ROWS * kPanelRows];
+  alignas(64) float scale[kPanelRows];
+  alignas(64) float bias[kPanelRows] = {};
+  for (int64_t first = begin; first < end; first += kPanelRows) {
+    const int64_t count = end - first < kPanelRows ? end - first : kPanelRows;
+    product(isa, layer->u_words, layer->rank, first, count, hidden_of(pass), pass->rows, sums,
+            tile);
+    isa->to_float(element(layer->scale_out, layer->scale_type, first), layer->scale_type, count,
+                  scale);
+    if (layer->bias != nullptr) {
+      isa->to_float(element(layer->bias, layer->scale_type, first), layer->scale_type, count, bias);
+    }
+    for (int64_t row = 0; row < pass->rows; ++row) {
+      float* sum = sums + row * kPanelRows;
+      for (int64_t i = 0; i < count; ++i) sum[i] = sum[i] * scale[i] + bias[i];
+      const int64_t at = row * layer->out_features + first;
+      isa->from_float(sum, pass->type, count,
+                      const_cast<void*>(element(pass->y, pass->type, at)));
+    }
+  }
+  return NQ_OK;
+}
+
+extern "C" const char* nq_status_text(nq_status status) {
+  switch (status) {
+    case NQ_OK:
+      return "ok";
+    case NQ_BAD_ARGUMENT:
+      return "a size, range, type or pointer is invalid";
+    case NQ_BAD_LAYOUT:
+      return "the packed word order is unknown to this build";
+    case NQ_TOO_LARGE:
+      return "a dimension is larger than the kernels take";
+    case NQ_NO_ISA:
+      return "NQ_CPU_ISA names an instruction set that is unknown or that this processor lacks";
+  }
+  return "unknown status";
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The many-rows product, written once over a vector type. A tile of signs is expanded to +-1.0
+// floats, column by column, and then used by every row of x: the expansion is paid once per
+// NQ_PASS_ROWS rows, and the rest is a register-blocked outer product of fused multiply-adds.
+//
+// V is a type with: kLanes; kVectors, how many of them a micro-kernel keeps side by side;
+// kRows, how many rows of x it takes at most; Floats, Words; zero, load, store, fma(a scalar, b, c),
+// load_words, sign_one (1.0f carrying the top bit of each word), shift_up (each word left by one).
+
+#ifndef NQ_CPU_PANEL_H
+#define NQ_CPU_PANEL_H
+
+#include "isa_table.h"
+
+namespace {
+
+template <class V>
+struct Panel {
+  static constexpr int kWidth = V::kLanes * V::kVectors;  // packed rows of one micro-kernel
+  static_assert(kPanelRows % kWidth == 0, "a panel is a whole number of micro-panels");
+
+  // tile[column][i] = sign of packed row i, for `count` words from `word` on. Rows past the last
+  // repeat it: their results are never read.
+  static void expand(const uint32_t* words, int64_t row_words, int64_t last_row, int64_t word,
+                     int count, float* tile) {
+    for (int w = 0; w < count; ++w) {
+      alignas(64) uint32_t column_words[kWidth];
+      for (int i = 0; i < kWidth; ++i) {
+        const int64_t row = i < last_row ? i : last_row;
+        column_words[i] = words[row * row_words + word + w];
+      }
+      for (int v = 0; v < V::kVectors; ++v) {
+        typename V::Words bits = V::load_words(column_words + v * V::kLanes);
+        float* out = tile + (w * 32 + 31) * kWidth + v * V::kLanes;
+        for (int column = 31; column >= 0; --column) {
+          V::store(out, V::sign_one(bits));
+          bits = V::shift_up(bits);
+          out -= kWidth;
+        }
+      }
+    }
+  }
+
+  template <int kRows>
+  static void micro(const float* x, int64_t stride, int columns, const float* tile, float* out,
+                    bool first) {
+    typename V::Floats sum[kRows][V::kVectors];
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < V::kVectors; ++v) {
+        sum[r][v] = first ? V::zero() : V::load(out + r * kPanelRows + v * V::kLanes);
+      }
+    }
+    for (int k = 0; k < columns; ++k) {
+      typename V::Floats signs[V::kVectors];
+      for (int v = 0; v < V::kVectors; ++v) signs[v] = V::load(tile + k * kWidth + v * V::kLanes);
+      for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < V::kVectors; ++v) {
+          sum[r][v] = V::fma(x[r * stride + k], signs[v], sum[r][v]);
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < V::kVectors; ++v) {
+        V::store(out + r * kPanelRows + v * V::kLanes, sum[r][v]);
+      }
+    }
+  }
+
+  // Rows of x in groups of nearly equal height: a lone last row would wait on its own adds.
+  template <int kRows>
+  static void rows_of(int64_t height, const float* x, int64_t stride, int columns,
+                      const float* tile, float* out, bool first) {
+    if (height == kRows) {
+      micro<kRows>(x, stride, columns, tile, out, first);
+    } else if constexpr (kRows > 1) {
+      rows_of<kRows - 1>(height, x, stride, columns, tile, out, first);
+    }
+  }
+
+  static void run(const uint32_t* words, int64_t row_words, int64_t rows, const float* x,
+                  int64_t stride, int64_t x_rows, float* out, float* tile) {
+    const int64_t groups = (x_rows + V::kRows - 1) / V::kRows;
+    for (int64_t part = 0; part < rows; part += kWidth) {
+      for (int64_t word = 0; word < row_words; word += kTileWords) {
+        const int64_t left = row_words - word;
+        const int count = left < kTileWords ? static_cast<int>(left) : kTileWords;
+        expand(words + part * row_words, row_words, rows - part - 1, word, count, tile);
+        for (int64_t group = 0; group < groups; ++group) {
+          const int64_t begin = x_rows * group / groups;
+          const int64_t end = x_rows * (group + 1) / groups;
+          rows_of<V::kRows>(end - begin, x + begin * stride + word * 32, stride, count * 32, tile,
+                            out + begin * kPanelRows + part, word == 0);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+
+#endif  // NQ_CPU_PANEL_H

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The two symbols that the library exports: RegisterCustomOps, which ONNX Runtime calls, and
+// nq_ort_info, which says what was built and which kernels this processor gets.
+
+#include <stdio.h>
+
+#include "../kernels/nq_kernels.h"
+#include "linear_op.h"
+#include "ort_abi.h"
+#include "status.h"
+
+#define NQ_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+// API version 1 exists in every release and has CreateStatus in the same slot, so that even a
+// runtime too old for the operator can be told so.
+ort::Status* too_old(const ort::ApiBase* base) {
+  const ort::Api* oldest = base->GetApi(1);
+  if (oldest == nullptr) return nullptr;
+  return ort::fail(oldest, ort::kFail,
+                   "ONNX Runtime %s has no API version %u; this library needs ONNX Runtime 1.17 or newer",
+                   base->GetVersionString(), ort::kApiVersion);
+}
+
+ort::Status* make_domain(const ort::Api* api, ort::CustomOpDomain** domain) {
+  NQ_ORT_RETURN(
+      ort::call<ort::CreateDomain>(api, ort::kCreateCustomOpDomain)("com.nanoquant", domain));
+  for (int i = 0; i < kLinearVariants; ++i) {
+    ort::Status* status =
+        ort::call<ort::DomainAdd>(api, ort::kCustomOpDomainAdd)(*domain, linear_variant(i));
+    if (status != nullptr) {
+      ort::call<ort::ReleaseDomain>(api, ort::kReleaseCustomOpDomain)(*domain);
+      *domain = nullptr;
+      return status;
+    }
+  }
+  return nullptr;
+}
+
+// Session options keep the domain's address, and sessions may be made from them at any later time:
+// the domain has to live as long as the library. One is made per runtime and never released.
+ort::Status* domain_of(const ort::Api* api, ort::CustomOpDomain** domain) {
+  struct Made {
+    const ort::Api* api;
+    ort::CustomOpDomain* domain;
+  };
+  ort::Status* status = nullptr;
+  static const Made first = [api, &status]() {
+    Made made = {api, nullptr};
+    status = make_domain(api, &made.domain);
+    return made;
+  }();
+  if (status != nullptr) return status;
+  if (first.domain == nullptr || first.api != api) return make_domain(api, domain);
+  *domain = first.domain;
+  return nullptr;
+}
+
+}  // namespace
+
+NQ_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
+  const ort::Api* api = base->GetApi(ort::kApiVersion);
+  if (api == nullptr) return too_old(base);
+  if (nq_cpu_isa() == nullptr) return ort::fail(api, ort::kFail, "%s", nq_status_text(NQ_NO_ISA));
+  ort::CustomOpDomain* domain = nullptr;
+  NQ_ORT_RETURN(domain_of(api, &domain));
+  return ort::call<ort::AddDomain>(api, ort::kAddCustomOpDomain)(options, domain);
+}
+
+NQ_EXPORT const char* nq_ort_info(void) {
+  static char text[160];
+  const char* isa = nq_cpu_isa();
+  snprintf(text, sizeof text,
+           "{\"version\": \"%s\", \"isa\": \"%s\", \"ort_api\": %u, \"operators\": "
+           "[\"com.nanoquant::NanoQuantLinear-1\"]}",
+           NQ_VERSION, isa == nullptr ? "" : isa, ort::kApiVersion);
+  return text;
+}
