@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LB-ADMM: the importance-weighted factorization of a weight into two sign matrices (method sections 8.2 and 8.3).
+
+Memory: about 8 matrices of the factors' size and 3 of the weight's, float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import NqEdgeError
+
+__all__ = ["Factors", "factorize", "rank_one_magnitudes", "sign"]
+
+_EPS = 1e-12
+
+
+@dataclass
+class Factors:
+    """Latent sign matrices and scales of one layer, float32.
+
+    Attributes:
+        u_latent: (m, r); its signs are U.
+        v_latent: (r, n); its signs are V.
+        scale_out: (m,).
+        scale_in: (n,).
+        error: ||W~ - W^~||_F / ||W~||_F of the importance-weighted weight, with the two scales as exported.
+    """
+
+    u_latent: Tensor
+    v_latent: Tensor
+    scale_out: Tensor
+    scale_in: Tensor
+    error: float
+
+    def dense(self) -> Tensor:
+        """diag(scale_out) sign(U) sign(V) diag(scale_in), (m, n)."""
+        core = sign(self.u_latent) @ sign(self.v_latent)
+        return self.scale_out[:, None] * core * self.scale_in[None, :]
+
+
+def sign(x: Tensor) -> Tensor:
+    """Signs as -1 and +1 in x's type; zero counts as +1."""
+    return torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+
+
+def rank_one_magnitudes(x: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Leading singular pair of |x| by power iteration, with the singular value folded into the left vector.
+
+    Args:
+        x: (a, b).
+        start: (b,) random start vector.
+        steps: power iterations.
+
+    Returns:
+        left (a,) and right (b,), non-negative, so that |x| is close to their outer product.
+    """
+    magnitude = x.abs()
+    # |x| has no negative entry, so by Perron-Frobenius neither has its leading pair; a positive start only helps.
+    right = start.abs()
+    right = right / right.norm().clamp_min(_EPS)
+    left = magnitude @ right
+    for _ in range(steps):
+        right = magnitude.T @ left
+        right = right / right.norm().clamp_min(_EPS)
+        left = magnitude @ right
+    return left, right
+
+
+def _project(x: Tensor, start: Tensor, steps: int) -> Tensor:
+    """SVID: keep all signs, force the magnitudes to rank one."""
+    left, right = rank_one_magnitudes(x, start, steps)
+    return torch.where(x < 0, -1.0, 1.0) * left[:, None] * right[None, :]
+
+
+def _solve(gram: Tensor, shift: float, right_side: Tensor) -> Tensor:
+    """(gram + shift I)^-1 right_side by Cholesky, or by a general solve where rounding made the Gram indefinite."""
+    matrix = 0.5 * (gram + gram.T)
+    matrix.diagonal().add_(shift)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) == 0:
+        return torch.cholesky_solve(right_side, factor)
+    return torch.linalg.solve(matrix, right_side)
+
+
+def factorize(
+    weight: Tensor,
+    in_importance: Tensor,
+    out_importance: Tensor,
+    rank: int,
+    *,
+    steps: int = 400,
+    schedule: str = "linear",
+    ridge: float = 0.03,
+    svid_steps: int = 5,
+    seed: int = 0,
+) -> Factors:
+    """Factorize a weight matrix into signs and two scale vectors.
+
+    Args:
+        weight: (m, n), any floating type.
+        in_importance: (n,) second moments of the inputs, non-negative.
+        out_importance: (m,) second moments of the output gradients, non-negative.
+        rank: inner dimension r >= 1; may exceed min(m, n).
+        steps: ADMM iterations K.
+        schedule: penalty rho = (k/K) or (k/K)^3: "linear" or "cubic".
+        ridge: lambda, absolute on a Gram with unit diagonal.
+        svid_steps: power iterations of each projection.
+        seed: of the Gaussian start.
+
+    Raises:
+        NqEdgeError: NQ-NUMERIC when the weight or an importance is not finite.
+    """
+    for name, value in (("weight", weight), ("importances", in_importance), ("importances", out_importance)):
+        if not bool(torch.isfinite(value).all()):
+            raise NqEdgeError("NQ-NUMERIC", f"the {name} of a layer to factorize hold NaN or infinity.")
+    if weight.shape[0] < weight.shape[1]:
+        turned = factorize(
+            weight.T,
+            out_importance,
+            in_importance,
+            rank,
+            steps=steps,
+            schedule=schedule,
+            ridge=ridge,
+            svid_steps=svid_steps,
+            seed=seed,
+        )
+        return Factors(
+            turned.v_latent.T.contiguous(),
+            turned.u_latent.T.contiguous(),
+            turned.scale_in,
+            turned.scale_out,
+            turned.error,
+        )
+    w = weight.detach().float()
+    d_in = _root(in_importance)
+    d_out = _root(out_importance)
+    target = d_out[:, None] * w * d_in[None, :]
+    m, n = w.shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def gaussian(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(w.device)
+
+    a, b = gaussian(m, rank), gaussian(rank, n)
+    start_a, start_b = gaussian(rank), gaussian(n)
+    z_a, z_b = _project(a, start_a, svid_steps), _project(b, start_b, svid_steps)
+    dual_a, dual_b = a - z_a, b - z_b
+    for step in range(steps):
+        rho = step / steps if schedule == "linear" else (step / steps) ** 3
+        rows = z_b / z_b.norm(dim=1, keepdim=True).clamp_min(_EPS)
+        columns = z_a / z_a.norm(dim=0, keepdim=True).clamp_min(_EPS)
+        a = _solve(rows @ rows.T, rho + ridge, rows @ target.T + rho * (z_a - dual_a).T).T
+        b = _solve(columns.T @ columns, rho + ridge, columns.T @ target + rho * (z_b - dual_b))
+        dual_a += a
+        dual_b += b
+        z_a, z_b = _project(dual_a, start_a, svid_steps), _project(dual_b, start_b, svid_steps)
+        dual_a -= z_a
+        dual_b -= z_b
+    return _export(target, d_in, d_out, a + dual_a, b + dual_b, z_a, z_b)
+
+
+def _root(importance: Tensor) -> Tensor:
+    """Square root of the importances; a layer that never saw a gradient counts every channel equally (section 13.5)."""
+    value = importance.detach().float()
+    if not bool((value > 0).any()):
+        return torch.ones_like(value)
+    return value.clamp_min(0).sqrt().clamp_min(_EPS)
+
+
+def _export(
+    target: Tensor, d_in: Tensor, d_out: Tensor, p_a: Tensor, p_b: Tensor, z_a: Tensor, z_b: Tensor
+) -> Factors:
+    """Magnitude balancing (paper Eq. 7) and the two scale vectors (method section 8.3)."""
+    a_hat = z_a / d_out[:, None]
+    b_hat = z_b / d_in[None, :]
+    eta = (b_hat.norm() / a_hat.norm().clamp_min(_EPS)).sqrt()
+    scale_out = (eta * a_hat / z_a.norm(dim=0, keepdim=True).clamp_min(_EPS)).abs().mean(1)
+    scale_in = (b_hat / eta).abs().mean(0)
+    factors = Factors(eta * p_a / d_out[:, None], p_b / d_in[None, :] / eta, scale_out, scale_in, 0.0)
+    residual = target - d_out[:, None] * factors.dense() * d_in[None, :]
+    factors.error = float(residual.norm() / target.norm().clamp_min(_EPS))
+    return factors

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Channel importances: second moments of inputs and output gradients, outlier tokens clipped (method section 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NqEdgeError
+from .vocabulary import cross_entropy
+
+__all__ = ["Importance", "collect_importances", "shrink"]
+
+#: Gradients are squared in these units, which also set the size of the latents and so what one step of the latent
+#: optimizer means (method section 13.1).
+_GRADIENT_UNIT = 1e6
+#: The official windows are 2048 tokens and the loss is a mean over them; other lengths are brought to that unit.
+_REFERENCE_LENGTH = 2048
+
+
+@dataclass
+class Importance:
+    """Second moments of one linear layer, float32 on the CPU.
+
+    Attributes:
+        inputs: (in_features,), mean of x^2.
+        outputs: (out_features,), 1e6 times the mean of the squared output gradient.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+def shrink(importance: Tensor, gamma: float) -> Tensor:
+    """Move second moments toward their mean: (1 - gamma) a + gamma mean(a). The mean is kept."""
+    return (1 - gamma) * importance + gamma * importance.mean()
+
+
+class _Moment:
+    """Running clipped second moment of one stream of token vectors."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.clip = 0.0
+
+    def add(self, z: Tensor) -> None:
+        """Add one window, (tokens, channels)."""
+        z = z.float()
+        norms = z.norm(dim=1)
+        count = max(1, int(0.001 * z.shape[0]))
+        level = float(norms.topk(count).values[-1])
+        if level > self.clip:
+            # What was clipped at the old level is rescaled as if it had been clipped at the new one.
+            if self.total is not None and self.clip > 0:
+                self.total *= (level / self.clip) ** 2
+            self.clip = level
+        z = z * (self.clip / (norms + 1e-8)).clamp_max(1.0)[:, None]
+        moment = z.square().mean(0).cpu()
+        self.total = moment if self.total is None else self.total + moment
+
+    def mean(self, windows: int, channels: int) -> Tensor:
+        """Mean over windows, ones when nothing was seen."""
+        return torch.ones(channels) if self.total is None else self.total / windows
+
+
+def collect_importances(
+    model: Any,
+    linears: dict[str, nn.Linear],
+    windows: Tensor,
+    gamma: float,
+    report: Callable[[float], None] = lambda _fraction: None,
+) -> dict[str, Importance]:
+    """One forward and backward pass of the dense model over the calibration windows.
+
+    Holds the activations of one window and its gradients; the weights stay frozen.
+
+    Args:
+        model: transformers causal language model.
+        linears: name -> layer, the layers to observe.
+        windows: int64 (windows, length).
+        gamma: shrinkage.
+        report: called with the fraction done.
+
+    Raises:
+        NqEdgeError: NQ-NUMERIC when the loss of a window is not finite.
+    """
+    inputs = {name: _Moment() for name in linears}
+    outputs = {name: _Moment() for name in linears}
+    length = windows.shape[1]
+    # The k-th gradient of a mean over T tokens shrinks as 1/T.
+    unit = _GRADIENT_UNIT * length / _REFERENCE_LENGTH
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs[name].add(arguments[0].detach().flatten(0, -2))
+            if output.requires_grad:
+                output.register_hook(lambda gradient: outputs[name].add(gradient.flatten(0, -2) * unit))
+
+        return hook
+
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in linears.items()]
+    head = model.get_output_embeddings().weight
+    device = head.device
+    try:
+        model.requires_grad_(False)
+        for index, window in enumerate(windows):
+            ids = window[None].to(device)
+            embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
+            hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+            loss = cross_entropy(hidden[0, :-1], head, ids[0, 1:], backward=True)
+            if not bool(torch.isfinite(loss)):
+                raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on calibration window {index} is {float(loss)}.")
+            report((index + 1) / len(windows))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+    found = {}
+    for name, layer in linears.items():
+        gradient = outputs[name].mean(len(windows), layer.out_features) / _GRADIENT_UNIT
+        moment = inputs[name].mean(len(windows), layer.in_features)
+        found[name] = Importance(shrink(moment, gamma), shrink(gradient, gamma))
+    return found

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses over a large vocabulary without holding all logits: the head is applied to a few positions at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["cross_entropy", "distillation_loss", "in_chunks"]
+
+#: Positions whose logits exist at one time; 256 x 49,152 floats are 50 MB.
+_CHUNK = 256
+
+
+def in_chunks(hidden: Tensor, loss_of: Callable[[Tensor, slice], Tensor], backward: bool) -> Tensor:
+    """Sum of `loss_of` over chunks of positions; with `backward`, gradients go into `hidden`'s graph at once.
+
+    Args:
+        hidden: (positions, hidden_size), the input of the head.
+        loss_of: takes a chunk of `hidden` and its slice of the positions, returns the summed loss (a scalar).
+        backward: propagate the gradient of the total into the graph that made `hidden`.
+
+    Returns:
+        The detached total, a scalar.
+    """
+    cut = hidden.detach().requires_grad_(backward)
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for start in range(0, hidden.shape[0], _CHUNK):
+        part = slice(start, min(start + _CHUNK, hidden.shape[0]))
+        loss = loss_of(cut[part], part)
+        if backward:
+            loss.backward()
+        total += loss.detach().float()
+    if backward:
+        hidden.backward(cut.grad)
+    return total
+
+
+def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, backward: bool) -> Tensor:
+    """Mean next-token cross-entropy.
+
+    Args:
+        hidden: (positions, hidden_size).
+        head: (vocab, hidden_size).
+        labels: int64 (positions,).
+    """
+
+    def loss_of(part: Tensor, where: slice) -> Tensor:
+        logits = (part @ head.T).float()
+        return torch.nn.functional.cross_entropy(logits, labels[where], reduction="sum") / labels.shape[0]
+
+    return in_chunks(hidden, loss_of, backward)
+
+
+def distillation_loss(hidden: Tensor, teacher_hidden: Tensor, head: Tensor, backward: bool) -> Tensor:
+    """Mean forward KL (teacher || student) over the full vocabulary, temperature 1 (method section 9).
+
+    Args:
+        hidden, teacher_hidden: (positions, hidden_size) student and teacher inputs of the shared head.
+        head: (vocab, hidden_size).
+    """
+
+    def loss_of(part: Tensor, where: slice) -> Tensor:
+        with torch.no_grad():
+            wanted = (teacher_hidden[where] @ head.T).float().log_softmax(-1)
+        found = (part @ head.T).float().log_softmax(-1)
+        divergence = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
+        return divergence / hidden.shape[0]
+
+    return in_chunks(hidden, loss_of, backward)
