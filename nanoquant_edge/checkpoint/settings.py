@@ -30,6 +30,7 @@ class QuantizationSettings:
         head: storage of the output head; "tied" when it is the embedding table.
         recipe: preset and settings of the compression, for provenance.
         calibration: text name, windows, window length, seed.
+        shards: number of weight files; one is `nanoquant.safetensors`, more have an index. Set by the writer.
     """
 
     target_bpw: float
@@ -40,6 +41,7 @@ class QuantizationSettings:
     head: str = "tied"
     recipe: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    shards: int = 1
     packing: str = PACKING
     format_version: int = FORMAT_VERSION
 
@@ -78,6 +80,10 @@ class QuantizationSettings:
             and known.get("scale_dtype", "float16") in SCALE_DTYPES
             and isinstance(known.get("recipe", {}), dict)
             and isinstance(known.get("calibration", {}), dict)
+            and isinstance(known.get("embedding", ""), str)
+            and isinstance(known.get("head", ""), str)
+            and type(known.get("shards", 1)) is int
+            and 0 < known.get("shards", 1) < 1 << 16
         )
         if not good:
             raise NqEdgeError("NQ-CKPT", "the checkpoint's quantization_config has missing or impossible values.")

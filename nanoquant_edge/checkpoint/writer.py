@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def write_checkpoint(
     Args:
         folder: where to; it appears only when everything in it is complete and on disk.
         config: the model's config.json content; its `quantization_config` is replaced.
-        settings: the new `quantization_config`.
+        settings: the new `quantization_config`; its `shards` is set to what is written.
         layers: module name -> factors, for every compressed layer.
         others: tensor name -> array, for everything else (embedding, norms, untied head).
         companions: folder from which tokenizer and generation files are copied, when present there.
@@ -97,7 +98,8 @@ def write_checkpoint(
                 weight_map.update(dict.fromkeys(shard, name))
             total = sum(tensor.nbytes for tensor in tensors.values())
             write_json(scratch / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        write_json(scratch / "config.json", {**config, "quantization_config": settings.to_dict()})
+        entry = replace(settings, shards=len(shards)).to_dict()
+        write_json(scratch / "config.json", {**config, "quantization_config": entry})
         if companions is not None:
             for name in COMPANION_FILES:
                 if (Path(companions) / name).is_file():

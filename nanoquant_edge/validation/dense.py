@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model that everything else is held against: plain PyTorch linears holding the dense weights.
+
+The weights are rebuilt here from the checkpoint's files by code of its own. It shares nothing with
+`nanoquant_edge.checkpoint` (packing, file reading) or with `NanoQuantLinear`, so that a mistake there cannot hide by
+being made twice.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ..errors import NqEdgeError
+
+__all__ = ["dense_model", "dense_weight"]
+
+
+def _column_signs(words: torch.Tensor, columns: int) -> np.ndarray:
+    """+1 / -1 float64 (rows, columns), one column of bits at a time (docs/FORMAT.md, "Packed words")."""
+    unsigned = words.numpy().astype(np.int64) & 0xFFFFFFFF
+    signs = np.empty((unsigned.shape[0], columns), np.float64)
+    for column in range(columns):
+        bit = unsigned[:, column // 32] // (1 << (column % 32)) % 2
+        signs[:, column] = np.where(bit == 1, -1.0, 1.0)
+    return signs
+
+
+def dense_weight(tensors: dict[str, torch.Tensor], rank: int) -> torch.Tensor:
+    """Dense weight of one layer, float32 (out_features, in_features), computed in float64.
+
+    Args:
+        tensors: the layer's `u_packed`, `v_packed`, `scale_out`, `scale_in` and perhaps `scale_mid`.
+        rank: inner dimension.
+    """
+    scale_out = tensors["scale_out"].double().numpy()
+    scale_in = tensors["scale_in"].double().numpy()
+    left = _column_signs(tensors["u_packed"], rank) * scale_out.reshape(-1, 1)
+    right = _column_signs(tensors["v_packed"], scale_in.size) * scale_in
+    if "scale_mid" in tensors:
+        left = left * tensors["scale_mid"].double().numpy()
+    return torch.from_numpy((left @ right).astype(np.float32))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "nanoquant.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "nanoquant.safetensors"]
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return [folder / name for name in names]
+
+
+def dense_model(folder: str | Path) -> Any:
+    """A transformers causal language model in float32 with the checkpoint's dense weights, in evaluation mode.
+
+    Args:
+        folder: a NanoQuant checkpoint, already checked by `Checkpoint`.
+
+    Raises:
+        NqEdgeError: NQ-CKPT when its tensors do not fill the model.
+    """
+    folder = Path(folder)
+    config = AutoConfig.from_pretrained(folder)
+    ranks: dict[str, int] = config.quantization_config["ranks"]
+    del config.quantization_config
+    state: dict[str, torch.Tensor] = {}
+    factors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ranks}
+    for path in _weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                layer, _, part = name.rpartition(".")
+                if layer in factors and part != "bias":
+                    factors[layer][part] = file.get_tensor(name)
+                else:
+                    state[name] = file.get_tensor(name).float()
+    for layer, rank in ranks.items():
+        state[f"{layer}.weight"] = dense_weight(factors.pop(layer), rank)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    lost = sorted(set(missing) - set(model.all_tied_weights_keys or {})) + sorted(unexpected)
+    if lost:
+        raise NqEdgeError(
+            "NQ-CKPT", f"the checkpoint's tensors do not fit the model: {lost[0]} and {len(lost)} in all."
+        )
+    return model.eval()
