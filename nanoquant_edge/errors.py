@@ -52,6 +52,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "Choose another --output, or pass --overwrite.",
     ),
     "NQ-MISSING": ("An optional package is not installed.", "Install the extra that the message names."),
+    "NQ-NATIVE-MISSING": (
+        "The native library with the operator's kernels is not installed, or cannot be loaded.",
+        "Install a built wheel, or build it with CMake as the message says.",
+    ),
     "NQ-PATH": ("A file name leaves the folder it belongs to.", "Do not use this file: it may be hostile."),
 }
 

@@ -10,7 +10,8 @@
 //
 // Nothing here allocates, throws or starts threads. The caller owns the workspace and the parallel
 // loop, and calls the three stages of a pass in order, each over any disjoint ranges that together
-// cover it, finishing one stage before it starts the next. All arithmetic between x and y is float32.
+// cover it, finishing one stage before it starts the next. All arithmetic between x and y is
+// float32.
 
 #ifndef NQ_KERNELS_H
 #define NQ_KERNELS_H
@@ -24,10 +25,11 @@ extern "C" {
 
 typedef enum nq_status {
   NQ_OK = 0,
-  NQ_BAD_ARGUMENT = 1,  // a null pointer, a size below 1, a range outside the matrix, an unknown enum
-  NQ_BAD_LAYOUT = 2,    // the word order is not one this build reads
-  NQ_TOO_LARGE = 3,     // a dimension above NQ_MAX_DIM or more rows than one pass takes
-  NQ_NO_ISA = 4         // NQ_CPU_ISA names an instruction set that is unknown or absent here
+  NQ_BAD_ARGUMENT =
+      1,              // a null pointer, a size below 1, a range outside the matrix, an unknown enum
+  NQ_BAD_LAYOUT = 2,  // the word order is not one this build reads
+  NQ_TOO_LARGE = 3,   // a dimension above NQ_MAX_DIM or more rows than one pass takes
+  NQ_NO_ISA = 4       // NQ_CPU_ISA names an instruction set that is unknown or absent here
 } nq_status;
 
 typedef enum nq_type { NQ_FLOAT32 = 0, NQ_FLOAT16 = 1, NQ_BFLOAT16 = 2 } nq_type;
@@ -67,9 +69,9 @@ typedef struct nq_pass {
   void* workspace;  // nq_workspace_bytes(layer, rows) bytes, aligned to 64
 } nq_pass;
 
-// Name of the instruction set in use: "scalar", "avx2", "avx512" or "neon"; chosen once per process,
-// the widest the processor has unless the environment variable NQ_CPU_ISA names another. Null when
-// that name cannot be honoured.
+// Name of the instruction set in use: "scalar", "avx2", "avx512" or "neon"; chosen once per
+// process, the widest the processor has unless the environment variable NQ_CPU_ISA names another.
+// Null when that name cannot be honoured.
 const char* nq_cpu_isa(void);
 
 // Says whether the description is usable: sizes, layout, pointers.

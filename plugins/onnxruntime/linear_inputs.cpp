@@ -51,18 +51,17 @@ ort::Status* read_attribute(const ort::Api* api, const ort::KernelInfo* info, co
 
 ort::Status* read_attributes(const ort::Api* api, const ort::KernelInfo* info,
                              LinearAttributes* attributes) {
-  NQ_ORT_RETURN(
-      read_attribute(api, info, "in_features", 1, NQ_MAX_DIM, &attributes->in_features));
+  NQ_ORT_RETURN(read_attribute(api, info, "in_features", 1, NQ_MAX_DIM, &attributes->in_features));
   NQ_ORT_RETURN(read_attribute(api, info, "rank", 1, NQ_MAX_DIM, &attributes->rank));
   NQ_ORT_RETURN(
       read_attribute(api, info, "out_features", 1, NQ_MAX_DIM, &attributes->out_features));
   NQ_ORT_RETURN(read_attribute(api, info, "has_scale_mid", 0, 1, &attributes->has_scale_mid));
   NQ_ORT_RETURN(read_attribute(api, info, "has_bias", 0, 1, &attributes->has_bias));
-  NQ_ORT_RETURN(
-      read_attribute(api, info, "layout", INT64_MIN, INT64_MAX, &attributes->layout));
+  NQ_ORT_RETURN(read_attribute(api, info, "layout", INT64_MIN, INT64_MAX, &attributes->layout));
   if (attributes->layout != NQ_LAYOUT_ROWS_LSB_FIRST) {
     return ort::fail(api, ort::kInvalidGraph,
-                     "layout %" PRId64 " is not one this library reads (it reads 0); "
+                     "layout %" PRId64
+                     " is not one this library reads (it reads 0); "
                      "a newer nanoquant-edge may have written the model",
                      attributes->layout);
   }
@@ -84,8 +83,8 @@ ort::Status* read_shape(const ort::Api* api, const ort::Value* value, TensorShap
                        shape->count, kMaxDimensions);
   }
   if (status == nullptr) {
-    status = ort::call<ort::GetDimensions>(api, ort::kGetDimensions)(info, shape->dims,
-                                                                     shape->count);
+    status =
+        ort::call<ort::GetDimensions>(api, ort::kGetDimensions)(info, shape->dims, shape->count);
   }
   ort::call<ort::ReleaseTypeShape>(api, ort::kReleaseTypeShape)(info);
   return status;
@@ -150,7 +149,8 @@ ort::Status* check_x(const ort::Api* api, const LinearAttributes& attributes,
                      type_name(x_type));
   }
   if (shape.count < 1) {
-    return ort::fail(api, ort::kInvalidArgument, "X is a scalar; it needs a last dimension of %" PRId64,
+    return ort::fail(api, ort::kInvalidArgument,
+                     "X is a scalar; it needs a last dimension of %" PRId64,
                      attributes.in_features);
   }
   if (shape.dims[shape.count - 1] != attributes.in_features) {

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "linear_inputs.h"
+#include "linear_shape.h"
 #include "status.h"
 #include "workspace.h"
 
@@ -106,8 +107,8 @@ ort::Status* compute(void* state, ort::KernelContext* context) {
   void* data[kInputCount];
   for (size_t i = 0; i < kInputCount; ++i) {
     const ort::Value* value = nullptr;
-    NQ_ORT_RETURN(ort::call<ort::ContextGetInput>(api, ort::kKernelContextGetInput)(context, i,
-                                                                                    &value));
+    NQ_ORT_RETURN(
+        ort::call<ort::ContextGetInput>(api, ort::kKernelContextGetInput)(context, i, &value));
     if (i == kInputX) {
       NQ_ORT_RETURN(read_shape(api, value, &x_shape));
       NQ_ORT_RETURN(check_x(api, attributes, kernel.x_type, x_shape, &rows));
@@ -144,7 +145,8 @@ ort::Status* compute(void* state, ort::KernelContext* context) {
   const int64_t passes = (rows - 1) / NQ_PASS_ROWS + 1;
   const int64_t tallest = (rows - 1) / passes + 1;
   const size_t bytes = nq_workspace_bytes(&layer, tallest);
-  if (bytes == 0) return ort::fail(api, ort::kInvalidArgument, "%s", nq_status_text(nq_linear_check(&layer)));
+  if (bytes == 0)
+    return ort::fail(api, ort::kInvalidArgument, "%s", nq_status_text(nq_linear_check(&layer)));
   const Workspace workspace(bytes);
   if (workspace.data() == nullptr) {
     return ort::fail(api, ort::kFail, "%zu bytes of scratch memory are not to be had", bytes);
@@ -233,6 +235,7 @@ constexpr ort::CustomOp make_op() {
   op.GetInputCharacteristic = required;
   op.GetOutputCharacteristic = required;
   op.GetInputMemoryType = default_memory;
+  op.InferOutputShape = infer_linear_shape;
   op.CreateKernelV2 = create;
   op.KernelComputeV2 = compute;
   op.GetStartVersion = first_version;

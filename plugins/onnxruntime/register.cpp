@@ -4,9 +4,11 @@
 // nq_ort_info, which says what was built and which kernels this processor gets.
 
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "../kernels/nq_kernels.h"
 #include "linear_op.h"
+#include "linear_shape.h"
 #include "ort_abi.h"
 #include "status.h"
 
@@ -19,9 +21,10 @@ namespace {
 ort::Status* too_old(const ort::ApiBase* base) {
   const ort::Api* oldest = base->GetApi(1);
   if (oldest == nullptr) return nullptr;
-  return ort::fail(oldest, ort::kFail,
-                   "ONNX Runtime %s has no API version %u; this library needs ONNX Runtime 1.17 or newer",
-                   base->GetVersionString(), ort::kApiVersion);
+  return ort::fail(
+      oldest, ort::kFail,
+      "ONNX Runtime %s has no API version %u; this library needs ONNX Runtime 1.17 or newer",
+      base->GetVersionString(), ort::kApiVersion);
 }
 
 ort::Status* make_domain(const ort::Api* api, ort::CustomOpDomain** domain) {
@@ -40,21 +43,29 @@ ort::Status* make_domain(const ort::Api* api, ort::CustomOpDomain** domain) {
 }
 
 // Session options keep the domain's address, and sessions may be made from them at any later time:
-// the domain has to live as long as the library. One is made per runtime and never released.
+// the domain has to live as long as the library. One is made for the first runtime that asks and
+// never released; a second runtime in the same process gets its own.
+struct Made {
+  const ort::Api* api;
+  ort::CustomOpDomain* domain;
+};
+Made* shared_domain = nullptr;
+
 ort::Status* domain_of(const ort::Api* api, ort::CustomOpDomain** domain) {
-  struct Made {
-    const ort::Api* api;
-    ort::CustomOpDomain* domain;
-  };
-  ort::Status* status = nullptr;
-  static const Made first = [api, &status]() {
-    Made made = {api, nullptr};
-    status = make_domain(api, &made.domain);
-    return made;
-  }();
-  if (status != nullptr) return status;
-  if (first.domain == nullptr || first.api != api) return make_domain(api, domain);
-  *domain = first.domain;
+  Made* made = __atomic_load_n(&shared_domain, __ATOMIC_ACQUIRE);
+  if (made != nullptr && made->api == api) {
+    *domain = made->domain;
+    return nullptr;
+  }
+  NQ_ORT_RETURN(make_domain(api, domain));
+  Made* mine = static_cast<Made*>(malloc(sizeof(Made)));
+  if (mine == nullptr) return nullptr;
+  *mine = Made{api, *domain};
+  made = nullptr;
+  if (!__atomic_compare_exchange_n(&shared_domain, &made, mine, false, __ATOMIC_ACQ_REL,
+                                   __ATOMIC_RELAXED)) {
+    free(mine);  // another thread was first; this domain stays with its session options
+  }
   return nullptr;
 }
 
@@ -65,6 +76,7 @@ NQ_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort
   if (api == nullptr) return too_old(base);
   if (nq_cpu_isa() == nullptr) return ort::fail(api, ort::kFail, "%s", nq_status_text(NQ_NO_ISA));
   ort::CustomOpDomain* domain = nullptr;
+  use_api_for_shapes(api);
   NQ_ORT_RETURN(domain_of(api, &domain));
   return ort::call<ort::AddDomain>(api, ort::kAddCustomOpDomain)(options, domain);
 }

@@ -29,8 +29,8 @@ const NqIsa* choose() {
   };
   const char* forced = getenv("NQ_CPU_ISA");
   for (const Candidate& candidate : candidates) {
-    const bool wanted = forced == nullptr || forced[0] == '\0' ||
-                        strcmp(forced, candidate.isa->name) == 0;
+    const bool wanted =
+        forced == nullptr || forced[0] == '\0' || strcmp(forced, candidate.isa->name) == 0;
     if (wanted && candidate.usable) return candidate.isa;
   }
   return nullptr;
@@ -39,8 +39,15 @@ const NqIsa* choose() {
 }  // namespace
 
 const NqIsa* nq_isa() {
-  static const NqIsa* const chosen = choose();
-  return chosen;
+  // Every thread would choose alike, so a race does no harm, and a plain atomic spares the library
+  // the C++ runtime's guarded initialisation.
+  static const NqIsa* chosen = nullptr;
+  const NqIsa* isa = __atomic_load_n(&chosen, __ATOMIC_ACQUIRE);
+  if (isa == nullptr) {
+    isa = choose();
+    __atomic_store_n(&chosen, isa, __ATOMIC_RELEASE);
+  }
+  return isa;
 }
 
 extern "C" const char* nq_cpu_isa(void) {

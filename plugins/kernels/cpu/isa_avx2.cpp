@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// AVX2 kernels (with FMA and F16C): a word is broadcast, each lane shifts its own bit to the top and
-// flips the sign of x with it.
+// AVX2 kernels (with FMA and F16C): a word is broadcast, each lane shifts its own bit to the top
+// and flips the sign of x with it.
 
 #include <immintrin.h>
 
@@ -65,8 +65,8 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
   int64_t i = 0;
   if (type == NQ_FLOAT16) {
     for (; i + 8 <= count; i += 8) {
-      const __m128i bits = _mm256_cvtps_ph(_mm256_loadu_ps(src + i),
-                                           _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const __m128i bits =
+          _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(narrow + i), bits);
     }
     for (; i < count; ++i) narrow[i] = float_to_half(src[i]);
@@ -90,9 +90,8 @@ void gemv_rows(const uint32_t* words, int64_t row_words, const float* x, float* 
   for (int64_t w = 0; w < row_words; ++w) {
     __m256i bits[kRows];
     for (int r = 0; r < kRows; ++r) {
-      bits[r] = _mm256_sllv_epi32(
-          _mm256_set1_epi32(static_cast<int>(words[r * row_words + w])),
-          _mm256_sub_epi32(up, _mm256_set1_epi32(24)));
+      bits[r] = _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(words[r * row_words + w])),
+                                  _mm256_sub_epi32(up, _mm256_set1_epi32(24)));
     }
     // The last group first: its bits need the smallest shift, each earlier one eight more.
     for (int g = 3; g >= 0; --g) {

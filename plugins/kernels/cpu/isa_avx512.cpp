@@ -27,9 +27,9 @@ struct Zmm {
   static Words load_words(const uint32_t* from) { return _mm512_loadu_si512(from); }
   static Floats sign_one(Words bits) {
     // (bits & top) | one, as one three-input logic operation.
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-        bits, _mm512_set1_epi32(static_cast<int>(0x80000000u)),
-        _mm512_castps_si512(_mm512_set1_ps(1.0f)), 0xEA));
+    return _mm512_castsi512_ps(
+        _mm512_ternarylogic_epi32(bits, _mm512_set1_epi32(static_cast<int>(0x80000000u)),
+                                  _mm512_castps_si512(_mm512_set1_ps(1.0f)), 0xEA));
   }
   static Words shift_up(Words bits) { return _mm512_slli_epi32(bits, 1); }
 };
@@ -72,8 +72,7 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
       const __m512i rounded =
           _mm512_add_epi32(raw, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
       const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-      const __m512i kept =
-          _mm512_mask_or_epi32(rounded, nan, raw, _mm512_set1_epi32(0x00400000));
+      const __m512i kept = _mm512_mask_or_epi32(rounded, nan, raw, _mm512_set1_epi32(0x00400000));
       bits = _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
     }
     _mm256_mask_storeu_epi16(narrow + i, mask, bits);

@@ -39,9 +39,8 @@ void to_float(const void* src, nq_type type, int64_t count, float* dst) {
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) {
     const uint16x4_t bits = vld1_u16(narrow + i);
-    const float32x4_t value = type == NQ_FLOAT16
-                                  ? vcvt_f32_f16(vreinterpret_f16_u16(bits))
-                                  : vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
+    const float32x4_t value = type == NQ_FLOAT16 ? vcvt_f32_f16(vreinterpret_f16_u16(bits))
+                                                 : vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
     vst1q_f32(dst + i, value);
   }
   for (; i < count; ++i) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The three stages of a pass, over whichever instruction set is in use. One row of x goes through
-// the matrix-vector kernel, more rows through the panel kernel, which expands the signs once for all
-// of them. Rows of the two intermediate matrices are padded with zeros to whole words, which is what
-// makes the padding bits of the packed words harmless.
+// the matrix-vector kernel, more rows through the panel kernel, which expands the signs once for
+// all of them. Rows of the two intermediate matrices are padded with zeros to whole words, which is
+// what makes the padding bits of the packed words harmless.
 
 #include <string.h>
 
@@ -159,8 +159,7 @@ extern "C" nq_status nq_stage_out(const nq_pass* pass, int64_t begin, int64_t en
       float* sum = sums + row * kPanelRows;
       for (int64_t i = 0; i < count; ++i) sum[i] = sum[i] * scale[i] + bias[i];
       const int64_t at = row * layer->out_features + first;
-      isa->from_float(sum, pass->type, count,
-                      const_cast<void*>(element(pass->y, pass->type, at)));
+      isa->from_float(sum, pass->type, count, const_cast<void*>(element(pass->y, pass->type, at)));
     }
   }
   return NQ_OK;

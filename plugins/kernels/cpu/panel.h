@@ -5,8 +5,9 @@
 // NQ_PASS_ROWS rows, and the rest is a register-blocked outer product of fused multiply-adds.
 //
 // V is a type with: kLanes; kVectors, how many of them a micro-kernel keeps side by side;
-// kRows, how many rows of x it takes at most; Floats, Words; zero, load, store, fma(a scalar, b, c),
-// load_words, sign_one (1.0f carrying the top bit of each word), shift_up (each word left by one).
+// kRows, how many rows of x it takes at most; Floats, Words; zero, load, store, fma(a scalar, b,
+// c), load_words, sign_one (1.0f carrying the top bit of each word), shift_up (each word left by
+// one).
 
 #ifndef NQ_CPU_PANEL_H
 #define NQ_CPU_PANEL_H
