@@ -51,6 +51,18 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "The output path exists already, or cannot be written.",
         "Choose another --output, or pass --overwrite.",
     ),
+    "NQ-BACKEND": (
+        "The installed runtime cannot run this bundle: another version, another backend, or another number type.",
+        "Install a version that the message names, or export again for this device.",
+    ),
+    "NQ-PROMPT": (
+        "The prompt, or the prompt with the tokens asked for, does not fit the model or the key/value cache.",
+        "Shorten the prompt, ask for fewer tokens, or raise the context limit.",
+    ),
+    "NQ-TEMPLATE": (
+        "The chat template is missing, not valid, or exceeded its limits of time and size.",
+        "Use a model with a chat template, or pass a plain prompt.",
+    ),
     "NQ-MISSING": ("An optional package is not installed.", "Install the extra that the message names."),
     "NQ-NATIVE-MISSING": (
         "The native library with the operator's kernels is not installed, or cannot be loaded.",
