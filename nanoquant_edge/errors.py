@@ -68,6 +68,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "The native library with the operator's kernels is not installed, or cannot be loaded.",
         "Install a built wheel, or build it with CMake as the message says.",
     ),
+    "NQ-OPERATOR": (
+        "A model file is not valid ONNX, or one of its NanoQuantLinear nodes breaks the operator's schema.",
+        "Export the model again; do not use a file from a source you do not trust.",
+    ),
     "NQ-PATH": ("A file name leaves the folder it belongs to.", "Do not use this file: it may be hostile."),
 }
 

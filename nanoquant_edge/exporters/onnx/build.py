@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""(config, weights, dialect, dtype) -> ONNX model: a pure function, no tracing, no PyTorch."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ...errors import NqEdgeError
+from ...models import DecoderConfig
+from .dialects import Dialect, dialect_named
+from .dtypes import ir_dtype
+from .graph import GraphBuilder
+from .llama import build_llama
+from .operator import DOMAIN, VERSION
+from .weights import WeightSource, check_weights
+
+__all__ = ["build_model"]
+
+_BUILDERS = {"llama": build_llama}
+
+
+def build_model(
+    config: DecoderConfig,
+    weights: WeightSource,
+    dialect: str | Dialect = "ort",
+    dtype: str = "float32",
+    *,
+    portable: bool = False,
+    max_length: int | None = None,
+) -> ir.Model:
+    """Build the decoder graph.
+
+    Args:
+        config: the model's sizes.
+        weights: its tensors, e.g. a `Checkpoint`; they are referred to, not copied.
+        dialect: "ort" or "onnx24", or a fresh dialect object.
+        dtype: type of activations and cache: "float32", "float16" or "bfloat16".
+        portable: add the operator's body in standard operators.
+        max_length: longest context in tokens; None is the model's own.
+
+    Returns:
+        A model whose interface is described in docs/OPERATOR.md's neighbour, the bundle manifest: inputs `input_ids`,
+        `attention_mask`, `logits_indices`, `past_key_values.{i}.key|value`; outputs `logits` (float32) and
+        `present.{i}.key|value`.
+
+    Raises:
+        NqEdgeError: NQ-OPTION for an unknown dialect or dtype or a length out of range, NQ-ARCH for a model that the
+            dialect cannot express, NQ-CKPT when a weight does not fit, NQ-NUMERIC when a scale does not.
+    """
+    kind = ir_dtype(dtype)
+    target = dialect_named(dialect) if isinstance(dialect, str) else dialect
+    length = config.max_positions if max_length is None else max_length
+    if not 0 < length <= config.max_positions:
+        raise NqEdgeError(
+            "NQ-OPTION", f"max_length {length} is not between 1 and the model's {config.max_positions} positions."
+        )
+    target.check(config)
+    check_weights(config, weights)
+    opsets = {**target.opsets, DOMAIN: VERSION}
+    functions = []
+    if portable:
+        from .portable import linear_function
+
+        functions.append(linear_function(target.opsets[""]))
+    g = GraphBuilder(opsets)
+    _BUILDERS[config.family](g, config, weights, target, kind, length)
+    metadata = {"nanoquant.dialect": target.name, "nanoquant.dtype": dtype, "nanoquant.max_length": str(length)}
+    return g.model(f"{config.family}-nanoquant", metadata, functions)

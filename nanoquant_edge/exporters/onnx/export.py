@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoint folder -> bundle folder, all of it or nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ...bundle import Bundle, KvLayout
+from ...checkpoint import COMPANION_FILES, Checkpoint
+from ...errors import NqEdgeError
+from ...files import new_folder, read_json
+from ...models import DecoderConfig
+from .build import build_model
+from .dialects import dialect_named
+from .operator import VERSION
+from .schema import check_file
+
+__all__ = ["DATA_FILE", "MODEL_FILE", "export_onnx"]
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+#: Below this a tensor stays in model.onnx, where shape inference can read it: axes, shapes, unused scales.
+_INLINE_BYTES = 64
+
+#: progress(done, total, tensor name), called as each tensor is written.
+Progress = Callable[[int, int, str], None]
+
+
+def export_onnx(
+    checkpoint: str | Path | Checkpoint,
+    output: str | Path,
+    *,
+    dtype: str = "float32",
+    dialect: str = "ort",
+    portable: bool = False,
+    max_length: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write a bundle that ONNX Runtime runs.
+
+    Weights are streamed from the checkpoint's files: memory use does not grow with the model.
+
+    Args:
+        checkpoint: folder that `compress` wrote, or one that is open.
+        output: bundle folder; it appears only when it is complete.
+        dtype: type of activations and cache: "float32" (CPU), "float16" or "bfloat16".
+        dialect: "ort" for ONNX Runtime, "onnx24" for standard operators of opset 24.
+        portable: add a slow body of the operator for runtimes without the kernel library.
+        max_length: longest context in tokens; None is the model's own.
+        overwrite: replace a bundle that stands there.
+        progress: called with (tensors written, tensors in all, name).
+
+    Returns:
+        The bundle, read back.
+
+    Raises:
+        NqEdgeError: NQ-CKPT, NQ-ARCH, NQ-TOKENIZER, NQ-OPTION, NQ-OUTPUT or NQ-NUMERIC; nothing is left behind.
+    """
+    source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    config = DecoderConfig.from_dict(source.config)
+    read_json(source.folder / "tokenizer.json", "NQ-TOKENIZER")
+    target = dialect_named(dialect)
+    model = build_model(config, source, target, dtype, portable=portable, max_length=max_length)
+    with new_folder(Path(output), overwrite) as scratch:
+        _write_model(model, scratch / MODEL_FILE, progress)
+        compressed = check_file(scratch / MODEL_FILE)
+        if compressed != len(source.layers):
+            raise NqEdgeError("NQ-OPERATOR", f"the graph has {compressed} of {len(source.layers)} compressed layers.")
+        for name in COMPANION_FILES:
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, scratch / name)
+        bundle = Bundle(
+            folder=scratch,
+            backend="onnxruntime",
+            backend_versions=target.backend_versions,
+            dialect=dialect,
+            dtype=dtype,
+            portable=portable,
+            operator_version=VERSION,
+            source_model=_source_model(source, config),
+            target_bpw=source.settings.target_bpw,
+            true_bpw=source.settings.true_bpw,
+            compressed_linears=compressed,
+            vocab_size=config.vocab_size,
+            kv=KvLayout(
+                layers=config.num_layers,
+                heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                dtype=dtype,
+                max_capacity=max_length or config.max_positions,
+            ),
+        ).write()
+    return replace(bundle, folder=Path(output))
+
+
+def _write_model(model: ir.Model, path: Path, progress: Progress | None) -> None:
+    def report(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
+        if progress is not None:
+            progress(info.index + 1, info.total, tensor.name or "")
+
+    ir.save(
+        model,
+        path,
+        external_data=DATA_FILE,
+        size_threshold_bytes=_INLINE_BYTES,
+        callback=report,
+        alignment=4096,  # large tensors start on a page, so that runtimes map them without copying
+    )
+
+
+def _source_model(source: Checkpoint, config: DecoderConfig) -> dict[str, object]:
+    """What a runtime or a reader wants to know of the model; everything else is in the other files."""
+    kept = ("architectures", "model_type", "bos_token_id", "eos_token_id", "pad_token_id")
+    entry: dict[str, object] = {name: source.config[name] for name in kept if name in source.config}
+    entry["name"] = str(source.config.get("_name_or_path") or source.folder.resolve().name)
+    entry["hidden_size"] = config.hidden_size
+    entry["scale_dtype"] = source.settings.scale_dtype
+    return entry

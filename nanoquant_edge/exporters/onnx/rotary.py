@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cosine and sine tables of the rotary position embedding (RoFormer section 3.4.2; Llama 3.1's scaling).
+
+Angles are rounded to float32 where transformers rounds them: at position 8000 that rounding moves an angle by up to
+5e-4, more than the whole export may differ.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...models import RotaryConfig
+
+__all__ = ["frequencies", "rotary_tables"]
+
+
+def frequencies(rotary: RotaryConfig, head_dim: int) -> NDArray[np.float32]:
+    """Angle per position of each channel pair, radians, float32 (head_dim / 2,)."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    base = (np.float32(1.0) / np.float32(rotary.theta) ** exponents).astype(np.float32)
+    if rotary.kind == "linear":
+        return (base / np.float32(rotary.factor)).astype(np.float32)
+    if rotary.kind == "llama3":
+        return _llama3(base, rotary)
+    return base
+
+
+def _llama3(base: NDArray[np.float32], rotary: RotaryConfig) -> NDArray[np.float32]:
+    # Long wavelengths are slowed by `factor`, short ones kept, those between blended.
+    wavelength = 2 * math.pi / base
+    span = rotary.high_freq_factor - rotary.low_freq_factor
+    blend = np.clip((rotary.original_length / wavelength - rotary.low_freq_factor) / span, 0, 1)
+    return ((1 - blend) * base / rotary.factor + blend * base).astype(np.float32)
+
+
+def rotary_tables(
+    rotary: RotaryConfig, head_dim: int, positions: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines and sines.
+
+    Args:
+        rotary: the embedding's parameters.
+        head_dim: channels a head, even.
+        positions: number of rows.
+
+    Returns:
+        Two float32 arrays (positions, head_dim / 2).
+    """
+    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies(rotary, head_dim)[None, :]
+    return np.cos(angles), np.sin(angles)
