@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import onnx_ir as ir
 
 from ...errors import NqEdgeError
@@ -19,7 +21,7 @@ class OrtDialect(Dialect):
     """Operators of domain com.microsoft (ONNX Runtime docs/ContribOperators.md) and opset 18."""
 
     name = "ort"
-    opsets = {"": 18, _MICROSOFT: 1}
+    opsets = MappingProxyType({"": 18, _MICROSOFT: 1})
     backend_versions = ("1.23", "")
 
     def check(self, config: DecoderConfig) -> None:

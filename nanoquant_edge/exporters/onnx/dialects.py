@@ -7,6 +7,7 @@ Family builders call these methods and stay the same for every target.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from ...models import DecoderConfig
 from .graph import GraphBuilder, dims_of
 from .rotary import rotary_tables
 
-__all__ = ["DIALECTS", "Dialect", "DecoderInputs", "decomposed_rms_norm", "dialect_named", "rotary_initializers"]
+__all__ = ["DIALECTS", "DecoderInputs", "Dialect", "decomposed_rms_norm", "dialect_named", "rotary_initializers"]
 
 #: Dialect name -> its module. Listed here so that the command line can offer the names without importing them.
 DIALECTS = {"ort": "dialect_ort", "onnx24": "dialect_onnx24"}
@@ -50,7 +51,7 @@ class Dialect(ABC):
     """
 
     name: str
-    opsets: dict[str, int]
+    opsets: Mapping[str, int]
     backend_versions: tuple[str, str]
 
     @abstractmethod

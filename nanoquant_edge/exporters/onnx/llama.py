@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ...models import DecoderConfig
 from .dialects import DecoderInputs, Dialect
-from .graph import GraphBuilder, dims_of
+from .graph import Dims, GraphBuilder
 from .operator import emit_linear
 from .weights import EMBEDDING, FINAL_NORM, HEAD, WeightSource
 
@@ -35,7 +35,7 @@ def build_llama(
     ids = g.input("input_ids", integer, ["batch", "sequence"])
     mask = g.input("attention_mask", integer, ["batch", "total"])
     chosen = g.input("logits_indices", integer, ["batch", "positions"])
-    cache = ["batch", config.num_kv_heads, "capacity", config.head_dim]
+    cache: Dims = ["batch", config.num_kv_heads, "capacity", config.head_dim]
     past = [
         (
             g.input(f"past_key_values.{block}.key", dtype, cache),
@@ -64,8 +64,8 @@ def build_llama(
         key = linear(f"{attention}.k_proj", normed)
         value = linear(f"{attention}.v_proj", normed)
         names = (f"present.{block}.key", f"present.{block}.value")
-        attended, *present = dialect.attention(g, attention, (query, key, value), past[block], names)
-        presents += present
+        attended, *updated = dialect.attention(g, attention, (query, key, value), past[block], names)
+        presents += updated
         projected = linear(f"{attention}.o_proj", attended)
         after = f"{layer}.post_attention_layernorm"
         normed, residual = dialect.add_rms_norm(
@@ -118,8 +118,7 @@ def _head(
     flat = g.node("Gemm", [rows, table], "lm_head", shape=["rows", vocabulary], transB=1)
     sizes = g.node("Shape", [chosen], "head.shape", dtype=ir.DataType.INT64, shape=[2])
     target = g.node("Concat", [sizes, g.integers([vocabulary])], "head.target", shape=[3], axis=0)
-    dims = ["batch", "positions", vocabulary]
-    assert dims_of(chosen) == dims[:2]
+    dims: Dims = ["batch", "positions", vocabulary]
     same = hidden.dtype == wide
     logits = g.node("Reshape", [flat, target], "head.unflatten", shape=dims, output="logits" if same else None)
     g.output(logits if same else g.cast(logits, wide, "head.float32", output="logits"))

@@ -63,7 +63,8 @@ def export_scales(name: str, layer: PackedLayer, activation: ir.DataType) -> Exp
         shift = _balance(wide["scale_out"], wide["scale_in"])
         wide["scale_out"] = np.ldexp(wide["scale_out"], shift)
         wide["scale_in"] = np.ldexp(wide["scale_in"], -shift)
-        wide = {part: _narrow(f"{name}.{part}", vector) for part, vector in wide.items()}
+        narrow = {part: _narrow(f"{name}.{part}", vector) for part, vector in wide.items()}
+        return ExportScales(narrow["scale_in"], narrow.get("scale_mid"), narrow["scale_out"], narrow.get("bias"))
     return ExportScales(wide["scale_in"], wide.get("scale_mid"), wide["scale_out"], wide.get("bias"))
 
 
