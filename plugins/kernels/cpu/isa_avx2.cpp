@@ -29,6 +29,25 @@ struct Ymm {
   static Words load_words(const uint32_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   }
+  static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
+    // Two rows a register, one in each 128-bit lane, then a 4 x 4 transpose inside the lanes.
+    Words row[4];
+    for (int i = 0; i < 4; ++i) {
+      row[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(four_words(rows[i] + word)),
+                                       four_words(rows[4 + i] + word), 1);
+    }
+    const Words low01 = _mm256_unpacklo_epi32(row[0], row[1]);
+    const Words low23 = _mm256_unpacklo_epi32(row[2], row[3]);
+    const Words high01 = _mm256_unpackhi_epi32(row[0], row[1]);
+    const Words high23 = _mm256_unpackhi_epi32(row[2], row[3]);
+    out[0] = _mm256_unpacklo_epi64(low01, low23);
+    out[1] = _mm256_unpackhi_epi64(low01, low23);
+    out[2] = _mm256_unpacklo_epi64(high01, high23);
+    out[3] = _mm256_unpackhi_epi64(high01, high23);
+  }
+  static __m128i four_words(const uint32_t* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  }
   static Floats sign_one(Words bits) {
     return _mm256_or_ps(_mm256_castsi256_ps(_mm256_and_si256(bits, top_bit())),
                         _mm256_set1_ps(1.0f));

@@ -25,6 +25,27 @@ struct Zmm {
     return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
   }
   static Words load_words(const uint32_t* from) { return _mm512_loadu_si512(from); }
+  static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
+    // Four rows a register, one in each 128-bit lane, then a 4 x 4 transpose inside the lanes.
+    Words row[4];
+    for (int i = 0; i < 4; ++i) {
+      row[i] = _mm512_castsi128_si512(four_words(rows[i] + word));
+      row[i] = _mm512_inserti32x4(row[i], four_words(rows[4 + i] + word), 1);
+      row[i] = _mm512_inserti32x4(row[i], four_words(rows[8 + i] + word), 2);
+      row[i] = _mm512_inserti32x4(row[i], four_words(rows[12 + i] + word), 3);
+    }
+    const Words low01 = _mm512_unpacklo_epi32(row[0], row[1]);
+    const Words low23 = _mm512_unpacklo_epi32(row[2], row[3]);
+    const Words high01 = _mm512_unpackhi_epi32(row[0], row[1]);
+    const Words high23 = _mm512_unpackhi_epi32(row[2], row[3]);
+    out[0] = _mm512_unpacklo_epi64(low01, low23);
+    out[1] = _mm512_unpackhi_epi64(low01, low23);
+    out[2] = _mm512_unpacklo_epi64(high01, high23);
+    out[3] = _mm512_unpackhi_epi64(high01, high23);
+  }
+  static __m128i four_words(const uint32_t* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  }
   static Floats sign_one(Words bits) {
     // (bits & top) | one, as one three-input logic operation.
     return _mm512_castsi512_ps(

@@ -22,6 +22,18 @@ struct Neon {
   static void store(float* to, Floats value) { vst1q_f32(to, value); }
   static Floats fma(float a, Floats b, Floats c) { return vfmaq_n_f32(c, b, a); }
   static Words load_words(const uint32_t* from) { return vld1q_u32(from); }
+  static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
+    const uint64x2_t low01 = pairs(vzip1q_u32(row(rows[0], word), row(rows[1], word)));
+    const uint64x2_t low23 = pairs(vzip1q_u32(row(rows[2], word), row(rows[3], word)));
+    const uint64x2_t high01 = pairs(vzip2q_u32(row(rows[0], word), row(rows[1], word)));
+    const uint64x2_t high23 = pairs(vzip2q_u32(row(rows[2], word), row(rows[3], word)));
+    out[0] = vreinterpretq_u32_u64(vzip1q_u64(low01, low23));
+    out[1] = vreinterpretq_u32_u64(vzip2q_u64(low01, low23));
+    out[2] = vreinterpretq_u32_u64(vzip1q_u64(high01, high23));
+    out[3] = vreinterpretq_u32_u64(vzip2q_u64(high01, high23));
+  }
+  static Words row(const uint32_t* from, int64_t word) { return vld1q_u32(from + word); }
+  static uint64x2_t pairs(Words words) { return vreinterpretq_u64_u32(words); }
   static Floats sign_one(Words bits) {
     // Bit select: the top bit from the word, the rest from 1.0f.
     return vreinterpretq_f32_u32(

@@ -36,6 +36,11 @@ struct Plain {
     memcpy(out.v, from, sizeof out.v);
     return out;
   }
+  static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
+    for (int w = 0; w < 4; ++w) {
+      for (int i = 0; i < kLanes; ++i) out[w].v[i] = rows[i][word + w];
+    }
+  }
   static Floats sign_one(const Words& bits) {
     Floats out;
     for (int i = 0; i < kLanes; ++i) {

@@ -21,23 +21,30 @@ struct Panel {
   static constexpr int kWidth = V::kLanes * V::kVectors;  // packed rows of one micro-kernel
   static_assert(kPanelRows % kWidth == 0, "a panel is a whole number of micro-panels");
 
-  // tile[column][i] = sign of packed row i, for `count` words from `word` on. Rows past the last
-  // repeat it: their results are never read.
-  static void expand(const uint32_t* words, int64_t row_words, int64_t last_row, int64_t word,
-                     int count, float* tile) {
-    for (int w = 0; w < count; ++w) {
-      alignas(64) uint32_t column_words[kWidth];
-      for (int i = 0; i < kWidth; ++i) {
-        const int64_t row = i < last_row ? i : last_row;
-        column_words[i] = words[row * row_words + word + w];
+  // tile[column][i] = sign of packed row i, for `count` words from `word` on.
+  static void expand(const uint32_t* const* packed, int64_t word, int count, float* tile) {
+    typename V::Words block[V::kVectors][kTileWords];
+    for (int v = 0; v < V::kVectors; ++v) {
+      const uint32_t* const* rows = packed + v * V::kLanes;
+      if (count == kTileWords) {
+        V::load_block(rows, word, block[v]);
+        continue;
       }
-      for (int v = 0; v < V::kVectors; ++v) {
-        typename V::Words bits = V::load_words(column_words + v * V::kLanes);
-        float* out = tile + (w * 32 + 31) * kWidth + v * V::kLanes;
-        for (int column = 31; column >= 0; --column) {
-          V::store(out, V::sign_one(bits));
-          bits = V::shift_up(bits);
-          out -= kWidth;
+      for (int w = 0; w < count; ++w) {
+        alignas(64) uint32_t lanes[V::kLanes];
+        for (int i = 0; i < V::kLanes; ++i) lanes[i] = rows[i][word + w];
+        block[v][w] = V::load_words(lanes);
+      }
+    }
+    for (int w = 0; w < count; ++w) {
+      // A copy that the compiler can keep in registers: several shift chains side by side.
+      typename V::Words bits[V::kVectors];
+      for (int v = 0; v < V::kVectors; ++v) bits[v] = block[v][w];
+      for (int column = 31; column >= 0; --column) {
+        float* out = tile + (w * 32 + column) * kWidth;
+        for (int v = 0; v < V::kVectors; ++v) {
+          V::store(out + v * V::kLanes, V::sign_one(bits[v]));
+          bits[v] = V::shift_up(bits[v]);
         }
       }
     }
@@ -83,10 +90,15 @@ struct Panel {
                   int64_t stride, int64_t x_rows, float* out, float* tile) {
     const int64_t groups = (x_rows + V::kRows - 1) / V::kRows;
     for (int64_t part = 0; part < rows; part += kWidth) {
+      // Rows past the last repeat it: their results are never read.
+      const uint32_t* packed[kWidth];
+      for (int64_t i = 0; i < kWidth; ++i) {
+        packed[i] = words + (part + i < rows ? part + i : rows - 1) * row_words;
+      }
       for (int64_t word = 0; word < row_words; word += kTileWords) {
         const int64_t left = row_words - word;
         const int count = left < kTileWords ? static_cast<int>(left) : kTileWords;
-        expand(words + part * row_words, row_words, rows - part - 1, word, count, tile);
+        expand(packed, word, count, tile);
         for (int64_t group = 0; group < groups; ++group) {
           const int64_t begin = x_rows * group / groups;
           const int64_t end = x_rows * (group + 1) / groups;

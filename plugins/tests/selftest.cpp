@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Checks the kernels of one instruction set (NQ_CPU_ISA) against float64 on the same bits, with
+// every buffer exactly as large as promised, so that a sanitizer sees the first byte read or
+// written outside. Exit status 0: all is well; 1: a difference; 77: this processor has no such
+// kernels.
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../kernels/cpu/convert.h"
+#include "../kernels/cpu/isa_table.h"
+#include "../kernels/nq_kernels.h"
+
+namespace {
+
+int failures = 0;
+
+void expect(bool condition, const char* what, double seen = 0.0) {
+  if (condition) return;
+  ++failures;
+  if (failures < 20) printf("FAILED: %s (%g)\n", what, seen);
+}
+
+// A small deterministic generator (xorshift64*, Vigna 2016).
+uint64_t state = 0x9e3779b97f4a7c15u;
+uint32_t random_bits() {
+  state ^= state >> 12;
+  state ^= state << 25;
+  state ^= state >> 27;
+  return static_cast<uint32_t>((state * 0x2545f4914f6cdd1du) >> 32);
+}
+float random_float() { return static_cast<float>(random_bits() >> 8) * 0x1p-23f - 1.0f; }
+
+// An array on the heap, exactly `count` long, so that its neighbours are out of bounds.
+template <class T>
+struct Array {
+  explicit Array(int64_t count)
+      : data(static_cast<T*>(malloc(static_cast<size_t>(count) * sizeof(T)))), size(count) {
+    if (data == nullptr) abort();
+  }
+  ~Array() { free(data); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  T& operator[](int64_t i) { return data[i]; }
+  T* data;
+  int64_t size;
+};
+
+int64_t bytes_of(nq_type type) { return type == NQ_FLOAT32 ? 4 : 2; }
+
+void put(void* array, nq_type type, int64_t i, float value) {
+  uint16_t* narrow = static_cast<uint16_t*>(array);
+  if (type == NQ_FLOAT32) {
+    static_cast<float*>(array)[i] = value;
+  } else {
+    narrow[i] = type == NQ_FLOAT16 ? float_to_half(value) : float_to_bfloat(value);
+  }
+}
+
+double get(const void* array, nq_type type, int64_t i) {
+  const uint16_t* narrow = static_cast<const uint16_t*>(array);
+  if (type == NQ_FLOAT32) return static_cast<const float*>(array)[i];
+  return type == NQ_FLOAT16 ? half_to_float(narrow[i]) : bfloat_to_float(narrow[i]);
+}
+
+int sign_of(const int32_t* words, int64_t row_words, int64_t row, int64_t column) {
+  const uint32_t word = static_cast<uint32_t>(words[row * row_words + column / 32]);
+  return (word >> (column % 32)) & 1u ? -1 : 1;
+}
+
+struct Case {
+  int64_t n, r, m, rows;
+  nq_type type, scale_type;
+  bool mid, bias, outliers;
+};
+
+// Runs the stages over ranges as a thread pool would, last range first.
+nq_status run(const nq_pass& pass, int64_t chunk) {
+  struct {
+    nq_status (*stage)(const nq_pass*, int64_t, int64_t);
+    int64_t size, step;
+  } stages[] = {{nq_stage_scale, pass.rows, 1},
+                {nq_stage_rank, pass.layer->rank, chunk},
+                {nq_stage_out, pass.layer->out_features, chunk}};
+  for (const auto& stage : stages) {
+    const int64_t ranges = (stage.size + stage.step - 1) / stage.step;
+    for (int64_t i = ranges - 1; i >= 0; --i) {
+      const int64_t begin = i * stage.step;
+      const int64_t end = begin + stage.step < stage.size ? begin + stage.step : stage.size;
+      const nq_status status = stage.stage(&pass, begin, end);
+      if (status != NQ_OK) return status;
+    }
+  }
+  return NQ_OK;
+}
+
+void check(const Case& c) {
+  const int64_t v_row = (c.n + 31) / 32;
+  const int64_t u_row = (c.r + 31) / 32;
+  Array<int32_t> v(c.r * v_row);
+  Array<int32_t> u(c.m * u_row);
+  // Padding bits are as random as the others.
+  for (int64_t i = 0; i < v.size; ++i) v[i] = static_cast<int32_t>(random_bits());
+  for (int64_t i = 0; i < u.size; ++i) u[i] = static_cast<int32_t>(random_bits());
+  const int64_t scale_bytes = bytes_of(c.scale_type);
+  Array<char> scale_in(c.n * scale_bytes);
+  Array<char> scale_mid(c.r * scale_bytes);
+  Array<char> scale_out(c.m * scale_bytes);
+  Array<char> bias(c.m * scale_bytes);
+  for (int64_t i = 0; i < c.n; ++i) put(scale_in.data, c.scale_type, i, 1.5f + random_float());
+  for (int64_t i = 0; i < c.r; ++i) put(scale_mid.data, c.scale_type, i, 1.5f + random_float());
+  for (int64_t i = 0; i < c.m; ++i) put(scale_out.data, c.scale_type, i, 1.5f + random_float());
+  for (int64_t i = 0; i < c.m; ++i) put(bias.data, c.scale_type, i, random_float());
+  Array<char> x(c.rows * c.n * bytes_of(c.type));
+  Array<char> y(c.rows * c.m * bytes_of(c.type));
+  for (int64_t i = 0; i < c.rows * c.n; ++i) {
+    const bool outlier = c.outliers && i % c.n % 97 == 3;
+    put(x.data, c.type, i, random_float() * (outlier ? 300.0f : 1.0f) * 0.01f);
+  }
+  memset(y.data, 0xff, static_cast<size_t>(y.size));  // NaN in every type
+
+  const nq_linear layer = {c.n,
+                           c.r,
+                           c.m,
+                           NQ_LAYOUT_ROWS_LSB_FIRST,
+                           c.scale_type,
+                           v.data,
+                           u.data,
+                           scale_in.data,
+                           c.mid ? scale_mid.data : nullptr,
+                           scale_out.data,
+                           c.bias ? bias.data : nullptr};
+  expect(nq_linear_check(&layer) == NQ_OK, "the description is accepted");
+  const size_t bytes = nq_workspace_bytes(&layer, c.rows);
+  void* workspace = aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (workspace == nullptr) abort();
+  memset(workspace, 0xff, bytes);
+  const nq_pass pass = {&layer, c.type, c.rows, x.data, y.data, workspace};
+  expect(run(pass, c.m % 2 ? 64 : 128) == NQ_OK, "the stages succeed");
+
+  Array<double> scaled(c.n);
+  Array<double> hidden(c.r);
+  // Rounding to bfloat16 alone costs up to 2^-9; over many outputs it averages to 1.7e-3.
+  const double bfloat16_limit = c.m < 32 ? 4e-3 : 2.5e-3;
+  const double limit = c.type == NQ_FLOAT32 ? 1e-5 : c.type == NQ_FLOAT16 ? 1e-3 : bfloat16_limit;
+  for (int64_t row = 0; row < c.rows; ++row) {
+    for (int64_t i = 0; i < c.n; ++i) {
+      scaled[i] = get(x.data, c.type, row * c.n + i) * get(scale_in.data, c.scale_type, i);
+    }
+    for (int64_t i = 0; i < c.r; ++i) {
+      double sum = 0.0;
+      for (int64_t k = 0; k < c.n; ++k) sum += sign_of(v.data, v_row, i, k) * scaled[k];
+      hidden[i] = c.mid ? sum * get(scale_mid.data, c.scale_type, i) : sum;
+    }
+    double error = 0.0;
+    double norm = 0.0;
+    for (int64_t i = 0; i < c.m; ++i) {
+      double sum = 0.0;
+      for (int64_t k = 0; k < c.r; ++k) sum += sign_of(u.data, u_row, i, k) * hidden[k];
+      sum *= get(scale_out.data, c.scale_type, i);
+      const double wanted = c.bias ? sum + get(bias.data, c.scale_type, i) : sum;
+      const double difference = get(y.data, c.type, row * c.m + i) - wanted;
+      error += difference * difference;
+      // The two addends, not their sum: a lone output may cancel.
+      norm += sum * sum + (wanted - sum) * (wanted - sum);
+    }
+    const double relative = sqrt(error / (norm + 1e-30));
+    expect(relative <= limit, "relative error of a row", relative);
+  }
+  free(workspace);
+}
+
+void check_conversions() {
+  const NqIsa* isa = nq_isa();
+  Array<uint16_t> all(65536);
+  Array<float> wide(65536);
+  Array<uint16_t> back(65536);
+  for (int i = 0; i < 65536; ++i) all[i] = static_cast<uint16_t>(i);
+  const nq_type narrow_types[] = {NQ_FLOAT16, NQ_BFLOAT16};
+  for (const nq_type type : narrow_types) {
+    isa->to_float(all.data, type, 65535, wide.data);  // one short: exercises the tail
+    isa->from_float(wide.data, type, 65535, back.data);
+    for (int i = 0; i < 65535; ++i) {
+      const float value = static_cast<float>(get(all.data, type, i));
+      expect(value != value ? wide[i] != wide[i] : value == wide[i], "16 bits to float32", i);
+      const float again = static_cast<float>(get(back.data, type, i));
+      expect(value != value ? again != again : all[i] == back[i], "there and back", i);
+    }
+    // Halfway and random values: every implementation rounds like the bitwise one.
+    for (int i = 0; i < 65536; ++i)
+      wide[i] = bits_to_float(random_bits() & (i % 2 ? ~0u : 0xfffff000u));
+    isa->from_float(wide.data, type, 65536, back.data);
+    for (int i = 0; i < 65536; ++i) {
+      if (wide[i] != wide[i]) continue;
+      const uint16_t wanted =
+          type == NQ_FLOAT16 ? float_to_half(wide[i]) : float_to_bfloat(wide[i]);
+      expect(back[i] == wanted, "rounding to 16 bits", wide[i]);
+    }
+  }
+}
+
+void check_refusals() {
+  const int32_t word = 0;
+  const float one = 1.0f;
+  nq_linear layer = {
+      1, 1, 1, NQ_LAYOUT_ROWS_LSB_FIRST, NQ_FLOAT32, &word, &word, &one, nullptr, &one, nullptr};
+  expect(nq_linear_check(nullptr) == NQ_BAD_ARGUMENT, "null is refused");
+  layer.rank = 0;
+  expect(nq_linear_check(&layer) == NQ_BAD_ARGUMENT, "rank 0 is refused");
+  layer.rank = int64_t{1} << 31;
+  expect(nq_linear_check(&layer) == NQ_TOO_LARGE, "rank 2^31 is refused");
+  layer.rank = 1;
+  layer.layout = static_cast<nq_layout>(1);
+  expect(nq_linear_check(&layer) == NQ_BAD_LAYOUT, "layout 1 is refused");
+  layer.layout = NQ_LAYOUT_ROWS_LSB_FIRST;
+  expect(nq_workspace_bytes(&layer, 0) == 0, "0 rows need no workspace");
+  expect(nq_workspace_bytes(&layer, NQ_PASS_ROWS + 1) == 0, "too many rows have no workspace");
+  alignas(64) float workspace[64 * 4];
+  float y = 0.0f;
+  const nq_pass pass = {&layer, NQ_FLOAT32, 1, &one, &y, workspace};
+  expect(nq_stage_rank(&pass, 1, 1) == NQ_BAD_ARGUMENT, "a crooked range is refused");
+  expect(nq_stage_out(&pass, 0, 2) == NQ_BAD_ARGUMENT, "a range past the end is refused");
+  expect(nq_stage_scale(&pass, -1, 1) == NQ_BAD_ARGUMENT, "a negative range is refused");
+}
+
+}  // namespace
+
+int main() {
+  const char* isa = nq_cpu_isa();
+  if (isa == nullptr) {
+    printf("%s\n", nq_status_text(NQ_NO_ISA));
+    return 77;
+  }
+  const int64_t shapes[][3] = {{1, 1, 1},     {31, 1, 33},     {32, 64, 64},   {33, 65, 63},
+                               {130, 257, 5}, {576, 280, 192}, {96, 300, 129}, {1024, 32, 70}};
+  const int64_t heights[] = {1, 2, 5, 7, 13, 192};
+  int cases = 0;
+  for (const auto& shape : shapes) {
+    for (const int64_t rows : heights) {
+      if (rows == 192 && shape[0] * shape[1] > 40000) continue;
+      for (int kind = 0; kind < 9; ++kind) {
+        const Case c = {shape[0],       shape[1],          shape[2],
+                        rows,           nq_type(kind % 3), nq_type(kind / 3),
+                        cases % 2 == 0, cases % 3 != 0,    cases % 4 == 0};
+        if (rows > 13 && kind % 4 != 0) continue;
+        check(c);
+        ++cases;
+      }
+    }
+  }
+  // Long sums, where float32 accumulation shows; every type.
+  for (int kind = 0; kind < 3; ++kind) {
+    check({11008, 70, 40, 1, nq_type(kind), NQ_FLOAT32, true, false, true});
+    check({11008, 70, 40, 3, nq_type(kind), NQ_BFLOAT16, false, true, true});
+    cases += 2;
+  }
+  check_conversions();
+  check_refusals();
+  printf("%s: %d cases, %d failures\n", isa, cases, failures);
+  return failures == 0 ? 0 : 1;
+}
