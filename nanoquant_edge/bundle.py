@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import hashlib
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,11 +131,9 @@ class Bundle:
         return bundle
 
     def _check_files(self, verify: bool | None) -> None:
-        manifest = self.folder / MANIFEST_FILE
         mark = self.folder / _VERIFIED_MARK
-        state = sha256_of(manifest)
         if verify is None:
-            verify = not (mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == state)
+            verify = not self._seen_before(mark)
         for name, expected in self.files.items():
             path = path_inside(self.folder, name)
             if not path.is_file():
@@ -146,8 +146,26 @@ class Bundle:
                     "NQ-HASH",
                     f"{name} has SHA-256 {found[:16]}..., the manifest says {expected.sha256[:16]}...",
                 )
-        if verify and os.access(self.folder, os.W_OK):
-            mark.write_text(state, encoding="utf-8")
+        if verify:
+            with contextlib.suppress(OSError):  # a bundle on a read-only medium is hashed at each load
+                write_json(mark, {"state": self._state()})
+
+    def _state(self) -> str:
+        """Digest of the manifest and of each file's identity and time of change.
+
+        Inodes and times differ in a copy, so that a mark copied along with the bundle does not count.
+        """
+        digest = hashlib.sha256(sha256_of(self.folder / MANIFEST_FILE).encode())
+        for name in self.files:
+            status = path_inside(self.folder, name).stat()
+            digest.update(f"{name} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}".encode())
+        return digest.hexdigest()
+
+    def _seen_before(self, mark: Path) -> bool:
+        try:
+            return mark.is_file() and read_json(mark, "NQ-BUNDLE").get("state") == self._state()
+        except (NqEdgeError, OSError):
+            return False
 
 
 def _checked(entry: dict[str, Any]) -> dict[str, Any]:
@@ -188,6 +206,7 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     kv = fields["kv"]
     sizes = (kv.layers, kv.heads, kv.head_dim, kv.max_capacity, fields["vocab_size"])
     good = all(type(size) is int and 0 < size < 1 << 31 for size in sizes) and isinstance(kv.dtype, str)
+    good = good and all(math.isfinite(fields[name]) for name in ("target_bpw", "true_bpw"))
     good = good and all(type(file.size) is int and isinstance(file.sha256, str) for file in fields["files"].values())
     if not good:
         raise NqEdgeError("NQ-BUNDLE", "the manifest holds impossible sizes.")

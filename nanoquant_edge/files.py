@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -37,13 +38,25 @@ def path_inside(folder: Path, name: str) -> Path:
         NqEdgeError: NQ-PATH when the name is absolute, empty, or resolves (through `..` or a symbolic link) to a
             place outside the folder.
     """
+    if not _is_relative_name(name):
+        raise NqEdgeError("NQ-PATH", f"{name[:200]!r} is not a file name inside {folder}.")
     root = folder.resolve()
-    if not name or "\0" in name or Path(name).is_absolute():
-        raise NqEdgeError("NQ-PATH", f"{name!r} is not a file name inside {folder}.")
-    target = (root / name).resolve()
+    try:
+        target = (root / name).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of symbolic links
+        raise NqEdgeError("NQ-PATH", f"{name!r} leads nowhere in {folder}.") from error
     if target == root or root not in target.parents:
         raise NqEdgeError("NQ-PATH", f"{name!r} leads outside {folder}.")
     return target
+
+
+def _is_relative_name(name: str) -> bool:
+    try:
+        parts = [part.encode() for part in Path(name).parts]
+    except UnicodeEncodeError:  # lone surrogates, which JSON can hold
+        return False
+    longest = max(map(len, parts), default=0)  # file systems allow 255 bytes
+    return 0 < longest <= 255 and "\0" not in name and not Path(name).is_absolute()
 
 
 def read_json(path: Path, code: str) -> dict[str, Any]:
@@ -129,13 +142,27 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield scratch
         _sync_tree(scratch)
-        if path.exists():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.rename(path, retired / "old")
-            os.rename(scratch, path)
-            shutil.rmtree(retired)
-        else:
-            os.rename(scratch, path)
-    except BaseException:
+        _take_place(scratch, path)
+    except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise NqEdgeError(
+                "NQ-OUTPUT", f"cannot write {path}: {error.strerror}.", "Free some space, or choose another --output."
+            ) from error
         raise
+
+
+def _take_place(scratch: Path, path: Path) -> None:
+    """Give the finished folder its name; what stood there comes back if that fails."""
+    if not path.exists():
+        os.rename(scratch, path)
+        return
+    retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    os.rename(path, retired / "old")
+    try:
+        os.rename(scratch, path)
+    except BaseException:
+        os.rename(retired / "old", path)
+        os.rmdir(retired)
+        raise
+    shutil.rmtree(retired)

@@ -43,7 +43,7 @@ class NanoQuantConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, **entry: Any) -> None:
-        self.quant_method = QUANT_METHOD
+        self.quant_method = QUANT_METHOD  # type: ignore[assignment]
         self.settings = QuantizationSettings.from_dict({"quant_method": QUANT_METHOD, **entry})
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ section 15.1).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +21,7 @@ def words_for(columns: int) -> int:
     return (columns + 31) // 32
 
 
-def pack_signs(matrix: NDArray[np.generic]) -> NDArray[np.int32]:
+def pack_signs(matrix: NDArray[Any]) -> NDArray[np.int32]:
     """Pack the signs of a real matrix.
 
     Args:

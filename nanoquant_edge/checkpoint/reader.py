@@ -23,6 +23,9 @@ __all__ = ["INDEX_FILE", "WEIGHTS_FILE", "Checkpoint"]
 WEIGHTS_FILE = "nanoquant.safetensors"
 INDEX_FILE = "nanoquant.safetensors.index.json"
 
+#: config.json's name of a scale type -> safetensors' name
+_SPELLING = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+
 _PARTS = ("u_packed", "v_packed", "scale_out", "scale_in", "scale_mid", "bias")
 
 
@@ -46,22 +49,29 @@ class Checkpoint:
         self.config: dict[str, Any] = read_json(self.folder / "config.json", "NQ-CKPT")
         self.settings = QuantizationSettings.from_dict(self.config.get("quantization_config"))
         self._home: dict[str, TensorFile] = {}
-        for name in self._weight_files():
+        for name, listed in self._weight_files().items():
             file = TensorFile(path_inside(self.folder, name))
+            if listed is not None and listed != set(file.names()):
+                odd = sorted(listed ^ set(file.names()))[0]
+                raise NqEdgeError("NQ-CKPT", f"{INDEX_FILE} and {name} disagree about tensor {odd}.")
             self._home.update(dict.fromkeys(file.names(), file))
         for layer in self.settings.ranks:
             self._check_layer(layer)
 
-    def _weight_files(self) -> list[str]:
-        if (self.folder / WEIGHTS_FILE).is_file():
-            return [WEIGHTS_FILE]
+    def _weight_files(self) -> dict[str, set[str] | None]:
+        """File name -> the tensors that the index expects in it; None without an index."""
+        if self.settings.shards == 1:
+            if not (self.folder / WEIGHTS_FILE).is_file():
+                raise NqEdgeError("NQ-CKPT", f"{self.folder} has no {WEIGHTS_FILE}.")
+            return {WEIGHTS_FILE: None}
         index = self.folder / INDEX_FILE
         if not index.is_file():
-            raise NqEdgeError("NQ-CKPT", f"{self.folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}.")
+            raise NqEdgeError("NQ-CKPT", f"{self.folder} has no {INDEX_FILE}.")
         weight_map = read_json(index, "NQ-CKPT").get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise NqEdgeError("NQ-CKPT", f"{index} has no weight_map.")
-        return sorted(set(weight_map.values()))
+        names = sorted(set(weight_map.values()))
+        return {name: {tensor for tensor, home in weight_map.items() if home == name} for name in names}
 
     def _check_layer(self, layer: str) -> None:
         rank = self.settings.ranks[layer]
@@ -89,6 +99,12 @@ class Checkpoint:
             name = f"{layer}.{part}"
             if self._home[name].dtype(name) != "I32":
                 raise NqEdgeError("NQ-CKPT", f"{name} is {self._home[name].dtype(name)}, not int32 words.")
+        stated = _SPELLING[self.settings.scale_dtype]
+        for part in shapes:
+            found = self._home[f"{layer}.{part}"].dtype(f"{layer}.{part}")
+            allowed = {stated} if part.startswith("scale") else set(_SPELLING.values())
+            if not part.endswith("packed") and found not in allowed:
+                raise NqEdgeError("NQ-CKPT", f"{layer}.{part} is {found}, not {' or '.join(sorted(allowed))}.")
 
     @property
     def layers(self) -> list[str]:
@@ -103,6 +119,9 @@ class Checkpoint:
     def tensor_names(self) -> list[str]:
         """Names of all stored tensors."""
         return list(self._home)
+
+    def __contains__(self, tensor: object) -> bool:
+        return tensor in self._home
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a stored tensor, from its header."""

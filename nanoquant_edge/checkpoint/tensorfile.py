@@ -34,8 +34,12 @@ _DTYPES = {
 
 def _numpy_dtype(name: str, path: Path) -> np.dtype:
     if name == "BF16":
-        import ml_dtypes
-
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise NqEdgeError(
+                "NQ-MISSING", f"{path} holds bfloat16 tensors.", "Run `pip install ml_dtypes`."
+            ) from error
         return np.dtype(ml_dtypes.bfloat16)
     if name not in _DTYPES:
         raise NqEdgeError("NQ-CKPT", f"{path} holds a tensor of type {name}, which no NanoQuant file has.")
@@ -78,12 +82,17 @@ class TensorFile:
         return str(self._entries[name]["dtype"])
 
     def tensor(self, name: str) -> NDArray[np.generic]:
-        """One tensor, a read-only view of the file."""
+        """One tensor, a read-only view of the file.
+
+        Raises:
+            NqEdgeError: NQ-CKPT for a type that no NanoQuant file has and for an empty tensor; NQ-MISSING for
+                bfloat16 without ml_dtypes.
+        """
         entry = self._entries[name]
         dtype = _numpy_dtype(entry["dtype"], self.path)
         shape = tuple(entry["shape"])
         if 0 in shape:
-            return np.zeros(shape, dtype)
+            raise NqEdgeError("NQ-CKPT", f"{self.path} holds an empty tensor, {name}.")
         start = self._base + entry["data_offsets"][0]
         if start % dtype.itemsize:  # writers other than ours may not align
             count = int(np.prod(shape))
