@@ -31,12 +31,14 @@ class DecoderInputs:
     Attributes:
         input_ids: int64 [batch, sequence].
         attention_mask: int64 [batch, total].
+        past_key: a key cache [batch, kv_heads, capacity, head_dim].
         dtype: activation type.
         max_length: rows of the rotary tables, tokens.
     """
 
     input_ids: ir.Value
     attention_mask: ir.Value
+    past_key: ir.Value
     dtype: ir.DataType
     max_length: int
 

@@ -43,7 +43,7 @@ def build_llama(
         )
         for block in range(config.num_layers)
     ]
-    dialect.prepare(g, config, DecoderInputs(ids, mask, dtype, max_length))
+    dialect.prepare(g, config, DecoderInputs(ids, mask, past[0][0], dtype, max_length))
 
     def norm(name: str) -> ir.Value:
         return g.initializer(f"{name}.weight", weights.tensor(f"{name}.weight"), dtype)

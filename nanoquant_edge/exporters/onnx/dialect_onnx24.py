@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard operators of opset 24: Attention, RotaryEmbedding, RMSNormalization and TensorScatter.
+
+TensorRT 10.15 and later and TensorRT for RTX parse these; TensorScatter becomes an in-place cache update there. So
+Attention has one output, no input is omitted, and the cache is not given to Attention as `past_key`: that form would
+return a longer cache instead of updating one. ONNX Runtime's CPU kernels run the graph too.
+
+Slots of the cache that hold no token yet are masked, not skipped: they must be finite (zeros) when a sequence starts.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+import onnx_ir as ir
+
+from ...models import DecoderConfig
+from .dialects import DecoderInputs, Dialect, rotary_initializers
+from .graph import GraphBuilder, dims_of
+
+__all__ = ["DIALECT", "Onnx24Dialect"]
+
+
+class Onnx24Dialect(Dialect):
+    """Default domain only, opset 24."""
+
+    name = "onnx24"
+    opsets = MappingProxyType({"": 24})
+    backend_versions = ("1.24", "")
+
+    def check(self, config: DecoderConfig) -> None:
+        """Everything that a `DecoderConfig` describes can be expressed."""
+
+    def prepare(self, g: GraphBuilder, config: DecoderConfig, inputs: DecoderInputs) -> None:
+        """Write position per row, positions of the new tokens, and the causal mask over the whole cache."""
+        self._config = config
+        self._tables = rotary_initializers(g, config, inputs)
+        valid = g.node(
+            "ReduceSum", [inputs.attention_mask, g.integers([1])], "lengths.valid", shape=["batch"], keepdims=0
+        )
+        new = _size(g, inputs.input_ids, 1, "lengths.new")
+        before = g.node("Sub", [valid, new], "lengths.before")
+        # A prompt padded on the right has fewer valid tokens than columns: it starts at 0 all the same.
+        self._start = g.node("Max", [before, g.integers(0)], "lengths.start")
+        steps = self._count(g, new, "positions.steps", "sequence")
+        column = g.node("Unsqueeze", [self._start, g.integers([1])], "positions.start", shape=["batch", 1])
+        self._positions = g.node("Add", [column, steps], "positions", shape=["batch", "sequence"])
+        slots = self._count(g, _size(g, inputs.past_key, 2, "mask.capacity"), "mask.slots", "capacity")
+        rows = g.node(
+            "Unsqueeze", [self._positions, g.integers([1, 3])], "mask.rows", shape=["batch", 1, "sequence", 1]
+        )
+        self._mask = g.node(
+            "LessOrEqual",
+            [slots, rows],
+            "mask",
+            dtype=ir.DataType.BOOL,
+            shape=["batch", 1, "sequence", "capacity"],
+        )
+
+    @staticmethod
+    def _count(g: GraphBuilder, length: ir.Value, name: str, dim: str) -> ir.Value:
+        return g.node("Range", [g.integers(0), length, g.integers(1)], name, shape=[dim])
+
+    def rms_norm(self, g: GraphBuilder, name: str, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+        """See `Dialect.rms_norm`."""
+        return g.node("RMSNormalization", [x, weight], name, axis=-1, epsilon=epsilon, stash_type=1)
+
+    def add_rms_norm(
+        self, g: GraphBuilder, name: str, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float, total: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """See `Dialect.add_rms_norm`."""
+        summed = g.node("Add", [x, skip], f"{name}.sum", output=total)
+        return self.rms_norm(g, name, summed, weight, epsilon), summed
+
+    def attention(
+        self,
+        g: GraphBuilder,
+        name: str,
+        projections: tuple[ir.Value, ir.Value, ir.Value],
+        past: tuple[ir.Value, ir.Value],
+        present_names: tuple[str, str],
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """See `Dialect.attention`."""
+        config = self._config
+        query = self._rotate(g, f"{name}.query", projections[0], config.num_heads)
+        key = self._rotate(g, f"{name}.key", projections[1], config.num_kv_heads)
+        value = self._heads(g, f"{name}.value", projections[2], config.num_kv_heads)
+        present = [
+            g.node(
+                "TensorScatter",
+                [cache, update, self._start],
+                f"{name}.{part}.cache",
+                output=present_name,
+                axis=2,
+                mode="linear",
+            )
+            for part, cache, update, present_name in zip(
+                ("key", "value"), past, (key, value), present_names, strict=True
+            )
+        ]
+        attended = g.node("Attention", [query, *present, self._mask], name, scale=config.head_dim**-0.5)
+        width = config.num_heads * config.head_dim
+        rows = g.node(
+            "Transpose",
+            [attended],
+            f"{name}.rows",
+            shape=["batch", "sequence", config.num_heads, config.head_dim],
+            perm=[0, 2, 1, 3],
+        )
+        flat = g.node("Reshape", [rows, g.integers([0, 0, width])], f"{name}.merge", shape=["batch", "sequence", width])
+        return flat, present[0], present[1]
+
+    def _heads(self, g: GraphBuilder, name: str, x: ir.Value, heads: int) -> ir.Value:
+        """[batch, sequence, heads * head_dim] -> [batch, heads, sequence, head_dim]."""
+        batch, sequence, _ = dims_of(x)
+        width = self._config.head_dim
+        split = g.node(
+            "Reshape", [x, g.integers([0, 0, heads, width])], f"{name}.split", shape=[batch, sequence, heads, width]
+        )
+        return g.node("Transpose", [split], f"{name}.heads", shape=[batch, heads, sequence, width], perm=[0, 2, 1, 3])
+
+    def _rotate(self, g: GraphBuilder, name: str, x: ir.Value, heads: int) -> ir.Value:
+        cosines, sines = self._tables
+        inputs = [self._heads(g, name, x, heads), cosines, sines, self._positions]
+        return g.node("RotaryEmbedding", inputs, f"{name}.rotary", interleaved=0)
+
+
+def _size(g: GraphBuilder, value: ir.Value, axis: int, name: str) -> ir.Value:
+    """One dimension of a value, an int64 scalar."""
+    rank = len(dims_of(value))
+    shape = g.node("Shape", [value], f"{name}.shape", dtype=ir.DataType.INT64, shape=[rank])
+    return g.node("Gather", [shape, g.integers(axis)], name, shape=[])
+
+
+DIALECT = Onnx24Dialect
