@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nq-edge generate`: write text with a bundle, to standard output as it comes; figures go to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from ..errors import NqEdgeError
+
+__all__ = ["command"]
+
+#: Larger than any context that fits a model; a wrong file is noticed before it is tokenized.
+MAX_PROMPT_BYTES = 64 << 20
+
+
+@click.command("generate")
+@click.argument("bundle", type=click.Path(file_okay=False))
+@click.option("-p", "--prompt", help="The prompt; standard input without --prompt and --prompt-file.")
+@click.option("--prompt-file", type=click.Path(dir_okay=False), help="Read the prompt from a UTF-8 file.")
+@click.option("--chat", is_flag=True, help="Pass the prompt through the model's chat template.")
+@click.option("--system", help="System message of the chat (implies --chat).")
+@click.option("-n", "--max-new-tokens", type=int, default=256, show_default=True, help="Most new tokens.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most likely token.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="Keep the K most likely tokens; 0 keeps all.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest tokens of mass P.")
+@click.option("--min-p", type=float, default=0.0, show_default=True, help="Drop tokens below P times the likeliest.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1 avoids repetition.")
+@click.option("--seed", type=int, help="Equal seeds give equal text.")
+@click.option("--stop", multiple=True, help="End the text before this string; may be given several times.")
+@click.option("-t", "--threads", type=int, help="Worker threads; all physical cores by default.")
+@click.option("--max-context", type=int, help="Most tokens of prompt and text together.")
+@click.option("--allow-portable", is_flag=True, help="Run without the native kernels if they are missing (slow).")
+@click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+def command(bundle: str, **options: Any) -> None:
+    """Generate text with BUNDLE.
+
+    The text goes to standard output as it comes, a line of figures to standard error.
+    """
+    from ..runtimes import Generator, SamplingConfig
+
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    sampling = SamplingConfig(**{name: options[name] for name in names})
+    prompt = _read_prompt(options["prompt"], options["prompt_file"])
+    chat = options["chat"] or options["system"] is not None
+    with Generator.from_bundle(
+        bundle,
+        threads=options["threads"],
+        allow_portable=options["allow_portable"],
+        verify=True if options["verify"] else None,
+        max_context=options["max_context"],
+    ) as generator:
+        run = generator.stream(
+            [{"role": "user", "content": prompt}] if chat else prompt,
+            system=options["system"],
+            max_new_tokens=options["max_new_tokens"],
+            sampling=sampling,
+            stop=options["stop"],
+        )
+        for piece in run:
+            if not options["as_json"]:
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
+    result = run.result
+    assert result is not None  # the loop above used the run up
+    if options["as_json"]:
+        click.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+        return
+    click.echo()
+    click.echo(
+        f"{result.prompt_tokens} + {len(result.ids)} tokens ({result.finish_reason}) · "
+        f"prefill {result.prefill_tps:.1f} tokens/s · decode {result.decode_tps:.1f} tokens/s · "
+        f"first token {result.ttft_s:.2f} s · peak {result.peak_memory_mb:.0f} MB · kernel {result.kernel}",
+        err=True,
+    )
+
+
+def _read_prompt(prompt: str | None, path: str | None) -> str:
+    """The prompt from the option, the file or standard input.
+
+    Raises:
+        NqEdgeError: NQ-OPTION for both at once, NQ-PROMPT for a file that is unreadable, too large or not UTF-8.
+    """
+    if prompt is not None and path is not None:
+        raise NqEdgeError("NQ-OPTION", "--prompt and --prompt-file exclude each other.", "Pass one of them.")
+    if prompt is not None:
+        return prompt
+    try:
+        with open(path, "rb") if path is not None else click.open_file("-", "rb") as file:  # noqa: PTH123
+            data = file.read(MAX_PROMPT_BYTES + 1)
+        if len(data) > MAX_PROMPT_BYTES:
+            raise NqEdgeError("NQ-PROMPT", f"the prompt has more than {MAX_PROMPT_BYTES >> 20} MiB.")
+        return bytes(data).decode("utf-8")
+    except OSError as error:
+        raise NqEdgeError("NQ-PROMPT", f"cannot read {path}: {error.strerror}.", "Check --prompt-file.") from error
+    except UnicodeDecodeError as error:
+        raise NqEdgeError("NQ-PROMPT", f"the prompt is not UTF-8 ({error.reason}).", "Convert it.") from error

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running bundles: backends behind one protocol, tokenizer, chat template, sampling, streaming and generation.
+
+Nothing here imports PyTorch, transformers or onnx.
+"""
+
+from __future__ import annotations
+
+from .backend import Backend
+from .chat_template import ChatTemplate, load_chat_template
+from .generator import Generation, Generator, TextRun
+from .onnxruntime_backend import OnnxRuntimeBackend
+from .sampling import SamplingConfig
+from .streaming import StopMatcher, TextStream
+from .tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+    "Backend",
+    "ChatTemplate",
+    "Generation",
+    "Generator",
+    "OnnxRuntimeBackend",
+    "SamplingConfig",
+    "StopMatcher",
+    "TextRun",
+    "TextStream",
+    "Tokenizer",
+    "load_chat_template",
+    "load_tokenizer",
+]

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process's peak resident memory, from the system itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+__all__ = ["peak_memory_mb"]
+
+
+def peak_memory_mb() -> float:
+    """Most memory that was resident since the process began, in MB (10^6 bytes); 0 where the system cannot tell.
+
+    Linux's VmHWM first: its getrusage figure is inherited from the parent process.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

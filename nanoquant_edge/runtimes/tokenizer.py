@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text to token ids and back, from a folder's tokenizer.json, equal to what transformers' `AutoTokenizer` gives.
+
+tokenizer.json is authoritative: whether BOS or EOS is added is its post-processor's business. The older flags
+`add_bos_token` and `add_eos_token` of tokenizer_config.json describe the same fact a second time and are not applied
+again (transformers 5 drops them as well whenever a tokenizer.json lies beside them), so no BOS is ever doubled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from ..errors import NqEdgeError
+from ..files import MAX_JSON_BYTES, path_inside, read_json
+
+__all__ = ["SPECIAL_TOKEN_NAMES", "Tokenizer", "load_tokenizer"]
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_FILE = "special_tokens_map.json"
+SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """A tokenizer and the named special tokens of its model.
+
+    Args:
+        core: the tokenizer that tokenizer.json describes.
+        special_tokens: names such as "bos_token" -> the token's text.
+        config: tokenizer_config.json, as read; {} when there is none.
+    """
+
+    def __init__(self, core: tokenizers.Tokenizer, special_tokens: dict[str, str], config: dict[str, Any]) -> None:
+        self.core = core
+        self.special_tokens = special_tokens
+        self.config = config
+        self.special_ids = frozenset(i for i, token in core.get_added_tokens_decoder().items() if token.special)
+
+    @property
+    def size(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self.core.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: any string; lone surrogates, which are no characters, become U+FFFD.
+            add_special_tokens: let the model's post-processor add BOS or EOS. False for rendered chats, whose
+                template wrote them already.
+        """
+        text = text.encode("utf-8", "replace").decode("utf-8") if not _is_unicode(text) else text
+        return list(self.core.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids; ids without a token are skipped."""
+        return str(self.core.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
+
+    def token(self, index: int) -> str | None:
+        """The vocabulary entry of an id as it is stored, None when there is none."""
+        found: str | None = self.core.id_to_token(index)
+        return found
+
+    def token_id(self, name: str) -> int | None:
+        """Id of a named special token such as "eos_token", None when the model has none."""
+        text = self.special_tokens.get(name)
+        found: int | None = self.core.token_to_id(text) if text is not None else None
+        return found
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a bundle, checkpoint or model folder.
+
+    Args:
+        folder: holds tokenizer.json and, usually, tokenizer_config.json.
+
+    Raises:
+        NqEdgeError: NQ-TOKENIZER when tokenizer.json is missing or invalid, or a configuration beside it is.
+    """
+    folder = Path(folder)
+    path = path_inside(folder, TOKENIZER_FILE)
+    if not path.is_file():
+        raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no {TOKENIZER_FILE}.")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise NqEdgeError("NQ-TOKENIZER", f"{path} is larger than any real {TOKENIZER_FILE}.")
+    try:
+        core = tokenizers.Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the library is native code: its panics are no subclass of Exception
+        raise NqEdgeError("NQ-TOKENIZER", f"{path} is not a valid {TOKENIZER_FILE} ({error}).") from error
+    # Batching settings that were stored with the file would cut or fill single prompts.
+    core.no_truncation()
+    core.no_padding()
+    config = _optional_json(folder, CONFIG_FILE)
+    named = _named_tokens(folder, config)
+    special = [*named.values(), *_extra_tokens(config)]
+    core.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in special])
+    core.encode_special_tokens = bool(config.get("split_special_tokens", False))
+    return Tokenizer(core, named, config)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _optional_json(folder: Path, name: str) -> dict[str, Any]:
+    path = path_inside(folder, name)
+    return read_json(path, "NQ-TOKENIZER") if path.is_file() else {}
+
+
+def _text_of(entry: Any) -> str | None:
+    """A token's text; configurations write either the text or an object that holds it under "content"."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) and text else None
+
+
+def _named_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    entries = dict(config)
+    if "added_tokens_decoder" not in config:  # files from before 2023 name them in a second place
+        entries.update(_optional_json(folder, SPECIAL_FILE))
+    found = {name: _text_of(entries.get(name)) for name in SPECIAL_TOKEN_NAMES}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _extra_tokens(config: dict[str, Any]) -> list[str]:
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    entries = extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else []
+    return [text for entry in entries if (text := _text_of(entry)) is not None]
