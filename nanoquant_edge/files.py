@@ -88,11 +88,11 @@ def write_json(path: Path, value: Any) -> None:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            Path(temporary).unlink()
         raise
 
 
@@ -155,14 +155,14 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 def _take_place(scratch: Path, path: Path) -> None:
     """Give the finished folder its name; what stood there comes back if that fails."""
     if not path.exists():
-        os.rename(scratch, path)
+        scratch.rename(path)
         return
     retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-    os.rename(path, retired / "old")
+    path.rename(retired / "old")
     try:
-        os.rename(scratch, path)
+        scratch.rename(path)
     except BaseException:
-        os.rename(retired / "old", path)
-        os.rmdir(retired)
+        (retired / "old").rename(path)
+        retired.rmdir()
         raise
     shutil.rmtree(retired)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -78,7 +77,7 @@ def test_write_json_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.Monke
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é"}
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
-    monkeypatch.setattr(os, "replace", _fail)
+    monkeypatch.setattr(Path, "replace", _fail)
     with pytest.raises(OSError, match="disk"):
         write_json(path, {"a": 2})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é"}
@@ -156,15 +155,15 @@ def test_a_crash_while_writing_leaves_the_old_folder(tmp_path: Path) -> None:
 
 def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _ours(tmp_path / "out")
-    rename, calls = os.rename, []
+    rename, calls = Path.rename, []
 
-    def second_fails(source: object, target: object) -> None:
+    def second_fails(source: Path, target: Path) -> None:
         calls.append(target)
         if len(calls) == 2:
             _fail()
-        rename(source, target)  # type: ignore[arg-type]
+        rename(source, target)
 
-    monkeypatch.setattr(os, "rename", second_fails)
+    monkeypatch.setattr(Path, "rename", second_fails)
     with pytest.raises(OSError, match="disk"), new_folder(tmp_path / "out", overwrite=True):
         pass
     assert (tmp_path / "out/nq_bundle.json").is_file()

@@ -47,8 +47,9 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         the files' headers), `layers` (name, type, shape, rank, bpw), `bytes` (category -> bytes), `total_bytes`,
         `recipe`, `calibration`.
     """
-    layers, packed_bytes, scale_bytes = [], 0, 0
-    inside = set()
+    layers: list[dict[str, Any]] = []
+    packed_bytes = scale_bytes = 0
+    inside: set[str] = set()
     for name in checkpoint.layers:
         parts = {
             part: f"{name}.{part}"
