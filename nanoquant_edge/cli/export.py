@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nq-edge export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
+
+__all__ = ["command"]
+
+
+@click.command(name="export")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--to", "target", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="What to make.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Type of activations and cache: float32 for CPUs, 16 bits for GPUs.",
+)
+@click.option(
+    "--dialect",
+    type=click.Choice(["ort", "onnx24"]),
+    default="ort",
+    show_default=True,
+    help="ONNX Runtime's own operators, or standard ones of opset 24.",
+)
+@click.option("--portable", is_flag=True, help="Add a slow body of the operator for runtimes without our kernels.")
+@click.option("--max-length", type=click.IntRange(min=1), help="Longest context in tokens [default: the model's own].")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --output.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def command(
+    checkpoint: Path,
+    target: str,
+    output: Path,
+    dtype: str,
+    dialect: str,
+    portable: bool,
+    max_length: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a bundle that a device runs, from CHECKPOINT (a folder that `nq-edge compress` wrote)."""
+    del target  # ONNX is the only one so far
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..errors import NqEdgeError
+
+    try:
+        from ..exporters.onnx.export import export_onnx
+    except ModuleNotFoundError as error:
+        hint = "Install them: pip install 'nanoquant-edge[export]'."
+        raise NqEdgeError("NQ-MISSING", f"export needs the package {error.name}.", hint) from error
+
+    start = time.perf_counter()
+    columns = (TextColumn("writing weights"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=as_json) as bar:
+        task = bar.add_task("", total=None)
+        bundle = export_onnx(
+            checkpoint,
+            output,
+            dtype=dtype,
+            dialect=dialect,
+            portable=portable,
+            max_length=max_length,
+            overwrite=overwrite,
+            progress=lambda done, total, _name: bar.update(task, completed=done, total=total),
+        )
+    seconds = time.perf_counter() - start
+    if as_json:
+        click.echo(json.dumps(_summary(bundle, seconds)))
+    else:
+        _print_table(bundle, seconds)
+
+
+def _summary(bundle: Bundle, seconds: float) -> dict[str, object]:
+    return {
+        "bundle": str(bundle.folder),
+        "backend": bundle.backend,
+        "dialect": bundle.dialect,
+        "dtype": bundle.dtype,
+        "portable": bundle.portable,
+        "compressed_linears": bundle.compressed_linears,
+        "true_bpw": bundle.true_bpw,
+        "max_length": bundle.kv.max_capacity,
+        "files": {name: entry.size for name, entry in bundle.files.items()},
+        "total_bytes": sum(entry.size for entry in bundle.files.values()),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _print_table(bundle: Bundle, seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{bundle.folder}", title_justify="left")
+    table.add_column("file")
+    table.add_column("MB", justify="right")
+    for name, entry in bundle.files.items():
+        table.add_row(name, f"{entry.size / 1e6:.2f}")
+    table.add_section()
+    table.add_row("total", f"{sum(entry.size for entry in bundle.files.values()) / 1e6:.2f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{bundle.compressed_linears} compressed layers at {bundle.true_bpw:.3f} bits per weight, "
+        f"dialect {bundle.dialect}, {bundle.dtype}, context {bundle.kv.max_capacity}, {seconds:.1f} s"
+    )
