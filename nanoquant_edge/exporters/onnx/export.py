@@ -20,7 +20,7 @@ from .dialects import dialect_named
 from .operator import VERSION
 from .schema import check_file
 
-__all__ = ["DATA_FILE", "MODEL_FILE", "export_onnx"]
+__all__ = ["DATA_FILE", "MODEL_FILE", "export_onnx", "write_model"]
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -68,7 +68,7 @@ def export_onnx(
     target = dialect_named(dialect)
     model = build_model(config, source, target, dtype, portable=portable, max_length=max_length)
     with new_folder(Path(output), overwrite) as scratch:
-        _write_model(model, scratch / MODEL_FILE, progress)
+        write_model(model, scratch / MODEL_FILE, progress)
         compressed = check_file(scratch / MODEL_FILE)
         if compressed != len(source.layers):
             raise NqEdgeError("NQ-OPERATOR", f"the graph has {compressed} of {len(source.layers)} compressed layers.")
@@ -99,7 +99,15 @@ def export_onnx(
     return replace(bundle, folder=Path(output))
 
 
-def _write_model(model: ir.Model, path: Path, progress: Progress | None) -> None:
+def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
+    """Write model.onnx and, beside it, one file with all weights.
+
+    Args:
+        model: from `build_model`.
+        path: where to; the weights go to `model.onnx.data` in the same folder.
+        progress: called with (tensors written, tensors in all, name).
+    """
+
     def report(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
         if progress is not None:
             progress(info.index + 1, info.total, tensor.name or "")

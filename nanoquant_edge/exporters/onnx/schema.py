@@ -7,7 +7,9 @@ the model's own folder.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +19,9 @@ from ...checkpoint import words_for
 from ...errors import NqEdgeError
 from ...files import path_inside
 from .operator import ATTRIBUTES, DOMAIN, INPUTS, LAYOUT_ROWS_LSB_FIRST, OP_TYPE, VERSION
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
 
 __all__ = ["check_file", "check_model"]
 
@@ -48,22 +53,24 @@ def check_file(path: str | Path) -> int:
         for tensor in proto.graph.initializer:
             _check_external(path.parent, tensor)
         onnx.checker.check_model(str(path))
-        model = ir.load(path)
+        return check_model(ir.load(path))
     except NqEdgeError:
         raise
     except Exception as error:  # protobuf, onnx and onnx-ir each raise types of their own
         raise NqEdgeError("NQ-OPERATOR", f"{path} is not a valid ONNX model ({str(error)[:300]}).") from error
-    return check_model(model)
 
 
-def _check_external(folder: Path, tensor: object) -> None:
-    entry = {item.key: item.value for item in tensor.external_data}  # type: ignore[attr-defined]
-    if entry:
-        file = path_inside(folder, entry.get("location", ""))
-        end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
-        if not file.is_file() or end > file.stat().st_size:
-            name = tensor.name  # type: ignore[attr-defined]
-            raise NqEdgeError("NQ-OPERATOR", f"initializer {name!r} reaches past the end of {file.name}.")
+def _check_external(folder: Path, tensor: TensorProto) -> None:
+    """An initializer's external data lies in the model's folder, inside its file, and has the size of its shape."""
+    entry = {item.key: item.value for item in tensor.external_data}
+    if not entry:
+        return
+    file = path_inside(folder, entry.get("location", ""))
+    needed = ir.DataType(tensor.data_type).itemsize * math.prod(tensor.dims)
+    start, length = int(entry.get("offset", 0)), int(entry.get("length", needed))
+    inside = file.is_file() and start >= 0 and start + needed <= file.stat().st_size
+    if not inside or any(dim < 0 for dim in tensor.dims) or length != needed:
+        raise NqEdgeError("NQ-OPERATOR", f"initializer {tensor.name!r} does not fit its place in {file.name}.")
 
 
 def check_model(model: ir.Model) -> int:
@@ -75,6 +82,10 @@ def check_model(model: ir.Model) -> int:
     Raises:
         NqEdgeError: NQ-OPERATOR naming the node and the rule that it breaks.
     """
+    for function in model.functions.values():
+        body = next((node for node in function.all_nodes() if node.domain == DOMAIN), None)
+        if body is not None:
+            raise _fail(body, f"it is hidden inside the function {function.name}")
     count = 0
     for node in model.graph.all_nodes():
         if node.domain != DOMAIN:

@@ -8,7 +8,7 @@ are all zero become holes of the file.
 from __future__ import annotations
 
 import mmap
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import onnx_ir as ir
@@ -60,12 +60,12 @@ class StreamedTensor(ir.LazyTensor):
         step = max(1, _PIECE_BYTES // max(self._target.itemsize, flat.dtype.itemsize))
         hole = False
         for start in range(0, flat.size, step):
-            data: Any = self._converted(np.asarray(flat[start : start + step])).view(np.uint8)
-            hole = not data.any()
+            piece = np.asarray(flat[start : start + step])
+            hole = not piece.view(np.uint8).any()
             if hole:
-                file.seek(data.size, 1)
+                file.seek(piece.size * self._target.itemsize, 1)
             else:
-                file.write(data.data)
+                file.write(self._converted(piece).view(np.uint8).data)
             _forget_pages(self._source)
         if hole:  # the file must reach its full length
             file.seek(-1, 1)
