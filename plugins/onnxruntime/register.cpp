@@ -17,7 +17,8 @@
 namespace {
 
 // API version 1 exists in every release and has CreateStatus in the same slot, so that even a
-// runtime too old for the operator can be told so.
+// runtime too old for the operator can be told so. Where even that is refused there is no way to
+// report anything: nothing is registered, and the session will say that it lacks the operator.
 ort::Status* too_old(const ort::ApiBase* base) {
   const ort::Api* oldest = base->GetApi(1);
   if (oldest == nullptr) return nullptr;
