@@ -17,7 +17,7 @@ _MAX_TEXT_BYTES = 1 << 30
 
 
 def read_text(path: str | Path) -> str:
-    """A text file; lines are rows of the corpus and joined with two newlines, as perplexity is measured.
+    """A text file; its lines are the rows of the corpus and joined with two newlines, as perplexity is measured.
 
     Raises:
         NqEdgeError: NQ-CALIBRATION when it cannot be read or is not UTF-8.
@@ -26,7 +26,7 @@ def read_text(path: str | Path) -> str:
     try:
         if path.stat().st_size > _MAX_TEXT_BYTES:
             raise NqEdgeError("NQ-CALIBRATION", f"{path} is larger than 1 GiB.", "Pass an excerpt of it.")
-        return "\n\n".join(path.read_text(encoding="utf-8").splitlines(keepends=True))
+        return "\n\n".join(path.read_text(encoding="utf-8").split("\n"))
     except OSError as error:
         raise NqEdgeError("NQ-CALIBRATION", f"cannot read {path}: {error.strerror}.", "Check the path.") from error
     except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import tempfile
@@ -20,6 +21,25 @@ from .config import DecoderConfig
 from .families import Family, family_of
 
 __all__ = ["SourceModel", "load_model"]
+
+# What a GGUF file says of the model itself; transformers adds a page of its own defaults, which stay out.
+_USEFUL = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+)
 
 _GGUF_MAGIC = b"GGUF"
 
@@ -121,23 +141,27 @@ def _from_gguf(path: Path) -> Iterator[SourceModel]:
     with path.open("rb") as file:
         if file.read(4) != _GGUF_MAGIC:
             raise NqEdgeError("NQ-MODEL", f"{path} is not a GGUF file.")
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise NqEdgeError(
+                "NQ-MISSING", f"reading GGUF needs the package {package}.", "pip install 'nanoquant-edge[compress]'"
+            )
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
     folder, name = str(path.parent), path.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    except ImportError as error:
-        raise NqEdgeError("NQ-MISSING", "the gguf package is not installed.", "pip install 'nanoquant-edge[compress]'") from error
     except Exception as error:  # the gguf reader raises plain ValueError, IndexError and others for damaged files
         raise NqEdgeError("NQ-MODEL", f"{path} cannot be loaded: {_first_line(error)}.") from error
+    # The weights are plain float32 now; without this, transformers takes the model for a quantized one.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    del model.config.quantization_config
     with tempfile.TemporaryDirectory(prefix="nq-edge-") as scratch:
         companions = Path(scratch)
         config = model.config.to_dict()
-        for entry in ("quantization_config", "_name_or_path", "transformers_version", "dtype"):
-            config.pop(entry, None)
+        config = {key: value for key, value in config.items() if key in _USEFUL or key.endswith("_token_id")}
         config.update(architectures=[type(model).__name__], dtype="float32")
-        if "model_type" not in config:
-            config["model_type"] = model.config.model_type
         DecoderConfig.from_dict(config)
         tokenizer.save_pretrained(companions)
         ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}

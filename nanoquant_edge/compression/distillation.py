@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scale-only reconstruction of the whole model: KL to the dense model, signs frozen (method section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import ScaledCore, SignFactors, replace_module
+from .optimize import Outcome, ParameterGroup, compute_in, train
+from .recipe import Recipe
+from .vocabulary import distillation_loss
+
+__all__ = ["distill_scales"]
+
+#: The official code leaves AdamW's default on in this stage; negligible at its learning rate.
+_WEIGHT_DECAY = 0.01
+
+
+def distill_scales(
+    model: Any,
+    blocks: nn.ModuleList,
+    factors: dict[str, SignFactors],
+    windows: Tensor,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Callable[[float], None] = lambda _fraction: None,
+) -> Outcome:
+    """Train all scale vectors so that the compressed model's logits approach the dense model's.
+
+    The dense and the compressed model share embeddings, norms and head: the compressed layers are swapped in and out.
+    Teacher logits are recomputed, never cached. Holds the dense model, one dense-sized core a layer, and the
+    activations of one batch with every block recomputed in the backward pass.
+
+    Args:
+        model: the dense model on `device`; unchanged afterwards.
+        blocks: its decoder blocks.
+        factors: full module name -> hardened factors; their scales are updated.
+        windows: int64 (windows, length).
+        recipe: epochs, learning rate and batch.
+        seed: of the sample order.
+        device: where to run.
+        dtype: compute type.
+        report: called with the fraction done.
+    """
+    if recipe.kd_epochs == 0:
+        return Outcome(float("nan"), float("nan"))
+    model.requires_grad_(False)
+    dense = {name: model.get_submodule(name) for name in factors}
+    cores = {name: ScaledCore(value, device, dtype) for name, value in factors.items()}
+    head = model.get_output_embeddings().weight
+    head = head.to(dtype)
+    steps = recipe.kd_epochs * -(-len(windows) // recipe.kd_batch)
+    done = 0
+
+    def swap(layers: dict[str, Any]) -> None:
+        for name, layer in layers.items():
+            replace_module(model, name, layer)
+
+    def hidden_of(ids: Tensor) -> Tensor:
+        with compute_in(dtype, device):
+            states: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return states.flatten(0, 1)
+
+    def step_loss(chosen: Tensor) -> Tensor:
+        nonlocal done
+        ids = windows[chosen].to(device)
+        swap(dense)
+        model.gradient_checkpointing_disable()
+        with torch.no_grad():
+            teacher = hidden_of(ids).to(dtype)
+        swap(cores)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Checkpointing looks at the blocks' own training flag; their children stay in evaluation mode (no dropout).
+        for block in blocks:
+            block.training = True
+        loss = distillation_loss(hidden_of(ids).to(dtype), teacher, head, backward=True)
+        for block in blocks:
+            block.training = False
+        done += 1
+        report(done / steps)
+        return loss
+
+    scales: list[Tensor] = [scale for core in cores.values() for scale in (core.scale_out, core.scale_in)]
+    try:
+        outcome = train(
+            [ParameterGroup(scales, recipe.kd_lr, recipe.relative_lr)],
+            len(windows),
+            recipe.kd_batch,
+            recipe.kd_epochs,
+            seed,
+            step_loss,
+            weight_decay=_WEIGHT_DECAY if not recipe.relative_lr else 0.0,
+            final_fraction=0.0,
+        )
+    finally:
+        swap(dense)
+        model.gradient_checkpointing_disable()
+        model.eval()
+    for name, core in cores.items():
+        factors[name].scale_out = core.scale_out.detach().float().cpu().clone()
+        factors[name].scale_in = core.scale_in.detach().float().cpu().clone()
+    return outcome
