@@ -120,5 +120,7 @@ def _head(
     target = g.node("Concat", [sizes, g.integers([vocabulary])], "head.target", shape=[3], axis=0)
     dims: Dims = ["batch", "positions", vocabulary]
     same = hidden.dtype == wide
-    logits = g.node("Reshape", [flat, target], "head.unflatten", shape=dims, output="logits" if same else None)
+    # allowzero: a piece of a prompt may want no logits at all, positions = 0.
+    name = "logits" if same else None
+    logits = g.node("Reshape", [flat, target], "head.unflatten", shape=dims, output=name, allowzero=1)
     g.output(logits if same else g.cast(logits, wide, "head.float32", output="logits"))
