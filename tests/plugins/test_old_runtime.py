@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 
 GET_API = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
-GET_VERSION = ctypes.CFUNCTYPE(ctypes.c_char_p)
+GET_VERSION = ctypes.CFUNCTYPE(ctypes.c_void_p)
 CREATE_STATUS = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
 STATUS = 0x5AFE  # any address that is not null
 
@@ -31,7 +31,8 @@ def test_a_runtime_without_api_17_is_told_so(library: str) -> None:
         asked.append(version)
         return ctypes.addressof(table) if version == 1 else None
 
-    base = ApiBase(get_api, GET_VERSION(lambda: b"1.16.3"))
+    name = ctypes.create_string_buffer(b"1.16.3")
+    base = ApiBase(get_api, GET_VERSION(lambda: ctypes.addressof(name)))
     register = ctypes.CDLL(library).RegisterCustomOps
     register.restype = ctypes.c_void_p
     register.argtypes = [ctypes.c_void_p, ctypes.POINTER(ApiBase)]
