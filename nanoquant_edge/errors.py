@@ -39,6 +39,14 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "The calibration text is missing or too short for the windows asked for.",
         "Pass a longer text with --calibration, or fewer or shorter windows.",
     ),
+    "NQ-TEXT": (
+        "The validation text cannot be read, or is too short for the windows asked for.",
+        "Pass a longer UTF-8 text with --text, or ask for fewer or shorter windows.",
+    ),
+    "NQ-REFERENCE": (
+        "There is nothing to validate the bundle against, or its recorded reference is not valid.",
+        "Pass --against CHECKPOINT; add --record to store the reference in the bundle.",
+    ),
     "NQ-NUMERIC": (
         "A weight, an activation or a loss is not finite.",
         "Check the source model; lower the learning rate if it happened while tuning.",

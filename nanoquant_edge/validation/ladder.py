@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rungs that compare a bundle with a reference, and their limits (rungs 1 and 2 are tests of packing and kernels).
+
+3. Outputs of every compressed layer and block on the first tokens of a window, in order of computation: the first
+   that differs is named.
+4. Logits on at least 4096 positions: cosine of every position, mean KL, share of equal likeliest tokens.
+5. Greedy continuations, one token at a time: equal, except where the reference's two likeliest tokens are nearer to
+   each other than twice rung 4's largest error. From such a place on the reference's own tokens are fed.
+6. Perplexity over at least 16 windows.
+
+Nothing here imports PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtimes import Backend
+from .compare import InnerError, LogitFigures, inner_error, next_token_loss
+from .expected import Reference
+from .perplexity import window_logits
+from .report import FAIL, PASS, SKIPPED, Rung
+
+__all__ = ["LIMITS", "MIN_POSITIONS", "MIN_WINDOWS", "Limits", "rung_greedy", "rung_inner", "rungs_logits"]
+
+MIN_POSITIONS = 4096
+MIN_WINDOWS = 16
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a bundle must keep to.
+
+    Attributes:
+        inner: relative error of a layer's or block's output; a single channel may have ten times that.
+        cosine: smallest cosine of a position's logits.
+        kl: largest mean KL(reference || bundle) in nats.
+        top1: smallest share of positions with the same likeliest token.
+        perplexity: largest relative difference.
+    """
+
+    inner: float
+    cosine: float
+    kl: float
+    top1: float
+    perplexity: float = 0.005
+
+
+_SIXTEEN_BIT = {"cosine": 0.999, "kl": 1e-3, "top1": 0.98}
+#: activation type of the bundle -> limits
+LIMITS = {
+    "float32": Limits(inner=1e-3, cosine=0.9999, kl=1e-4, top1=0.99),
+    "float16": Limits(inner=2e-2, **_SIXTEEN_BIT),
+    "bfloat16": Limits(inner=5e-2, **_SIXTEEN_BIT),
+}
+#: Room for a single channel over the whole value.
+_CHANNEL = 10
+_INNER = "layer and block outputs"
+
+
+def rung_inner(
+    backend: Backend, ids: NDArray[np.int64], expected: dict[str, NDArray[np.float32]], limits: Limits
+) -> tuple[Rung, str | None]:
+    """Rung 3.
+
+    Args:
+        backend: opened with the names of the inner values as extra outputs.
+        ids: int64 (tokens,), the first tokens of a window.
+        expected: the reference's inner values for them, in order of computation.
+        limits: of the bundle's type.
+
+    Returns:
+        The rung, and the name of the first value that differs.
+    """
+    if not expected:
+        return Rung(3, _INNER, SKIPPED, note="the reference has no inner values"), None
+    backend.reset()
+    backend.forward(ids[None])
+    found = {name: value[0] for name, value in backend.extra.items()}
+    first, worst_name = None, ""
+    worst = InnerError(0.0, 0.0)
+    differing = 0
+    for name, value in expected.items():
+        seen = inner_error(value, found[name].reshape(len(found[name]), -1))
+        if not seen.error <= worst.error:
+            worst, worst_name = seen, name
+        if not (seen.error <= limits.inner and seen.channel <= _CHANNEL * limits.inner):
+            differing += 1
+            first = first or name.removesuffix(".output")
+    figures: dict[str, float | int] = {"values": len(expected), "differing": differing, "largest error": worst.error}
+    note = f"largest at {worst_name.removesuffix('.output')}" if worst_name else ""
+    if first is not None:
+        note = f"{first} is the first that differs"
+    bounds: dict[str, float | int] = {"largest error": limits.inner, "differing": 0}
+    return Rung(3, _INNER, PASS if first is None else FAIL, figures, bounds, note), first
+
+
+def rungs_logits(
+    backend: Backend, reference: Reference, limits: Limits, progress: Progress
+) -> tuple[Rung, Rung, float]:
+    """Rungs 4 and 6, window by window.
+
+    Returns:
+        Both rungs, and the largest difference of two logits that was seen.
+    """
+    everywhere, whole = LogitFigures(), LogitFigures()
+    expected_losses, found_losses = [], []
+    for index, row in enumerate(reference.windows):
+        expected = reference.window(index)
+        all_known = len(expected.positions) == len(row)
+        loss = 0.0
+        for start, logits in window_logits(backend, row):
+            stop = start + len(logits)
+            known = slice(*np.searchsorted(expected.positions, [start, stop]))
+            if known.stop > known.start:
+                whole.add(expected.logits[known], logits[expected.positions[known] - start])
+            if not all_known:
+                part = slice(start, stop)
+                everywhere.add_top(expected.top_ids[part], expected.top_logits[part], expected.log_sum[part], logits)
+            targets = row[start + 1 : stop + 1]
+            loss += next_token_loss(logits[: len(targets)], targets)
+        expected_losses.append(expected.loss)
+        found_losses.append(loss / (len(row) - 1))
+        progress((index + 1) / len(reference.windows), f"window {index + 1} of {len(reference.windows)}")
+    if not everywhere.positions:
+        everywhere = whole
+    largest = float(np.maximum(everywhere.max_error, whole.max_error))
+    return _rung_logits(everywhere, whole, largest, limits), _rung_loss(expected_losses, found_losses, limits), largest
+
+
+def _rung_logits(everywhere: LogitFigures, whole: LogitFigures, largest: float, limits: Limits) -> Rung:
+    figures: dict[str, float | int] = {
+        "positions": everywhere.positions,
+        "smallest cosine": float(np.minimum(everywhere.cosine_min, whole.cosine_min)),
+        "mean KL": everywhere.kl,
+        "largest KL": float(np.maximum(everywhere.kl_max, whole.kl_max)),
+        "same top-1": everywhere.top1,
+        "largest error": largest,
+    }
+    bounds: dict[str, float | int] = {
+        "positions": MIN_POSITIONS,
+        "smallest cosine": limits.cosine,
+        "mean KL": limits.kl,
+        "same top-1": limits.top1,
+    }
+    good = figures["smallest cosine"] >= limits.cosine and everywhere.kl <= limits.kl
+    good = good and everywhere.top1 >= limits.top1
+    notes = []
+    if everywhere is not whole:
+        figures["whole rows"] = whole.positions
+        if whole.positions:
+            figures["mean KL, whole rows"], bounds["mean KL, whole rows"] = whole.kl, limits.kl
+            good = good and whole.kl <= limits.kl
+        notes.append("elsewhere over the recorded likeliest tokens; their KL is a lower bound")
+    if not good:
+        return Rung(4, "logits", FAIL, figures, bounds, "; ".join(notes))
+    if everywhere.positions < MIN_POSITIONS:
+        notes.insert(0, f"{everywhere.positions} of the {MIN_POSITIONS} positions that prove it; all within limits")
+        return Rung(4, "logits", SKIPPED, figures, bounds, "; ".join(notes))
+    return Rung(4, "logits", PASS, figures, bounds, "; ".join(notes))
+
+
+def _rung_loss(expected: list[float], found: list[float], limits: Limits) -> Rung:
+    reference = _exp(sum(expected) / len(expected))
+    bundle = _exp(sum(found) / len(found))
+    difference = abs(bundle / reference - 1)
+    figures: dict[str, float | int] = {
+        "windows": len(expected),
+        "reference": reference,
+        "bundle": bundle,
+        "relative difference": difference,
+    }
+    bounds: dict[str, float | int] = {"windows": MIN_WINDOWS, "relative difference": limits.perplexity}
+    if not difference <= limits.perplexity:
+        return Rung(6, "perplexity", FAIL, figures, bounds)
+    if len(expected) < MIN_WINDOWS:
+        note = f"{len(expected)} of the {MIN_WINDOWS} windows that prove it; within the limit"
+        return Rung(6, "perplexity", SKIPPED, figures, bounds, note)
+    return Rung(6, "perplexity", PASS, figures, bounds)
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def rung_greedy(backend: Backend, reference: Reference, allowance: float) -> Rung:
+    """Rung 5.
+
+    Args:
+        backend: an open backend.
+        reference: what to compare with.
+        allowance: a different token is forgiven where the reference's gap is smaller than this.
+    """
+    tokens = near = wrong = 0
+    note = ""
+    runs = reference.greedy()
+    for number, run in enumerate(runs):
+        backend.reset()
+        logits = backend.forward(run.prompt[None])[0, -1]
+        for step, token in enumerate(run.tokens):
+            chosen = int(logits.argmax())
+            tokens += 1
+            # argmax of a row with a NaN is the NaN's place: not a choice
+            if chosen != token or not math.isfinite(float(logits[chosen])):
+                if run.gaps[step] < allowance and math.isfinite(float(logits[chosen])):
+                    near += 1
+                else:
+                    wrong += 1
+                    note = note or f"prompt {number}, token {step}: {chosen} instead of {token}"
+            if step + 1 < len(run.tokens):
+                logits = backend.forward(np.array([[token]], np.int64))[0, -1]
+    figures: dict[str, float | int] = {"prompts": len(runs), "tokens": tokens, "near ties": near, "different": wrong}
+    figures["forgiven gap"] = allowance
+    if not tokens:
+        return Rung(5, "greedy tokens", SKIPPED, figures, {"different": 0}, "the reference has no continuations")
+    return Rung(5, "greedy tokens", FAIL if wrong else PASS, figures, {"different": 0}, note)
