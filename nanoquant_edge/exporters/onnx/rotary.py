@@ -20,7 +20,9 @@ __all__ = ["frequencies", "rotary_tables"]
 def frequencies(rotary: RotaryConfig, head_dim: int) -> NDArray[np.float32]:
     """Angle per position of each channel pair, radians, float32 (head_dim / 2,)."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    base = (np.float32(1.0) / np.float32(rotary.theta) ** exponents).astype(np.float32)
+    # The power is rounded once, from float64: numpy's float32 power is an ulp off PyTorch's in a third of the channels.
+    power = np.power(rotary.theta, exponents.astype(np.float64)).astype(np.float32)
+    base = np.float32(1.0) / power
     if rotary.kind == "linear":
         return (base / np.float32(rotary.factor)).astype(np.float32)
     if rotary.kind == "llama3":
