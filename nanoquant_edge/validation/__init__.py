@@ -5,6 +5,6 @@ from __future__ import annotations
 
 from .perplexity import backend_perplexity, perplexity
 from .report import Report, Rung
-from .validate import validate
+from .run import validate
 
 __all__ = ["Report", "Rung", "backend_perplexity", "perplexity", "validate"]

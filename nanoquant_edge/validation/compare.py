@@ -146,7 +146,7 @@ def inner_error(reference: NDArray[np.float32], found: NDArray[np.float32]) -> I
 
 
 def next_token_loss(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
-    """Sum of the negative log likelihoods of the targets, in nats: logits (positions, vocabulary), targets (positions,)."""
+    """Sum of the targets' negative log likelihoods in nats: logits (positions, vocabulary), targets (positions,)."""
     total = 0.0
     for start in range(0, len(targets), _ROWS):
         rows = logits[start : start + _ROWS].astype(np.float64)

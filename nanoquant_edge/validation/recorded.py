@@ -233,7 +233,7 @@ class RecordedReference:
 
     def greedy(self) -> list[ExpectedGreedy]:
         """See `Reference.greedy`."""
-        runs = []
+        runs: list[ExpectedGreedy] = []
         while f"prompt.{len(runs)}" in self._names:
             number = len(runs)
             prompt = self._ids(f"prompt.{number}", (None,))

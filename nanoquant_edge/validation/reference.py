@@ -43,6 +43,7 @@ class TorchReference:
         self.model: Any = dense_model(checkpoint.folder)
         self.text = ""
         self.windows: NDArray[np.int64] = np.zeros((0, 0), np.int64)
+        self.inner_tokens = 0
         self._prompts: list[NDArray[np.int64]] = []
         self._new_tokens = 0
         self._layers = checkpoint.layers
@@ -56,13 +57,9 @@ class TorchReference:
         """Set what is compared: windows int64 (count, length), prompts int64 (p,) each."""
         self.windows, self.text = windows, text
         self._prompts, self._new_tokens = prompts, new_tokens
-        return self
-
-    @property
-    def inner_tokens(self) -> int:  # type: ignore[override]
-        """Tokens of the first window that inner values cover: as many as fit `INNER_BYTES`, at least 4."""
         fitting = max(4, min(MAX_INNER_TOKENS, INNER_BYTES // self._width))
-        return min(fitting, self.windows.shape[1])
+        self.inner_tokens = min(fitting, windows.shape[1])
+        return self
 
     def sample(self, count: int, length: int, seed: int) -> NDArray[np.int64]:
         """Windows that the model writes itself, drawn at temperature 1: int64 (count, length)."""

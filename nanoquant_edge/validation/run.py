@@ -88,8 +88,9 @@ def validate(
         _check_pair(bundle, checkpoint)
         length = min(window_length, bundle.kv.max_capacity)
         progress(0.0, "rebuilding the dense model in PyTorch")
-        reference = _torch_reference(checkpoint, threads)
-        _choose(reference, bundle, text, windows, length, prompts, new_tokens, progress)
+        live = _torch_reference(checkpoint, threads)
+        _choose(live, bundle, text, windows, length, prompts, new_tokens, progress)
+        reference = live
     recorder = Recorder(reference) if record else None
     report = _walk(bundle, recorder or reference, threads, allow_portable, progress)
     report = replace(report, seconds=time.monotonic() - started)
