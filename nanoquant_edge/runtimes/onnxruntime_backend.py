@@ -8,8 +8,6 @@ activations.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import NqEdgeError
 from .kv_cache import KvCache
+from .memory import return_freed_memory
 from .ort_session import open_session
 
 __all__ = ["PREFILL_CHUNK", "OnnxRuntimeBackend"]
@@ -99,7 +98,8 @@ class OnnxRuntimeBackend:
         # Padded rows are written too, so the longest past and the whole width must fit.
         if cache.reserve(batch, min(int(past.max()) + sequence, self.max_context)):
             self._binding = None
-        logits = np.empty((batch, positions.shape[1], self.vocab_size), dtype=np.float32)
+            return_freed_memory()
+        logits = np.empty((batch, positions.shape[1] if batch == 1 else 0, self.vocab_size), dtype=np.float32)
         extra: list[dict[str, np.ndarray]] = []
         step = self._chunk if batch == 1 else sequence
         for start in range(0, sequence, step):
@@ -107,7 +107,10 @@ class OnnxRuntimeBackend:
             valid = np.minimum(lengths - start, piece.shape[1])
             whole = piece.shape[1] == sequence
             inside = slice(None) if whole else (positions[0] >= start) & (positions[0] < start + step)
-            part, more = self._run(piece, positions[:, inside] - start, past, valid)
+            wanted = positions[:, inside] - start
+            # The graph cannot reshape nothing, so a piece without wanted logits computes one that is dropped.
+            part, more = self._run(piece, wanted if wanted.size else np.zeros((batch, 1), np.int64), past, valid)
+            part = part[:, : wanted.shape[1]]
             if whole:
                 logits = part
             else:
@@ -128,10 +131,7 @@ class OnnxRuntimeBackend:
         self._binding = self._session = None
         self.extra = {}
         self._cache.release()
-        with contextlib.suppress(
-            OSError, AttributeError
-        ):  # glibc keeps freed memory otherwise; others have no such call
-            ctypes.CDLL(None).malloc_trim(0)
+        return_freed_memory()
 
     def __enter__(self) -> OnnxRuntimeBackend:
         return self

@@ -149,7 +149,7 @@ def _options(runtime: Any, folder: Path, threads: int | None) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised as well, with a code
     # Shapes change with each chunk and step: patterns would be recorded for nothing, and an arena would keep the
     # largest prefill's memory for good.
     options.enable_mem_pattern = False

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanoquant_edge.runtimes.streaming import StopMatcher, TextStream
+from nanoquant_edge.runtimes.tokenizer import Tokenizer, load_tokenizer
+
+TEXT = "Größe 東京 🙂🚀👩‍👩‍👧 naïve\n the fox"
+
+
+@pytest.fixture(scope="module", params=["byte_level", "byte_fallback"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    folder: Path = request.getfixturevalue(f"{request.param}_folder")
+    return load_tokenizer(folder)
+
+
+def _stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    stream = TextStream(tokenizer)
+    return [*(stream.push(index) for index in ids), stream.flush()]
+
+
+def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    assert len(ids) > len(TEXT)  # several tokens a character, or the test shows nothing
+    pieces = _stream(tokenizer, ids)
+    assert "".join(pieces) == TEXT == tokenizer.decode(ids)
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert sum(bool(piece) for piece in pieces) > 6  # it does stream
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_ids_join_to_their_decoding(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    # Bytes and special tokens are favoured; ids past the end stand for padded vocabularies.
+    index = st.one_of(st.integers(0, 270), st.integers(0, tokenizer.size + 3))
+    ids = data.draw(st.lists(index, max_size=24))
+    assert "".join(_stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_an_unfinished_character_is_replaced_at_the_end_only(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a🙂", add_special_tokens=False)[:-1]
+    pieces = _stream(tokenizer, ids)
+    assert "\ufffd" not in "".join(pieces[:-1])
+    assert "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_special_tokens_can_be_shown(tokenizer: Tokenizer) -> None:
+    stream = TextStream(tokenizer, skip_special_tokens=False)
+    assert stream.push(2) + stream.flush() == "</s>"
+
+
+def test_a_stop_string_over_several_pieces_is_never_shown() -> None:
+    matcher = StopMatcher(["\nUser:", "END"])
+    shown = [matcher.push(piece) for piece in ["Hel", "lo\n", "Us", "er", ": next"]]
+    assert "".join(shown) == "Hello"
+    assert matcher.stopped
+    assert matcher.push("more") == matcher.flush() == ""
+
+
+def test_what_only_looked_like_a_stop_string_is_shown() -> None:
+    matcher = StopMatcher(["END."])
+    assert [matcher.push(piece) for piece in "aENDxEN"] == ["a", "", "", "", "ENDx", "", ""]
+    assert matcher.flush() == "EN"
+    assert not matcher.stopped
+
+
+def test_without_stop_strings_nothing_is_held_back() -> None:
+    matcher = StopMatcher([""])
+    assert matcher.push("text") == "text"
+    assert matcher.flush() == ""
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+def test_how_the_text_is_cut_changes_nothing(text: str, stops: list[str], data: st.DataObject) -> None:
+    whole = StopMatcher(stops)
+    expected = whole.push(text)
+    expected += whole.flush()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
+    matcher = StopMatcher(stops)
+    shown = "".join(matcher.push(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True))
+    assert shown + matcher.flush() == expected
+    assert matcher.stopped == whole.stopped == any(stop in text for stop in stops)
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if ends:
+        first = text[: min(ends)]
+        assert expected == min((first[: -len(s)] for s in stops if first.endswith(s)), key=len)
