@@ -27,6 +27,7 @@ def build_model(
     *,
     portable: bool = False,
     max_length: int | None = None,
+    capacity: int | None = None,
 ) -> ir.Model:
     """Build the decoder graph.
 
@@ -37,11 +38,15 @@ def build_model(
         dtype: type of activations and cache: "float32", "float16" or "bfloat16".
         portable: add the operator's body in standard operators.
         max_length: longest context in tokens; None is the model's own.
+        capacity: fixed number of cache slots; None leaves it to the caller of the graph. TensorRT's in-place cache
+            update refuses a dynamic one.
 
     Returns:
-        A model whose interface is described in docs/OPERATOR.md's neighbour, the bundle manifest: inputs `input_ids`,
-        `attention_mask`, `logits_indices`, `past_key_values.{i}.key|value`; outputs `logits` (float32) and
-        `present.{i}.key|value`.
+        A model with these inputs: `input_ids` int64 [batch, sequence]; `attention_mask` int64 [batch, total], ones for
+        the valid tokens of past and present, padding on the right; `logits_indices` int64 [batch, positions], which
+        columns of `input_ids` get logits; `past_key_values.{i}.key|value` [batch, kv_heads, capacity, head_dim].
+        Outputs: `logits` float32 [batch, positions, vocabulary] and `present.{i}.key|value`, to be bound to the
+        buffers of the past.
 
     Raises:
         NqEdgeError: NQ-OPTION for an unknown dialect or dtype or a length out of range, NQ-ARCH for a model that the
@@ -54,6 +59,8 @@ def build_model(
         raise NqEdgeError(
             "NQ-OPTION", f"max_length {length} is not between 1 and the model's {config.max_positions} positions."
         )
+    if capacity is not None and not 0 < capacity <= length:
+        raise NqEdgeError("NQ-OPTION", f"a cache of {capacity} slots does not suit a context of {length} tokens.")
     target.check(config)
     check_weights(config, weights)
     opsets = {**target.opsets, DOMAIN: VERSION}
@@ -63,6 +70,6 @@ def build_model(
 
         functions.append(linear_function(target.opsets[""]))
     g = GraphBuilder(opsets)
-    _BUILDERS[config.family](g, config, weights, target, kind, length)
+    _BUILDERS[config.family](g, config, weights, target, kind, length, capacity)
     metadata = {"nanoquant.dialect": target.name, "nanoquant.dtype": dtype, "nanoquant.max_length": str(length)}
     return g.model(f"{config.family}-nanoquant", metadata, functions)

@@ -3,7 +3,10 @@
 
 TensorRT 10.15 and later and TensorRT for RTX parse these; TensorScatter becomes an in-place cache update there. So
 Attention has one output, no input is omitted, and the cache is not given to Attention as `past_key`: that form would
-return a longer cache instead of updating one. ONNX Runtime's CPU kernels run the graph too.
+return a longer cache instead of updating one. Seen with TensorRT for RTX 1.7.1, with dense products in place of the
+compressed layers: float16 and bfloat16 graphs parse and build when the cache's capacity is fixed (`capacity` of
+`build_model`), and are refused when it is symbolic; a float32 graph parses but its Attention has no kernel there.
+ONNX Runtime's CPU kernels run the graph too.
 
 Slots of the cache that hold no token yet are masked, not skipped: they must be finite (zeros) when a sequence starts.
 """
@@ -45,7 +48,8 @@ class Onnx24Dialect(Dialect):
         steps = self._count(g, new, "positions.steps", "sequence")
         column = g.node("Unsqueeze", [self._start, g.integers([1])], "positions.start", shape=["batch", 1])
         self._positions = g.node("Add", [column, steps], "positions", shape=["batch", "sequence"])
-        slots = self._count(g, _size(g, inputs.past_key, 2, "mask.capacity"), "mask.slots", "capacity")
+        capacity = dims_of(inputs.past_key)[2]
+        slots = self._count(g, _size(g, inputs.past_key, 2, "mask.capacity"), "mask.slots", capacity)
         rows = g.node(
             "Unsqueeze", [self._positions, g.integers([1, 3])], "mask.rows", shape=["batch", 1, "sequence", 1]
         )
@@ -54,11 +58,11 @@ class Onnx24Dialect(Dialect):
             [slots, rows],
             "mask",
             dtype=ir.DataType.BOOL,
-            shape=["batch", 1, "sequence", "capacity"],
+            shape=["batch", 1, "sequence", capacity],
         )
 
     @staticmethod
-    def _count(g: GraphBuilder, length: ir.Value, name: str, dim: str) -> ir.Value:
+    def _count(g: GraphBuilder, length: ir.Value, name: str, dim: int | str | None) -> ir.Value:
         return g.node("Range", [g.integers(0), length, g.integers(1)], name, shape=[dim])
 
     def rms_norm(self, g: GraphBuilder, name: str, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:

@@ -19,7 +19,13 @@ __all__ = ["build_llama"]
 
 
 def build_llama(
-    g: GraphBuilder, config: DecoderConfig, weights: WeightSource, dialect: Dialect, dtype: ir.DataType, max_length: int
+    g: GraphBuilder,
+    config: DecoderConfig,
+    weights: WeightSource,
+    dialect: Dialect,
+    dtype: ir.DataType,
+    max_length: int,
+    capacity: int | None = None,
 ) -> None:
     """Add the whole decoder to a graph.
 
@@ -30,12 +36,13 @@ def build_llama(
         dialect: the target's operators.
         dtype: type of activations and cache.
         max_length: longest context in tokens.
+        capacity: fixed number of cache slots; None makes it symbolic.
     """
     integer = ir.DataType.INT64
     ids = g.input("input_ids", integer, ["batch", "sequence"])
     mask = g.input("attention_mask", integer, ["batch", "total"])
     chosen = g.input("logits_indices", integer, ["batch", "positions"])
-    cache: Dims = ["batch", config.num_kv_heads, "capacity", config.head_dim]
+    cache: Dims = ["batch", config.num_kv_heads, capacity or "capacity", config.head_dim]
     past = [
         (
             g.input(f"past_key_values.{block}.key", dtype, cache),

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator's body as a model-local function of standard operators, for runtimes without the kernel library.
 
-Slow and large: every call unpacks both sign matrices to float32, 4 bytes a weight in each of a few intermediates. A
-session that runs it must switch ONNX Runtime's ConstantFolding off, or all layers are unpacked at load and stay so
-(32 times the packed size). A registered kernel wins over the function. TensorRT's parser prefers the function to a
-plugin, so it is stripped before a TensorRT build.
+Slow and large: every call unpacks both sign matrices of its layer to float32, 4 bytes a weight in each of a few
+intermediates. A session that runs it should switch ONNX Runtime's ConstantFolding off: where all shapes are fixed,
+folding unpacks every layer at load, and they stay so (32 times the packed size). A registered kernel wins over the
+function. TensorRT's parser prefers the function to a plugin, so it is stripped before a TensorRT build.
 """
 
 from __future__ import annotations
@@ -36,13 +36,6 @@ class _Body:
     def constant(self, name: str, numbers: Any, dtype: Any) -> ir.Value:
         return self.op("Constant", [], name, value=ir.tensor(np.asarray(numbers, dtype), name=name))
 
-    def attribute(self, name: str) -> ir.Value:
-        """An attribute of the operator as an int64 vector of length 1."""
-        value = ir.Value(name=f"{name}_scalar")
-        reference = ir.RefAttr("value_int", name, ir.AttributeType.INT)
-        self.nodes.append(ir.Node("", "Constant", [], [reference], outputs=[value], name=f"{name}_scalar"))
-        return self.op("Reshape", [value, self.constant(f"{name}_length", [1], np.int64)], name)
-
 
 def linear_function(opset: int) -> ir.Function:
     """The function com.nanoquant::NanoQuantLinear.
@@ -60,9 +53,9 @@ def linear_function(opset: int) -> ir.Function:
         return body.op("Cast", [inputs[name]], f"{name}_float", to=int(ir.DataType.FLOAT))
 
     scaled = body.op("Mul", [wide("X"), wide("scale_in")], "scaled")
-    v = _unpack(body, inputs["v_packed"], "v", body.attribute("in_features"))
+    v = _unpack(body, inputs["v_packed"], "v", scaled)
     inner = body.op("Mul", [body.op("MatMul", [scaled, v], "inner_sum"), wide("scale_mid")], "inner")
-    u = _unpack(body, inputs["u_packed"], "u", body.attribute("rank"))
+    u = _unpack(body, inputs["u_packed"], "u", inner)
     outer = body.op("Mul", [body.op("MatMul", [inner, u], "outer_sum"), wide("scale_out")], "outer")
     shifted = body.op("Add", [outer, wide("bias")], "shifted")
     result = body.op("CastLike", [shifted, inputs["X"]], "Y")
@@ -73,24 +66,31 @@ def linear_function(opset: int) -> ir.Function:
     return ir.Function(DOMAIN, OP_TYPE, graph=graph, attributes=attributes)
 
 
-def _unpack(body: _Body, words: ir.Value, name: str, columns: ir.Value) -> ir.Value:
-    """int32 words [rows, width] -> float32 signs [columns, rows], transposed for a product from the right."""
+def _unpack(body: _Body, words: ir.Value, name: str, factor: ir.Value) -> ir.Value:
+    """int32 words [rows, width] -> float32 signs [columns, rows], the right-hand factor of a product with `factor`.
+
+    The number of columns is read from `factor` at run time, before anything is unpacked. That keeps ONNX Runtime from
+    unpacking the weights of all layers before it starts on the first, and, where X has a symbolic dimension, from
+    folding them into constants.
+    """
 
     def const(suffix: str, numbers: Any, dtype: Any) -> ir.Value:
         return body.constant(f"{name}_{suffix}", numbers, dtype)
 
+    begin, axis = const("begin", [0], np.int64), const("axis", [1], np.int64)
+    shape = body.op("Shape", [factor], f"{name}_shape")
+    columns = body.op("Gather", [shape, const("last", [-1], np.int64)], f"{name}_columns")
+    padded = body.op("Add", [columns, const("padding", [_WORD_BITS - 1], np.int64)], f"{name}_padded")
+    width = body.op("Div", [padded, const("word", [_WORD_BITS], np.int64)], f"{name}_width")
+    words = body.op("Slice", [words, begin, width, axis], f"{name}_words")
     # Out-of-range integer casts keep the low bits (ONNX Cast), so the sign bit of a word survives as bit 31.
     unsigned = body.op("Cast", [words], f"{name}_unsigned", to=int(ir.DataType.UINT32))
-    column = body.op("Unsqueeze", [unsigned, const("last", [-1], np.int64)], f"{name}_column")
+    column = body.op("Unsqueeze", [unsigned, const("end", [-1], np.int64)], f"{name}_column")
     places = const("places", np.arange(_WORD_BITS), np.uint32)
     moved = body.op("BitShift", [column, places], f"{name}_moved", direction="RIGHT")
     bits = body.op("BitwiseAnd", [moved, const("one", 1, np.uint32)], f"{name}_bits")
     flat = body.op("Flatten", [bits], f"{name}_flat", axis=1)
-    used = body.op(
-        "Slice",
-        [flat, const("begin", [0], np.int64), columns, const("axis", [1], np.int64)],
-        f"{name}_used",
-    )
+    used = body.op("Slice", [flat, begin, columns, axis], f"{name}_used")
     # 0 -> +1, 1 -> -1: float(bit) * -2 + 1.
     real = body.op("Cast", [used], f"{name}_real", to=int(ir.DataType.FLOAT))
     doubled = body.op("Mul", [real, const("minus_two", -2.0, np.float32)], f"{name}_doubled")
