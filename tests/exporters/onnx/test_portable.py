@@ -108,7 +108,7 @@ rng = np.random.default_rng(0)
 g = GraphBuilder({"": 18, DOMAIN: 1})
 x = g.input("x", ir.DataType.FLOAT, [1 if sys.argv[1] == "static" else "rows", 1024])
 layer = random_layer(rng, 1024, 1024, 992)
-for index in range(32):
+for index in range(12):
     x = emit_linear(g, f"layer.{index}", x, layer)
 g.output(x)
 data = ir.to_proto(g.model("chain", {}, [linear_function(18)])).SerializeToString()
@@ -127,9 +127,9 @@ print(json.dumps({"growth": resident("VmHWM") - before, "packed": len(data) / 2*
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("mode", "low", "high"), [("keep", 0, 80), ("fold", 0, 80), ("static", 248, 2000)])
+@pytest.mark.parametrize(("mode", "low", "high"), [("keep", 0, 60), ("fold", 0, 60), ("static", 93, 2000)])
 def test_memory_stays_bounded(mode: str, low: float, high: float) -> None:
-    """Unpacked, the chain's 32 layers are 248 MiB of float32; one layer's intermediates are about 16.
+    """Unpacked, the chain's 12 layers are 93 MiB of float32; one layer's intermediates are about 16.
 
     "keep" is how portable sessions are opened. "fold" leaves constant folding on: symbolic shapes protect the graph.
     "static" has neither, which is the case that must not happen, and shows that the measurement would see it.
