@@ -107,10 +107,7 @@ class OnnxRuntimeBackend:
             valid = np.minimum(lengths - start, piece.shape[1])
             whole = piece.shape[1] == sequence
             inside = slice(None) if whole else (positions[0] >= start) & (positions[0] < start + step)
-            wanted = positions[:, inside] - start
-            # The graph cannot reshape nothing, so a piece without wanted logits computes one that is dropped.
-            part, more = self._run(piece, wanted if wanted.size else np.zeros((batch, 1), np.int64), past, valid)
-            part = part[:, : wanted.shape[1]]
+            part, more = self._run(piece, positions[:, inside] - start, past, valid)
             if whole:
                 logits = part
             else:
