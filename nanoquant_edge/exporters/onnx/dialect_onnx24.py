@@ -29,7 +29,7 @@ class Onnx24Dialect(Dialect):
 
     name = "onnx24"
     opsets = MappingProxyType({"": 24})
-    backend_versions = ("1.24", "")
+    backend_versions = ("1.31", "")
 
     def check(self, config: DecoderConfig) -> None:
         """Everything that a `DecoderConfig` describes can be expressed."""

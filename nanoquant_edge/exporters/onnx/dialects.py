@@ -135,7 +135,7 @@ def decomposed_rms_norm(g: GraphBuilder, name: str, x: ir.Value, weight: ir.Valu
     reduced = [*dims_of(x)[:-1], 1]
     square = g.node("Mul", [wide, wide], f"{name}.square")
     mean = g.node("ReduceMean", [square, g.integers([-1])], f"{name}.mean", shape=reduced, keepdims=1)
-    offset = g.initializer(f"constant.epsilon.{epsilon:g}", np.asarray(epsilon, np.float32))
+    offset = g.initializer(f"constant.epsilon.{epsilon!r}", np.asarray(epsilon, np.float32))
     root = g.node("Sqrt", [g.node("Add", [mean, offset], f"{name}.offset")], f"{name}.root")
     normed = g.cast(g.node("Div", [wide, root], f"{name}.divide"), x.dtype, f"{name}.narrow")
     return g.node("Mul", [normed, weight], name)

@@ -112,7 +112,8 @@ def _head(
 
     The table is widened by a Cast of a constant, which ONNX Runtime folds once at load. Measured on ONNX Runtime
     1.31, one thread, 49152 x 576: 8.3 ms a row, 109 MB of memory, 57 MB on disk; a float32 table multiplied
-    unpacked takes 11.7 ms, 116 MB of mapped file and 113 MB on disk, and packed 225 MB of memory.
+    unpacked takes 11.7 ms, 116 MB of mapped file and 113 MB on disk, and packed 225 MB of memory. While the session
+    loads, the widened and the packed table exist side by side.
     """
     assert hidden.dtype is not None
     width, vocabulary, wide = config.hidden_size, config.vocab_size, ir.DataType.FLOAT

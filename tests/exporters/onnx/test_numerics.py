@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from nanoquant_edge.checkpoint import write_checkpoint
 from nanoquant_edge.exporters.onnx import export_onnx
 from tests.exporters.onnx.support import Decoder, have_kernel, reference_logits, reference_model
 from tests.tiny import tiny_checkpoint
@@ -116,6 +117,24 @@ def test_the_cache_is_written_in_place(made: tuple[Any, Any]) -> None:
         array = value.numpy()
         assert value.data_ptr() == before[name]
         assert not (array[:, :, :10] == 5.0).all(axis=-1).any() and (array[:, :, 10:] == 5.0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("stored", [ml_dtypes.bfloat16, np.float32])
+def test_tables_and_norms_of_other_types(tmp_path: Path, stored: type, dtype: str) -> None:
+    """An embedding in bfloat16 or float32: kept as it is in a float32 graph, converted in a 16-bit one."""
+    checkpoint = tiny_checkpoint(tmp_path / "c", num_hidden_layers=1)
+    others = {
+        name: checkpoint.tensor(name).astype(stored)
+        for name in checkpoint.tensor_names()
+        if name.rpartition(".")[0] not in checkpoint.layers
+    }
+    layers = {name: checkpoint.layer(name) for name in checkpoint.layers}
+    settings = checkpoint.settings
+    changed = write_checkpoint(tmp_path / "d", checkpoint.config, settings, layers, others, checkpoint.folder)
+    bundle = export_onnx(changed, tmp_path / "b", dtype=dtype, portable=not KERNEL)
+    ids = np.random.default_rng(8).integers(0, 320, (1, 12))
+    close(Decoder(bundle, kernel=KERNEL).feed(ids), reference_logits(reference_model(changed), ids), dtype)
 
 
 def test_long_context_uses_the_whole_rotary_table(tmp_path: Path) -> None:

@@ -82,6 +82,10 @@ def other_operator(model: ir.Model) -> None:
     node_of(model).op_type = "NanoQuantLinearGroup"
 
 
+def overloaded(model: ir.Model) -> None:
+    node_of(model).overload = "fast"
+
+
 def hidden_in_function(model: ir.Model) -> None:
     x = ir.Value(name="x")
     inner = ir.node("NanoQuantLinear", [x], domain="com.nanoquant", name="inner", outputs=[ir.Value(name="y")])
@@ -117,6 +121,7 @@ RULES: dict[str, tuple[Callable[[ir.Model], None], str]] = {
     "output type": (output_type, "Y's type or shape"),
     "opset": (other_opset, "imports com.nanoquant 2"),
     "operator": (other_operator, "NanoQuantLinearGroup"),
+    "overload": (overloaded, "overload name"),
     "function": (hidden_in_function, "inside the function Cover"),
 }
 
