@@ -32,6 +32,7 @@ MAX_PROMPT_BYTES = 64 << 20
 @click.option("--seed", type=int, help="Equal seeds give equal text.")
 @click.option("--stop", multiple=True, help="End the text before this string; may be given several times.")
 @click.option("-t", "--threads", type=int, help="Worker threads; all physical cores by default.")
+@click.option("--no-spin", is_flag=True, help="Let idle threads sleep: slower alone, faster on a shared machine.")
 @click.option("--max-context", type=int, help="Most tokens of prompt and text together.")
 @click.option("--allow-portable", is_flag=True, help="Run without the native kernels if they are missing (slow).")
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
@@ -53,6 +54,7 @@ def command(bundle: str, **options: Any) -> None:
         allow_portable=options["allow_portable"],
         verify=True if options["verify"] else None,
         max_context=options["max_context"],
+        spin=not options["no_spin"],
     ) as generator:
         run = generator.stream(
             [{"role": "user", "content": prompt}] if chat else prompt,

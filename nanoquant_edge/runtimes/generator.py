@@ -103,6 +103,7 @@ class Generator:
         allow_portable: bool = False,
         verify: bool | None = None,
         max_context: int | None = None,
+        spin: bool = True,
     ) -> Generator:
         """Open a bundle that `nq-edge export` wrote.
 
@@ -112,6 +113,7 @@ class Generator:
             allow_portable: run without the native kernels if they are missing, slowly.
             verify: True hashes every file, False none, None hashes at the first load only.
             max_context: most tokens of prompt and text together; None takes the model's limit.
+            spin: let idle worker threads wait busily; False on a machine that others use too.
 
         Raises:
             NqEdgeError: NQ-BUNDLE, NQ-HASH, NQ-TOKENIZER, NQ-TEMPLATE, NQ-BACKEND, NQ-NATIVE-MISSING or NQ-OPTION.
@@ -121,7 +123,9 @@ class Generator:
         bundle = Bundle.open(path, verify=verify)
         tokenizer = load_tokenizer(bundle.folder)
         template = load_chat_template(bundle.folder, tokenizer)
-        backend = OnnxRuntimeBackend(bundle, threads=threads, allow_portable=allow_portable, max_context=max_context)
+        backend = OnnxRuntimeBackend(
+            bundle, threads=threads, allow_portable=allow_portable, max_context=max_context, spin=spin
+        )
         return cls(backend, tokenizer, read_eos_ids(bundle, tokenizer), template)
 
     def encode(self, prompt: Prompt, system: str | None = None) -> list[int]:

@@ -36,6 +36,7 @@ class OnnxRuntimeBackend:
         max_context: most tokens the cache may hold; None takes the bundle's limit.
         extra_outputs: inner values to return beside the logits, such as "block.0.output".
         prefill_chunk: tokens of a single sequence that pass through the graph at once.
+        spin: let idle worker threads wait busily; False on a machine that others use too.
 
     Raises:
         NqEdgeError: as `open_session`, and NQ-OPTION for a `max_context` beyond the bundle's.
@@ -52,6 +53,7 @@ class OnnxRuntimeBackend:
         max_context: int | None = None,
         extra_outputs: tuple[str, ...] = (),
         prefill_chunk: int = PREFILL_CHUNK,
+        spin: bool = True,
     ) -> None:
         limit = bundle.kv.max_capacity
         if max_context is not None and not (isinstance(max_context, int) and 1 <= max_context <= limit):
@@ -66,7 +68,7 @@ class OnnxRuntimeBackend:
         self._cache = KvCache(bundle.kv, self.max_context)
         self._session: Any
         self._session, self.kernel = open_session(
-            bundle, threads=threads, allow_portable=allow_portable, extra_outputs=self._extra_names
+            bundle, threads=threads, allow_portable=allow_portable, extra_outputs=self._extra_names, spin=spin
         )
         self._binding: Any = None
         self._check_interface(bundle)
@@ -181,8 +183,10 @@ class OnnxRuntimeBackend:
         positions = lengths[:, None] - 1 if positions is None else np.asarray(positions, dtype=np.int64)
         if positions.ndim != 2 or positions.shape[0] != batch:
             raise NqEdgeError("NQ-OPTION", f"positions must be [batch, k], got shape {positions.shape}.")
-        if positions.size and (positions.min() < 0 or positions.max() >= sequence):
-            raise NqEdgeError("NQ-OPTION", f"positions must lie from 0 to {sequence - 1}.")
+        if positions.size and (positions.min() < 0 or (positions >= lengths[:, None]).any()):
+            raise NqEdgeError("NQ-OPTION", f"positions must lie from 0 to {int(lengths.min()) - 1}, inside each row.")
+        if batch == 1:
+            input_ids, sequence = input_ids[:, : lengths[0]], int(lengths[0])
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= self.vocab_size:
             wrong = low if low < 0 else high

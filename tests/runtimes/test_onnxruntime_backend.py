@@ -106,6 +106,14 @@ def test_a_batch_of_different_lengths_equals_single_sequences(backend: OnnxRunti
             np.testing.assert_allclose(steps[place][row : row + 1], alone, **TOLERANCE)
 
 
+def test_the_padding_of_a_single_sequence_is_left_out(tiny_bundle: Path, backend: OnnxRuntimeBackend) -> None:
+    ids = _ids(1, 20)
+    expected = backend.forward(ids[:, :5])
+    with _open(tiny_bundle, prefill_chunk=3) as chunked:
+        np.testing.assert_allclose(chunked.forward(ids, lengths=np.array([5])), expected, **TOLERANCE)
+        assert chunked.lengths.tolist() == [5]
+
+
 def test_extra_outputs_come_beside_the_logits(tiny_bundle: Path, backend: OnnxRuntimeBackend) -> None:
     ids = _ids(1, 10)
     names = ("block.0.output", "block.1.output")
@@ -153,6 +161,7 @@ def test_float16_bundles_run(tiny_bundle: Path, tmp_path: Path, backend: OnnxRun
         ((np.zeros((1, 3), int), np.array([[3]])), "NQ-OPTION", "positions must lie from 0 to 2"),
         ((np.zeros((1, 3), int), np.array([[-1]])), "NQ-OPTION", "positions must lie"),
         ((np.zeros((1, 3), int), np.array([0])), "NQ-OPTION", "positions must be"),
+        ((np.zeros((2, 3), int), np.array([[2], [2]]), np.array([3, 2])), "NQ-OPTION", "positions must lie"),
         ((np.zeros((1, 3), int), None, np.array([4])), "NQ-OPTION", "lengths must be"),
         ((np.zeros((2, 3), int), None, np.array([3])), "NQ-OPTION", "lengths must be"),
     ],
