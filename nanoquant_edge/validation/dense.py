@@ -23,12 +23,13 @@ __all__ = ["dense_model", "dense_weight"]
 
 
 def _column_signs(words: torch.Tensor, columns: int) -> np.ndarray:
-    """+1 / -1 float64 (rows, columns), one column of bits at a time (docs/FORMAT.md, "Packed words")."""
+    """+1 / -1 float64 (rows, columns), one word of each row at a time (docs/FORMAT.md, "Packed words")."""
     unsigned = words.numpy().astype(np.int64) & 0xFFFFFFFF
     signs = np.empty((unsigned.shape[0], columns), np.float64)
-    for column in range(columns):
-        bit = unsigned[:, column // 32] // (1 << (column % 32)) % 2
-        signs[:, column] = np.where(bit == 1, -1.0, 1.0)
+    for first in range(0, columns, 32):
+        powers = 2 ** np.arange(min(32, columns - first), dtype=np.int64)
+        bits = unsigned[:, first // 32, np.newaxis] // powers % 2
+        signs[:, first : first + len(powers)] = np.where(bits == 1, -1.0, 1.0)
     return signs
 
 

@@ -220,6 +220,22 @@ def test_foreign_weights_are_refused(tmp_path: Path, raw: bytes) -> None:
         Checkpoint(folder)
 
 
+def test_links_of_the_hub_cache_are_followed_and_no_others(tmp_path: Path) -> None:
+    golden = _golden(tmp_path)
+    snapshot = tmp_path / "models--a--b/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b/blobs").mkdir()
+    for name in ("config.json", "nanoquant.safetensors"):
+        (golden / name).rename(tmp_path / "models--a--b/blobs" / name)
+        (snapshot / name).symlink_to(Path("../../blobs") / name)
+    assert Checkpoint(snapshot).layer("layer").rank == 2
+    (tmp_path / "models--a--b/blobs/nanoquant.safetensors").rename(tmp_path / "elsewhere")
+    (snapshot / "nanoquant.safetensors").unlink()
+    (snapshot / "nanoquant.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NqEdgeError, match="leads outside"):
+        Checkpoint(snapshot)
+
+
 def _tensor_file(path: Path, entries: dict[str, Any], data: bytes, pad: int = 0) -> TensorFile:
     header = json.dumps(entries).encode() + b" " * pad
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)

@@ -54,7 +54,7 @@ def test_top_tokens_bound_the_kl_from_below() -> None:
         assert part.top1 == whole.top1
         bounds.append(part.kl)
     assert bounds[0] < bounds[1] < bounds[2] == pytest.approx(whole.kl, rel=1e-9)
-    assert 0 < bounds[0]
+    assert bounds[0] > 0
     assert part.max_error == pytest.approx(whole.max_error)
 
 

@@ -121,6 +121,23 @@ def test_float16_has_its_own_limits(proof: Proof, tmp_path: Path) -> None:
     assert report.rung(3).figures["largest error"] > 1e-5
 
 
+def test_the_portable_body_is_validated_only_when_allowed(
+    proof: Proof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_onnx(proof.checkpoint, tmp_path / "portable", portable=True)
+
+    def missing() -> Path:
+        raise NqEdgeError("NQ-NATIVE-MISSING", "no library here.")
+
+    monkeypatch.setattr("nanoquant_edge.runtimes.ort_session.ort_library_path", missing)
+    options = {"windows": 1, "window_length": 32, "new_tokens": 4, "threads": 1}
+    with pytest.raises(NqEdgeError, match="no library here"):
+        validate(tmp_path / "portable", proof.checkpoint, **options)
+    report = validate(tmp_path / "portable", proof.checkpoint, allow_portable=True, **options)
+    assert (report.kernel, report.status) == ("portable", "incomplete")
+    assert report.first_diverging is None
+
+
 def test_too_little_text_proves_nothing(proof: Proof, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     report = validate(
