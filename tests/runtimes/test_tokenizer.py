@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def test_ids_and_texts_equal_those_of_transformers(kind: str, request: pytest.Fi
         assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids)
     assert ours.special_tokens == {k: v for k, v in theirs.special_tokens_map.items() if k in ours.special_tokens}
     assert ours.token_id("eos_token") == theirs.eos_token_id
+
+
+def test_real_tokenizers_give_the_ids_of_transformers() -> None:
+    """NQ_EDGE_TOKENIZERS names Hugging Face folders, divided as in PATH."""
+    from transformers import AutoTokenizer
+
+    folders = os.environ.get("NQ_EDGE_TOKENIZERS")
+    if not folders:
+        pytest.skip("NQ_EDGE_TOKENIZERS is not set")
+    for folder in folders.split(os.pathsep):
+        theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+        for text in SAMPLES + _corpus():
+            ids = theirs(text).input_ids
+            assert ours.encode(text) == ids
+            assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize(
