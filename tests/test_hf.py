@@ -43,6 +43,8 @@ def test_logits_equal_the_dense_model(tmp_path: Path, changes: dict) -> None:
     assert sum(isinstance(module, NanoQuantLinear) for module in model.modules()) == 14
     expected = _logits(dense_model(tmp_path / "model"))
     assert (_logits(model) - expected).norm() / expected.norm() < 1e-5
+    new = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False)
+    assert new.shape[1] > 3
     assert LlamaForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32) is not None
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from ..checkpoint import Checkpoint
 
 __all__ = ["command", "describe_bundle", "describe_checkpoint"]
@@ -144,7 +146,7 @@ def _print_checkpoint(report: dict[str, Any], every_layer: bool) -> None:
 
     console = Console()
     model = ", ".join(f"{key.removeprefix('_')} {value}" for key, value in report["model"].items())
-    console.print(f"{report['folder']}: {model}", highlight=False, markup=False)
+    console.print(_plain(f"{report['folder']}: {model}"))
     table = Table(title="compressed layers")
     for column in ("layer", "out x in", "count", "rank", "bits per weight"):
         table.add_column(column, justify="left" if column == "layer" else "right")
@@ -155,7 +157,7 @@ def _print_checkpoint(report: dict[str, Any], every_layer: bool) -> None:
     for (name, m, n), members in groups.items():
         ranks = [layer["rank"] for layer in members]
         rates = [layer["bpw"] for layer in members]
-        table.add_row(name, f"{m} x {n}", str(len(members)), _span(ranks, "d"), _span(rates, ".3f"))
+        table.add_row(_plain(name), f"{m} x {n}", str(len(members)), _span(ranks, "d"), _span(rates, ".3f"))
     console.print(table)
     sizes = Table(title="bytes")
     for column in ("part", "MB", "share"):
@@ -166,12 +168,13 @@ def _print_checkpoint(report: dict[str, Any], every_layer: bool) -> None:
     sizes.add_row("whole folder", f"{report['total_bytes'] / 1e6:.3f}", "100.0 %")
     console.print(sizes)
     console.print(
-        f"bits per weight: target {report['target_bpw']:.4g}, stored {report['measured_bpw']:.4f} "
-        f"(scales {report['scale_dtype']}); embedding {report['embedding']}, head {report['head']}",
-        highlight=False,
+        _plain(
+            f"bits per weight: target {report['target_bpw']:.4g}, stored {report['measured_bpw']:.4f} "
+            f"(scales {report['scale_dtype']}); embedding {report['embedding']}, head {report['head']}"
+        )
     )
     for entry in ("recipe", "calibration"):
-        console.print(f"{entry}: {json.dumps(report[entry]) if report[entry] else 'not recorded'}", markup=False)
+        console.print(_plain(f"{entry}: {json.dumps(report[entry]) if report[entry] else 'not recorded'}"))
 
 
 def _print_bundle(report: dict[str, Any]) -> None:
@@ -180,24 +183,30 @@ def _print_bundle(report: dict[str, Any]) -> None:
 
     console = Console()
     kv, (low, high) = report["kv"], report["backend_versions"]
-    console.print(
+    text = (
         f"{report['folder']}: {report['source_model']}\n"
         f"{report['backend']} {low} to {high or 'any'}, dialect {report['dialect']}, {report['dtype']}, "
         f"operator version {report['operator_version']}, portable {report['portable']}\n"
         f"{report['compressed_linears']} compressed layers, target {report['target_bpw']:.4g} bpw, "
         f"stored {report['true_bpw']:.4f} bpw\n"
         f"cache: {kv['layers']} layers x {kv['heads']} heads x {kv['head_dim']}, {kv['dtype']}, "
-        f"up to {kv['max_capacity']} tokens",
-        highlight=False,
-        markup=False,
+        f"up to {kv['max_capacity']} tokens"
     )
+    console.print(_plain(text))
     table = Table(title="files")
     for column in ("file", "MB", "SHA-256"):
         table.add_column(column)
     for name, entry in report["files"].items():
-        table.add_row(name, f"{entry['size'] / 1e6:.3f}", entry["sha256"][:16])
+        table.add_row(_plain(name), f"{entry['size'] / 1e6:.3f}", _plain(entry["sha256"][:16]))
     table.add_row("whole bundle", f"{report['total_bytes'] / 1e6:.3f}", "")
     console.print(table)
+
+
+def _plain(text: str) -> Text:
+    """A stranger's text for the terminal: no markup, no control sequences."""
+    from rich.text import Text
+
+    return Text("".join(character if character.isprintable() or character == "\n" else "?" for character in text))
 
 
 def _span(values: list[Any], form: str) -> str:

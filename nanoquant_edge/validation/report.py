@@ -88,14 +88,14 @@ class Report:
         """Print the table with rich."""
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         console = console or Console()
-        console.print(
+        title = (
             f"{self.bundle}: {self.dtype}, kernel {self.kernel}, against {self.reference}, "
-            f"{self.windows} windows of {self.window_length} tokens ({self.text}), {self.seconds:.0f} s",
-            highlight=False,
-            markup=False,
+            f"{self.windows} windows of {self.window_length} tokens ({self.text}), {self.seconds:.0f} s"
         )
+        console.print(Text(_printable(title)))
         table = Table()
         for column in ("rung", "compared", "outcome", "measured (limit)"):
             table.add_column(column)
@@ -103,11 +103,16 @@ class Report:
             lines = [f"{name} {_number(value)}{_limit(rung, name)}" for name, value in rung.figures.items()]
             if rung.note:
                 lines.append(rung.note)
-            table.add_row(str(rung.number), rung.name, rung.status, "\n".join(lines))
+            table.add_row(str(rung.number), rung.name, rung.status, Text(_printable("\n".join(lines))))
         console.print(table, highlight=False, markup=False)
         if self.first_diverging:
-            console.print(f"first diverging: {self.first_diverging}", highlight=False, markup=False)
+            console.print(Text(_printable(f"first diverging: {self.first_diverging}")))
         console.print(f"outcome: {self.status}", highlight=False)
+
+
+def _printable(text: str) -> str:
+    """Names and texts come from files of strangers: no control sequence reaches the terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 def _number(value: float | int) -> str:

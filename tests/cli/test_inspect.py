@@ -53,6 +53,15 @@ def test_bundle(tmp_path: Path) -> None:
     assert report["kv"]["head_dim"] == 16
 
 
+def test_a_strangers_names_do_not_reach_the_terminal_as_commands(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["_name_or_path"] = "[bold]x[/bold]\x1b]0;title\x07"
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    output = CliRunner().invoke(command, [str(tmp_path / "model")], color=True).output
+    assert "[bold]x[/bold]?]0;title?" in output.replace("\n", "")
+
+
 def test_from_the_command_line_without_torch(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "model")
     script = (

@@ -54,6 +54,16 @@ def test_table() -> None:
         assert part in text
 
 
+def test_table_prints_no_control_sequences() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    rung = Rung(3, "x", "fail", note="[bold]layer\x1b[2J")
+    Report("b", "float32", "nanoquant", "torch", "t\x1b", 1, 2, (rung,), "l\x9b", 0).print(console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[bold]layer?[2J" in text
+    assert "\x1b" not in text
+    assert "\x9b" not in text
+
+
 def test_rows_are_joined_as_the_data_set_gives_them() -> None:
     assert join_rows(" \n = T = \n \n a b \n") == "\n\n = T = \n\n\n\n\n a b \n"
     assert join_rows("no end") == "no end\n"
