@@ -85,8 +85,8 @@ def perplexity(model: Any, ids: Any, window: int = 2048, batch: int = 1, progres
         for place, logits in chunked_logits(model, part):
             logits = logits[:, : window - 1 - place]
             targets = part[:, place + 1 : place + 1 + logits.shape[1]]
-            flat = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-            losses += flat.double().sum(1).cpu()
+            flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            losses += flat.view_as(targets).double().sum(1).cpu()
         means += (losses / (window - 1)).tolist()
         if progress is not None:
             progress(len(means) / len(cut), f"perplexity {math.exp(sum(means) / len(means)):.2f}")

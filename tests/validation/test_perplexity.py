@@ -18,7 +18,7 @@ from nanoquant_edge.validation.dense import dense_model
 from tests.tiny import tiny_checkpoint
 
 
-@pytest.mark.parametrize("logit_bytes", [1 << 25, 320 * 4 * 5])
+@pytest.mark.parametrize("logit_bytes", [1 << 25, 320 * 4 * 5, 320 * 4 * 31])
 def test_both_sides_follow_the_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logit_bytes: int) -> None:
     module = sys.modules["nanoquant_edge.validation.perplexity"]  # the package's attribute is the function
     monkeypatch.setattr(module, "LOGIT_BYTES", logit_bytes)
