@@ -73,7 +73,12 @@ def rank_one_magnitudes(x: Tensor, start: Tensor, steps: int) -> tuple[Tensor, T
 def _project(x: Tensor, start: Tensor, steps: int) -> Tensor:
     """SVID: keep all signs, force the magnitudes to rank one."""
     left, right = rank_one_magnitudes(x, start, steps)
-    return torch.where(x < 0, -1.0, 1.0) * left[:, None] * right[None, :]
+    return torch.outer(left, right).copysign_(x)
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a b with inputs rounded to `dtype`, float32 out."""
+    return a @ b if dtype == torch.float32 else (a.to(dtype) @ b.to(dtype)).float()
 
 
 def _solve(gram: Tensor, shift: float, right_side: Tensor) -> Tensor:
@@ -97,6 +102,7 @@ def factorize(
     ridge: float = 0.03,
     svid_steps: int = 5,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Factors:
     """Factorize a weight matrix into signs and two scale vectors.
 
@@ -110,6 +116,8 @@ def factorize(
         ridge: lambda, absolute on a Gram with unit diagonal.
         svid_steps: power iterations of each projection.
         seed: of the Gaussian start.
+        dtype: type in which Grams and right-hand sides are multiplied; solves are always float32. bfloat16 costs
+            nothing measurable (method section 13.4) and is several times faster where there are matrix units.
 
     Raises:
         NqEdgeError: NQ-NUMERIC when the weight or an importance is not finite.
@@ -128,6 +136,7 @@ def factorize(
             ridge=ridge,
             svid_steps=svid_steps,
             seed=seed,
+            dtype=dtype,
         )
         return Factors(
             turned.v_latent.T.contiguous(),
@@ -154,8 +163,10 @@ def factorize(
         rho = step / steps if schedule == "linear" else (step / steps) ** 3
         rows = z_b / z_b.norm(dim=1, keepdim=True).clamp_min(_EPS)
         columns = z_a / z_a.norm(dim=0, keepdim=True).clamp_min(_EPS)
-        a = _solve(rows @ rows.T, rho + ridge, rows @ target.T + rho * (z_a - dual_a).T).T
-        b = _solve(columns.T @ columns, rho + ridge, columns.T @ target + rho * (z_b - dual_b))
+        right_a = _product(rows, target.T, dtype).add_((z_a - dual_a).T, alpha=rho)
+        right_b = _product(columns.T, target, dtype).add_(z_b - dual_b, alpha=rho)
+        a = _solve(_product(rows, rows.T, dtype), rho + ridge, right_a).T
+        b = _solve(_product(columns.T, columns, dtype), rho + ridge, right_b)
         dual_a += a
         dual_b += b
         z_a, z_b = _project(dual_a, start_a, svid_steps), _project(dual_b, start_b, svid_steps)

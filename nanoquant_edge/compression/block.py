@@ -126,6 +126,7 @@ def reconstruct_block(
             ridge=recipe.admm_ridge,
             svid_steps=recipe.svid_steps,
             seed=seed,
+            dtype=call.dtype,
         )
         latent = LatentLinear(factors, layer.bias)
         replace_module(block, name, latent)

@@ -38,11 +38,12 @@ class Outcome:
 
 
 def preferred_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where matrix units take it (CUDA, AMX), else float32. Parameters and losses stay float32."""
+    """bfloat16 where the processor multiplies it natively, else float32. Parameters and losses stay float32."""
     if device.type == "cuda":
         return torch.bfloat16
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return torch.bfloat16 if supported is not None and supported() else torch.float32
+    # Private names, so asked for gently: without them float32 is right, only slower.
+    native = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return torch.bfloat16 if any(ask is not None and ask() for ask in native) else torch.float32
 
 
 @contextlib.contextmanager
