@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..corpus import read_corpus
 from ..errors import NqEdgeError
 
 __all__ = ["read_text", "sampled_windows", "text_windows"]
@@ -17,20 +18,12 @@ _MAX_TEXT_BYTES = 1 << 30
 
 
 def read_text(path: str | Path) -> str:
-    """A text file; its lines are the rows of the corpus and joined with two newlines, as perplexity is measured.
+    """A text file; its lines are the rows of the corpus, joined as perplexity is measured (`corpus.join_rows`).
 
     Raises:
-        NqEdgeError: NQ-CALIBRATION when it cannot be read or is not UTF-8.
+        NqEdgeError: NQ-CALIBRATION when it cannot be read, is larger than 1 GiB or is not UTF-8.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size > _MAX_TEXT_BYTES:
-            raise NqEdgeError("NQ-CALIBRATION", f"{path} is larger than 1 GiB.", "Pass an excerpt of it.")
-        return "\n\n".join(path.read_text(encoding="utf-8").split("\n"))
-    except OSError as error:
-        raise NqEdgeError("NQ-CALIBRATION", f"cannot read {path}: {error.strerror}.", "Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise NqEdgeError("NQ-CALIBRATION", f"{path} is not UTF-8 text ({error.reason}).", "Convert it.") from error
+    return read_corpus(path, "NQ-CALIBRATION", _MAX_TEXT_BYTES)
 
 
 def text_windows(tokenizer: Any, text: str, windows: int, length: int, seed: int) -> Tensor:
