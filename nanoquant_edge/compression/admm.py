@@ -70,10 +70,45 @@ def rank_one_magnitudes(x: Tensor, start: Tensor, steps: int) -> tuple[Tensor, T
     return left, right
 
 
-def _project(x: Tensor, start: Tensor, steps: int) -> Tensor:
-    """SVID: keep all signs, force the magnitudes to rank one."""
-    left, right = rank_one_magnitudes(x, start, steps)
-    return torch.outer(left, right).copysign_(x)
+class _Factor:
+    """One factor and its ADMM state, stored with the rank as rows: (r, k) for a k-channel side.
+
+    Both factors are kept this way round so that every product and solve reads rows; the method writes A as (m, r).
+    """
+
+    def __init__(self, rank: int, channels: int, generator: torch.Generator, device: torch.device, svid_steps: int):
+        self.primal = torch.randn(rank, channels, generator=generator).to(device)
+        # The leading pair moves little between iterations, so each power iteration starts where the last one ended.
+        self.right = torch.randn(channels, generator=generator).to(device)
+        self.svid_steps = svid_steps
+        self.signed = self._project(self.primal)
+        self.dual = self.primal - self.signed
+
+    def _project(self, x: Tensor) -> Tensor:
+        """SVID: keep all signs, force the magnitudes to rank one."""
+        left, self.right = rank_one_magnitudes(x, self.right, self.svid_steps)
+        return torch.outer(left, self.right).copysign_(x)
+
+    def unit_rows(self) -> Tensor:
+        """The projection with each rank component scaled to unit norm, the other factor's design matrix."""
+        return self.signed / self.signed.norm(dim=1, keepdim=True).clamp_min(_EPS)
+
+    def solve(self, design: Tensor, target: Tensor, rho: float, ridge: float, dtype: torch.dtype) -> Tensor:
+        """Ridge regression of the target on the design, pulled toward the projection with weight rho.
+
+        Args:
+            design: (r, j) unit rows of the other factor.
+            target: (j, k).
+        """
+        right_side = _product(design, target, dtype).add_(self.signed - self.dual, alpha=rho)
+        return _solve(_product(design, design.T, dtype), rho + ridge, right_side)
+
+    def update(self, primal: Tensor) -> None:
+        """Projection and dual step for a new primal value."""
+        self.primal = primal
+        self.dual += primal
+        self.signed = self._project(self.dual)
+        self.dual -= self.signed
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -151,28 +186,18 @@ def factorize(
     target = d_out[:, None] * w * d_in[None, :]
     m, n = w.shape
     generator = torch.Generator().manual_seed(seed)
-
-    def gaussian(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(w.device)
-
-    a, b = gaussian(m, rank), gaussian(rank, n)
-    start_a, start_b = gaussian(rank), gaussian(n)
-    z_a, z_b = _project(a, start_a, svid_steps), _project(b, start_b, svid_steps)
-    dual_a, dual_b = a - z_a, b - z_b
+    left = _Factor(rank, m, generator, w.device, svid_steps)
+    right = _Factor(rank, n, generator, w.device, svid_steps)
+    turned_target = target.T.contiguous()
     for step in range(steps):
         rho = step / steps if schedule == "linear" else (step / steps) ** 3
-        rows = z_b / z_b.norm(dim=1, keepdim=True).clamp_min(_EPS)
-        columns = z_a / z_a.norm(dim=0, keepdim=True).clamp_min(_EPS)
-        right_a = _product(rows, target.T, dtype).add_((z_a - dual_a).T, alpha=rho)
-        right_b = _product(columns.T, target, dtype).add_(z_b - dual_b, alpha=rho)
-        a = _solve(_product(rows, rows.T, dtype), rho + ridge, right_a).T
-        b = _solve(_product(columns.T, columns, dtype), rho + ridge, right_b)
-        dual_a += a
-        dual_b += b
-        z_a, z_b = _project(dual_a, start_a, svid_steps), _project(dual_b, start_b, svid_steps)
-        dual_a -= z_a
-        dual_b -= z_b
-    return _export(target, d_in, d_out, a + dual_a, b + dual_b, z_a, z_b)
+        # Both sides solve against the other's previous iterate (Jacobi), as in the official code.
+        left_design, right_design = left.unit_rows(), right.unit_rows()
+        new_left = left.solve(right_design, turned_target, rho, ridge, dtype)
+        new_right = right.solve(left_design, target, rho, ridge, dtype)
+        left.update(new_left)
+        right.update(new_right)
+    return _export(target, d_in, d_out, left, right)
 
 
 def _root(importance: Tensor) -> Tensor:
@@ -183,16 +208,16 @@ def _root(importance: Tensor) -> Tensor:
     return value.clamp_min(0).sqrt().clamp_min(_EPS)
 
 
-def _export(
-    target: Tensor, d_in: Tensor, d_out: Tensor, p_a: Tensor, p_b: Tensor, z_a: Tensor, z_b: Tensor
-) -> Factors:
+def _export(target: Tensor, d_in: Tensor, d_out: Tensor, left: _Factor, right: _Factor) -> Factors:
     """Magnitude balancing (paper Eq. 7) and the two scale vectors (method section 8.3)."""
-    a_hat = z_a / d_out[:, None]
-    b_hat = z_b / d_in[None, :]
+    a_hat = left.signed.T / d_out[:, None]
+    b_hat = right.signed / d_in[None, :]
     eta = (b_hat.norm() / a_hat.norm().clamp_min(_EPS)).sqrt()
-    scale_out = (eta * a_hat / z_a.norm(dim=0, keepdim=True).clamp_min(_EPS)).abs().mean(1)
+    scale_out = (eta * left.unit_rows().T / d_out[:, None]).abs().mean(1)
     scale_in = (b_hat / eta).abs().mean(0)
-    factors = Factors(eta * p_a / d_out[:, None], p_b / d_in[None, :] / eta, scale_out, scale_in, 0.0)
+    u_latent = eta * (left.primal + left.dual).T / d_out[:, None]
+    v_latent = (right.primal + right.dual) / d_in[None, :] / eta
+    factors = Factors(u_latent.contiguous(), v_latent, scale_out, scale_in, 0.0)
     residual = target - d_out[:, None] * factors.dense() * d_in[None, :]
     factors.error = float(residual.norm() / target.norm().clamp_min(_EPS))
     return factors

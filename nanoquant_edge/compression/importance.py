@@ -63,8 +63,13 @@ class _Moment:
         self.total = moment if self.total is None else self.total + moment
 
     def mean(self, windows: int, channels: int) -> Tensor:
-        """Mean over windows, ones when nothing was seen."""
-        return torch.ones(channels) if self.total is None else self.total / windows
+        """Mean over windows; zeros when nothing was seen."""
+        return torch.zeros(channels) if self.total is None else self.total / windows
+
+
+def _or_ones(moment: Tensor) -> Tensor:
+    """A layer that only ever saw zeros counts every channel equally (method section 13.5)."""
+    return moment if bool((moment > 0).any()) else torch.ones_like(moment)
 
 
 def collect_importances(
@@ -114,7 +119,7 @@ def collect_importances(
             hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
             loss = cross_entropy(hidden[0, :-1], head, ids[0, 1:], backward=True)
             if not bool(torch.isfinite(loss)):
-                raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on calibration window {index} is {float(loss)}.")
+                raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on window {index} is {float(loss)}.")
             report((index + 1) / len(windows))
     finally:
         for handle in handles:
@@ -125,5 +130,5 @@ def collect_importances(
     for name, layer in linears.items():
         gradient = outputs[name].mean(len(windows), layer.out_features) / _GRADIENT_UNIT
         moment = inputs[name].mean(len(windows), layer.in_features)
-        found[name] = Importance(shrink(moment, gamma), shrink(gradient, gamma))
+        found[name] = Importance(shrink(_or_ones(moment), gamma), shrink(_or_ones(gradient), gamma))
     return found

@@ -108,8 +108,8 @@ class ScaledCore(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def module_at(root: nn.Module, path: str) -> nn.Module:
-    """The submodule at a dotted path."""
+def module_at(root: nn.Module, path: str) -> Any:
+    """The submodule at a dotted path; which class it has, the caller knows."""
     return root.get_submodule(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ _FINAL_FRACTION = 1e-4
 class ParameterGroup:
     """Tensors trained at one learning rate; with `relative`, the rate is a multiple of each tensor's rms."""
 
-    tensors: list[Tensor]
+    tensors: Sequence[Tensor]
     lr: float
     relative: bool = False
 
