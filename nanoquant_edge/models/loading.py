@@ -18,7 +18,7 @@ import torch
 from ..errors import NqEdgeError
 from ..files import read_json
 from .config import DecoderConfig
-from .families import Family, family_of
+from .families import FAMILIES, Family, family_of
 
 __all__ = ["SourceModel", "load_model"]
 
@@ -41,7 +41,11 @@ _USEFUL = (
     "mlp_bias",
 )
 
+_ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
 _GGUF_MAGIC = b"GGUF"
+_GGUF_KEYS = ("general.architecture", *(f"{name}.rope." for family in FAMILIES for name in family.model_types))
+_INSTALL = "Install them: pip install 'nanoquant-edge[compress]'."
 
 
 @dataclass
@@ -90,7 +94,7 @@ def load_model(path: str | Path) -> Iterator[SourceModel]:
     try:
         import transformers
     except ImportError as error:
-        raise NqEdgeError("NQ-MISSING", "transformers is not installed.", "pip install 'nanoquant-edge[compress]'") from error
+        raise NqEdgeError("NQ-MISSING", "transformers is not installed.", _INSTALL) from error
     transformers.utils.logging.disable_progress_bar()
     if path.is_dir():
         with _from_folder(path) as source:
@@ -104,7 +108,7 @@ def load_model(path: str | Path) -> Iterator[SourceModel]:
 
 @contextlib.contextmanager
 def _from_folder(folder: Path) -> Iterator[SourceModel]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     if not (folder / "config.json").is_file():
         raise NqEdgeError("NQ-MODEL", f"{folder} has no config.json: it is not a Hugging Face model folder.")
@@ -121,38 +125,35 @@ def _from_folder(folder: Path) -> Iterator[SourceModel]:
         raise NqEdgeError(
             "NQ-MODEL", f"{folder} has no safetensors weights.", "Convert the model to safetensors; pickle is not read."
         )
+    # Code in the folder is never run; without the explicit False, transformers would ask on the terminal.
+    local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # transformers, safetensors and torch each raise their own kinds for damaged files
-        raise NqEdgeError("NQ-MODEL", f"{folder} cannot be loaded: {_first_line(error)}.") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise NqEdgeError("NQ-MODEL", f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}.")
-    yield SourceModel(folder.resolve().name, model.eval(), tokenizer, config, folder, "")
+        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+    except Exception as error:  # transformers and tokenizers each raise their own kinds for damaged files
+        raise NqEdgeError(
+            "NQ-TOKENIZER", f"the tokenizer of {folder} cannot be loaded: {_first_line(error)}."
+        ) from error
+    model = _model(folder, folder, use_safetensors=True, **local)
+    yield SourceModel(folder.resolve().name, model, tokenizer, config, folder, "")
 
 
 @contextlib.contextmanager
 def _from_gguf(path: Path) -> Iterator[SourceModel]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     with path.open("rb") as file:
         if file.read(4) != _GGUF_MAGIC:
             raise NqEdgeError("NQ-MODEL", f"{path} is not a GGUF file.")
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
-            raise NqEdgeError(
-                "NQ-MISSING", f"reading GGUF needs the package {package}.", "pip install 'nanoquant-edge[compress]'"
-            )
+            raise NqEdgeError("NQ-MISSING", f"reading GGUF needs the package {package}.", _INSTALL)
+    _check_gguf(path)
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
-    folder, name = str(path.parent), path.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     except Exception as error:  # the gguf reader raises plain ValueError, IndexError and others for damaged files
-        raise NqEdgeError("NQ-MODEL", f"{path} cannot be loaded: {_first_line(error)}.") from error
+        raise NqEdgeError("NQ-TOKENIZER", f"the tokenizer in {path} cannot be read: {_first_line(error)}.") from error
+    model = _model(path, path.parent, gguf_file=path.name)
     # The weights are plain float32 now; without this, transformers takes the model for a quantized one.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -164,12 +165,51 @@ def _from_gguf(path: Path) -> Iterator[SourceModel]:
         config.update(architectures=[type(model).__name__], dtype="float32")
         DecoderConfig.from_dict(config)
         tokenizer.save_pretrained(companions)
-        ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
+        ends = {key: config[key] for key in _ENDS if config.get(key) is not None}
         (companions / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n", encoding="utf-8")
         note = "weights dequantised from GGUF"
-        yield SourceModel(path.stem, model.eval(), tokenizer, config, companions, note)
+        yield SourceModel(path.stem, model, tokenizer, config, companions, note)
+
+
+def _model(path: Path, folder: Path, **options: Any) -> Any:
+    """The model in float32; a tensor that is missing is an error, not a random start."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, output_loading_info=True, **options
+        )
+    except Exception as error:  # transformers, safetensors, gguf and torch each raise their own kinds
+        raise NqEdgeError("NQ-MODEL", f"{path} cannot be loaded: {_first_line(error)}.") from error
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise NqEdgeError("NQ-MODEL", f"{path} lacks {len(missing)} tensors, the first is {missing[0]}.")
+    return model.eval()
+
+
+def _check_gguf(path: Path) -> None:
+    """Refuse what transformers would read wrongly without a word: other architectures' and scaled rotary positions."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        fields = {key: reader.fields[key].contents() for key in reader.fields if key.startswith(_GGUF_KEYS)}
+    except Exception as error:  # plain ValueError, IndexError and others for damaged files
+        raise NqEdgeError("NQ-MODEL", f"{path} is damaged: {_first_line(error)}.") from error
+    architecture = fields.get("general.architecture")
+    family_of({"model_type": architecture})
+    scaling = fields.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling != "none" or any(tensor.name.startswith("rope_") for tensor in reader.tensors):
+        raise NqEdgeError(
+            "NQ-ARCH",
+            f"{path} scales its rotary positions, which is not read from GGUF.",
+            "Use the Hugging Face folder.",
+        )
 
 
 def _first_line(error: Exception) -> str:
+    """What a library said, without the control characters a damaged file can bring into it."""
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
+    text = (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
