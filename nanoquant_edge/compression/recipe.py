@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -54,8 +55,10 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise NqEdgeError("NQ-OPTION", f"{name} must be at least 1, not {getattr(self, name)}.")
         for name in ("fp_epochs", "ste_epochs", "kd_epochs", "fp_lr", "ste_lr", "ste_scale_lr", "kd_lr"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise NqEdgeError("NQ-OPTION", f"{name} must not be negative, not {getattr(self, name)}.")
+        if not 0 < self.admm_ridge < math.inf:
+            raise NqEdgeError("NQ-OPTION", f"admm_ridge must be above 0, not {self.admm_ridge}.")
         if self.window_length < 8:
             raise NqEdgeError("NQ-OPTION", f"window_length must be at least 8 tokens, not {self.window_length}.")
         if not 0 <= self.gamma <= 1:
