@@ -110,6 +110,11 @@ class _Factor:
         self.signed = self._project(self.dual)
         self.dual -= self.signed
 
+    def rescale(self, size: float) -> None:
+        """Multiply the whole state."""
+        for part in (self.primal, self.signed, self.dual):
+            part.mul_(size)
+
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """a b with inputs rounded to `dtype`, float32 out."""
@@ -184,6 +189,10 @@ def factorize(
     d_in = _root(in_importance)
     d_out = _root(out_importance)
     target = d_out[:, None] * w * d_in[None, :]
+    # The start has entries of about 1; a target of another size takes many more steps to forget it. Up to the start
+    # the iteration commutes with scaling both factors, so it runs on unit size and the size is put back at the end.
+    size = float(target.square().mean().sqrt()) or 1.0
+    target /= size
     m, n = w.shape
     generator = torch.Generator().manual_seed(seed)
     left = _Factor(rank, m, generator, w.device, svid_steps)
@@ -197,7 +206,9 @@ def factorize(
         new_right = right.solve(left_design, target, rho, ridge, dtype)
         left.update(new_left)
         right.update(new_right)
-    return _export(target, d_in, d_out, left, right)
+    for factor in (left, right):
+        factor.rescale(size)
+    return _export(target.mul_(size), d_in, d_out, left, right)
 
 
 def _root(importance: Tensor) -> Tensor:
@@ -217,6 +228,8 @@ def _export(target: Tensor, d_in: Tensor, d_out: Tensor, left: _Factor, right: _
     scale_in = (b_hat / eta).abs().mean(0)
     u_latent = eta * (left.primal + left.dual).T / d_out[:, None]
     v_latent = (right.primal + right.dual) / d_in[None, :] / eta
+    if not bool(target.any()):  # the signs of an all-zero layer mean nothing; its scales say so
+        scale_out = torch.zeros_like(scale_out)
     factors = Factors(u_latent.contiguous(), v_latent, scale_out, scale_in, 0.0)
     residual = target - d_out[:, None] * factors.dense() * d_in[None, :]
     factors.error = float(residual.norm() / target.norm().clamp_min(_EPS))
