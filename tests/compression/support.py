@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense tiny models and short recipes for the compression's tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nanoquant_edge.compression import Recipe
+from tests.tiny import TEXT, llama_config, write_tokenizer
+
+__all__ = ["ORACLE", "dense_folder", "dense_llama", "linears_of", "short_recipe", "write_text"]
+
+#: Every feature at once: untied head, biases, grouped queries, head_dim != hidden / heads.
+ORACLE = {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
+
+
+def dense_llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    """A random Llama whose blocks do something: large weights, biases and norms away from their defaults."""
+    config = LlamaConfig(**llama_config(**changes), attn_implementation="eager")
+    model = LlamaForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 2:
+                parameter.copy_(noise / parameter.shape[1] ** 0.5)
+            else:
+                parameter.add_(0.1 * noise)
+    model.tie_weights()
+    return model
+
+
+def dense_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """The same model as a Hugging Face folder with a tokenizer."""
+    model = dense_llama(seed, **changes)
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(llama_config(**changes)))
+    write_tokenizer(folder)
+    return folder
+
+
+def write_text(folder: Path) -> Path:
+    """A calibration text of about 3,000 tokens."""
+    path = folder / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def linears_of(model: LlamaForCausalLM) -> dict[str, torch.nn.Linear]:
+    """Name -> layer of everything that is compressed."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
+
+
+def short_recipe(**changes: Any) -> Recipe:
+    """Seconds, not hours; each stage still does something."""
+    settings: dict[str, Any] = {
+        "name": "test",
+        "windows": 4,
+        "window_length": 32,
+        "admm_steps": 8,
+        "fp_epochs": 1,
+        "fp_batch": 2,
+        "fp_lr": 0.01,
+        "ste_epochs": 1,
+        "ste_lr": 0.02,
+        "ste_scale_lr": 0.01,
+        "kd_epochs": 1,
+        "kd_lr": 0.005,
+        "kd_batch": 2,
+        "relative_lr": True,
+    }
+    return Recipe(**{**settings, **changes})

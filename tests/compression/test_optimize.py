@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shared training loop: schedule, sample order, and undoing what is not finite."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanoquant_edge.compression.optimize import ParameterGroup, train
+
+
+def quadratic(x: Tensor, targets: Tensor, seen: list[list[int]] | None = None):  # type: ignore[no-untyped-def]
+    def step_loss(chosen: Tensor) -> Tensor:
+        if seen is not None:
+            seen.append(chosen.tolist())
+        loss = (x - targets[chosen]).square().sum(-1).mean()
+        loss.backward()
+        return loss.detach()
+
+    return step_loss
+
+
+def test_the_loss_falls_and_is_a_mean_over_samples() -> None:
+    x, targets = torch.zeros(3), torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) + 4
+    start = float((x - targets).square().sum(-1).mean())
+    outcome = train([ParameterGroup([x], 0.0)], 5, 2, 1, 0, quadratic(x, targets))
+    assert outcome.first == outcome.last == pytest.approx(start)  # uneven last batch weighted by its size
+    outcome = train([ParameterGroup([x], 0.3)], 5, 2, 30, 0, quadratic(x, targets))
+    assert outcome.last < 0.2 * outcome.first
+    assert not outcome.undone
+    assert not x.requires_grad
+    assert x.grad is None
+
+
+def test_each_epoch_is_a_new_permutation_of_all_samples_that_the_seed_fixes() -> None:
+    def order(seed: int) -> list[list[int]]:
+        x, seen = torch.zeros(1), []
+        train([ParameterGroup([x], 0.1)], 7, 3, 2, seed, quadratic(x, torch.ones(7, 1), seen))
+        return seen
+
+    first = order(3)
+    assert [len(batch) for batch in first] == [3, 3, 1, 3, 3, 1]
+    assert sorted(sum(first[:3], [])) == sorted(sum(first[3:], [])) == list(range(7))
+    assert first[:3] != first[3:]
+    assert order(3) == first
+    assert order(4) != first
+
+
+@pytest.mark.parametrize(("final_fraction", "relative"), [(1e-4, False), (0.0, False), (1e-4, True)])
+def test_the_rate_follows_a_cosine(final_fraction: float, relative: bool) -> None:
+    # With a constant gradient Adam moves by the learning rate itself in every step.
+    x = torch.full((1,), 100.0, dtype=torch.float64)
+    places = [100.0]
+
+    def step_loss(_chosen: Tensor) -> Tensor:
+        places.append(float(x))
+        loss = 1e3 * x.sum()
+        loss.backward()
+        return loss.detach()
+
+    train([ParameterGroup([x], 0.01, relative)], 1, 1, 10, 0, step_loss, final_fraction=final_fraction)
+    moves = [a - b for a, b in zip(places[1:], [*places[2:], float(x)], strict=True)]
+    base = 1.0 if relative else 0.01  # relative: times the tensor's root mean square at the start
+    cosine = [final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * k / 10)) for k in range(10)]
+    assert moves == pytest.approx([base * c for c in cosine], rel=1e-3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_loss_that_is_not_finite_undoes_everything(bad: float, at: int) -> None:
+    x, targets = torch.zeros(3), torch.ones(4, 3)
+    calls = iter(range(100))
+    inner = quadratic(x, targets)
+
+    def step_loss(chosen: Tensor) -> Tensor:
+        loss = inner(chosen)
+        return loss * bad if next(calls) == at else loss
+
+    outcome = train([ParameterGroup([x], 0.1)], 4, 2, 2, 0, step_loss)
+    assert outcome.undone
+    assert x.tolist() == [0, 0, 0]
+    assert not x.requires_grad
+
+
+def test_a_gradient_that_is_not_finite_undoes_everything() -> None:
+    x = torch.ones(2)
+
+    def step_loss(_chosen: Tensor) -> Tensor:
+        x.sum().backward()
+        x.grad[0] = math.nan
+        return torch.zeros(())
+
+    assert train([ParameterGroup([x], 0.1)], 1, 1, 1, 0, step_loss).undone
+    assert x.tolist() == [1, 1]
+
+
+def test_no_epochs_do_nothing() -> None:
+    x = torch.ones(2)
+    outcome = train([ParameterGroup([x], 0.1)], 4, 2, 0, 0, lambda _chosen: 1 / 0)  # type: ignore[arg-type, return-value]
+    assert math.isnan(outcome.first)
+    assert x.tolist() == [1, 1]
