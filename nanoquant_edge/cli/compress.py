@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nq-edge compress`: a model becomes a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .progress import shown_progress
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+__all__ = ["command"]
+
+
+@click.command("compress")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--bpw", type=float, default=1.0, show_default=True, help="Bits per weight of the compressed layers.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
+@click.option(
+    "--preset",
+    type=click.Choice(["quick", "balanced", "full"]),
+    default="balanced",
+    show_default=True,
+    help="quick: minutes on a CPU, for trying; balanced: minutes on a GPU; full: the paper's schedule, an hour or more.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="UTF-8 text like what the model will see [default: text that the model writes itself].",
+)
+@click.option("--seed", default=0, show_default=True, help="Of windows, initial factors and sample order.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--compute-dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Type of matrix products while tuning; auto takes bfloat16 where the processor has it.",
+)
+@click.option(
+    "--scale-dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Storage of the scale vectors.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands at --output.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def command(
+    model: Path,
+    bpw: float,
+    output: Path,
+    preset: str,
+    calibration: Path | None,
+    seed: int,
+    device: str,
+    compute_dtype: str,
+    scale_dtype: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Compress MODEL (a Hugging Face folder or a .gguf file) to about BPW bits per weight."""
+    from ..errors import NqEdgeError
+
+    if output.exists() and not overwrite:
+        raise NqEdgeError("NQ-OUTPUT", f"{output} exists already.")
+    try:
+        from ..compression import compress
+    except ModuleNotFoundError as error:
+        hint = "Install it: pip install 'nanoquant-edge[compress]'."
+        raise NqEdgeError("NQ-MISSING", f"compress needs the package {error.name}.", hint) from error
+
+    with shown_progress("compress", hidden=as_json) as report:
+        checkpoint = compress(
+            model,
+            output,
+            bpw=bpw,
+            recipe=preset,
+            calibration=calibration,
+            seed=seed,
+            device=device,
+            compute_dtype=compute_dtype,
+            scale_dtype=scale_dtype,
+            overwrite=overwrite,
+            report=report,
+        )
+    summary = summarize(checkpoint)
+    click.echo(json.dumps(summary)) if as_json else _print(summary)
+
+
+def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The closing figures of a compression, from its checkpoint."""
+    settings = checkpoint.settings
+    size = sum(path.stat().st_size for path in checkpoint.folder.rglob("*") if path.is_file())
+    return {
+        "checkpoint": str(checkpoint.folder),
+        "target_bpw": settings.target_bpw,
+        "true_bpw": settings.true_bpw,
+        "layers": len(settings.ranks),
+        "total_bytes": size,
+        "seconds": settings.recipe["seconds"],
+        "peak_mb": settings.recipe["peak_mb"],
+        "mean_factorization_error": sum(settings.recipe["block_errors"]) / len(settings.recipe["block_errors"]),
+        "kd_loss": settings.recipe["kd_loss"],
+        "preset": settings.recipe["name"],
+        "calibration": settings.calibration["text"],
+    }
+
+
+def _print(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=summary["checkpoint"], title_justify="left", show_header=False)
+    table.add_row("bits per weight", f"{summary['true_bpw']:.4f} stored (asked for {summary['target_bpw']})")
+    table.add_row("compressed layers", str(summary["layers"]))
+    table.add_row("size of the folder", f"{summary['total_bytes'] / 1e6:.2f} MB")
+    table.add_row("factorization error", f"{summary['mean_factorization_error']:.3f} (weighted, mean over layers)")
+    if summary["kd_loss"]:
+        table.add_row("KL to the dense model", " to ".join(f"{loss:.3f}" for loss in summary["kd_loss"]) + " nats")
+    table.add_row("time, peak memory", f"{summary['seconds']:.0f} s, {summary['peak_mb']:.0f} MB")
+    table.add_row("preset, calibration", f"{summary['preset']}, {summary['calibration']}")
+    Console().print(table)

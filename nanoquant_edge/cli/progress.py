@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress that is visible everywhere: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+__all__ = ["shown_progress"]
+
+#: In a log, a line this often (seconds), and whenever the kind of work changes.
+_LINE_SECONDS = 15.0
+
+Report = Callable[[float, str], None]
+
+
+@contextlib.contextmanager
+def shown_progress(title: str, hidden: bool = False) -> Iterator[Report]:
+    """A function to call with (fraction done, what is being done), shown on standard error with an estimate.
+
+    Args:
+        title: what the whole is.
+        hidden: show nothing.
+    """
+    if hidden:
+        yield lambda _fraction, _text: None
+    elif sys.stderr.isatty():
+        with _bar(title) as report:
+            yield report
+    else:
+        yield _Lines(title)
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda fraction, text: bar.update(task, completed=fraction, description=text)
+
+
+class _Lines:
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.started = time.monotonic()
+        self.shown = -_LINE_SECONDS
+        self.kind = ""
+
+    def __call__(self, fraction: float, text: str) -> None:
+        elapsed = time.monotonic() - self.started
+        kind = text.split(":")[0].split(" ")[0]
+        if elapsed - self.shown < _LINE_SECONDS and kind == self.kind:
+            return
+        self.shown, self.kind = elapsed, kind
+        left = f", about {elapsed * (1 - fraction) / fraction:.0f} s left" if fraction > 0.1 else ""
+        print(f"{self.title} {100 * fraction:3.0f} % after {elapsed:.0f} s{left}: {text}", file=sys.stderr, flush=True)
