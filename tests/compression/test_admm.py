@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LB-ADMM against a second implementation in NumPy, the method's figures, and its symmetries (sections 8.2, 8.3, 21)."""
+"""LB-ADMM against a second implementation in NumPy, known figures, and its symmetries (method 8.2, 8.3, 21)."""
 
 from __future__ import annotations
 

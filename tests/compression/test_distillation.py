@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scale distillation lowers the divergence, changes nothing but scales, and gives the dense model back."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from nanoquant_edge.compression.admm import factorize
+from nanoquant_edge.compression.distillation import distill_scales
+from nanoquant_edge.compression.layers import LatentLinear, SignFactors, frozen_linear, replace_module
+from nanoquant_edge.compression.optimize import Outcome
+from tests.compression.support import ORACLE, dense_llama, linears_of, short_recipe
+
+CPU = torch.device("cpu")
+
+
+def start(**changes: Any) -> tuple[Any, dict[str, SignFactors], torch.Tensor]:
+    model = dense_llama(**changes)
+    factors = {}
+    for name, layer in linears_of(model).items():
+        m, n = layer.weight.shape
+        found = factorize(layer.weight, torch.ones(n), torch.ones(m), 32, steps=10)
+        factors[name] = LatentLinear(found, layer.bias).harden()
+    return model, factors, torch.randint(0, 320, (4, 32), generator=torch.Generator().manual_seed(0))
+
+
+def divergence(model: Any, factors: dict[str, SignFactors], ids: torch.Tensor) -> float:
+    """Mean KL from all logits of two separate models."""
+    student = copy.deepcopy(model)
+    for name, value in factors.items():
+        replace_module(student, name, frozen_linear(value, CPU))
+    with torch.no_grad():
+        p, q = model(ids).logits.double().log_softmax(-1), student(ids).logits.double().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def distil(model: Any, factors: dict[str, SignFactors], ids: torch.Tensor, **changes: Any) -> Outcome:
+    return distill_scales(model, model.model.layers, factors, ids, short_recipe(**changes), 0, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("changes", [{}, ORACLE], ids=["tied", "untied-bias"])
+def test_distillation_lowers_the_divergence_and_touches_scales_only(changes: dict) -> None:
+    model, factors, ids = start(**changes)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    modules = dict(model.named_modules())
+    before = copy.deepcopy(factors)
+    old = divergence(model, factors, ids)
+    outcome = distil(model, factors, ids, kd_epochs=8, kd_lr=0.01)
+    new = divergence(model, factors, ids)
+    assert outcome.last < outcome.first
+    assert new < 0.97 * old
+    for name, value in factors.items():
+        assert torch.equal(value.u, before[name].u)
+        assert torch.equal(value.v, before[name].v)
+        assert value.bias is None or torch.equal(value.bias, before[name].bias)
+        assert not torch.equal(value.scale_out, before[name].scale_out)
+        assert not torch.equal(value.scale_in, before[name].scale_in)
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    assert not model.is_gradient_checkpointing
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_reported_loss_is_the_divergence() -> None:
+    model, factors, ids = start()
+    expected = divergence(model, factors, ids)
+    outcome = distil(model, factors, ids, kd_lr=0.0)
+    assert outcome.first == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_student_equal_to_its_teacher_has_no_loss() -> None:
+    model, factors, ids = start()
+    for name, value in factors.items():
+        replace_module(model, name, frozen_linear(value, CPU))
+    assert distil(model, factors, ids, kd_lr=0.0).first == pytest.approx(0, abs=1e-6)
+
+
+def test_no_epochs_change_nothing() -> None:
+    model, factors, ids = start()
+    before = copy.deepcopy(factors)
+    assert math.isnan(distil(model, factors, ids, kd_epochs=0).first)
+    assert all(torch.equal(before[name].scale_out, value.scale_out) for name, value in factors.items())
+
+
+def test_an_interruption_gives_the_dense_model_back() -> None:
+    model, factors, ids = start()
+    modules = dict(model.named_modules())
+
+    def interrupt(_fraction: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill_scales(
+            model, model.model.layers, factors, ids, short_recipe(), 0, CPU, torch.float32, report=interrupt
+        )
+    assert dict(model.named_modules()) == modules
+    assert not any(module.training for module in model.modules())
+
+
+def test_an_explosion_keeps_the_scales() -> None:
+    model, factors, ids = start()
+    before = copy.deepcopy(factors)
+    outcome = distil(model, factors, ids, kd_lr=1e38, kd_epochs=3)
+    assert outcome.undone
+    assert all(torch.equal(before[name].scale_in, value.scale_in) for name, value in factors.items())
