@@ -86,7 +86,7 @@ def write_checkpoint(
                 tensors[f"{name}.{part}"] = np.ascontiguousarray(value)
     tensors.update({name: np.ascontiguousarray(value) for name, value in others.items()})
     with new_folder(Path(folder), overwrite) as scratch:
-        metadata = {"format": "np", "quant_method": "nanoquant"}
+        metadata = {"format": "np"}  # a second entry would come out in random order, and equal runs in unequal bytes
         shards = _shards(tensors, shard_bytes)
         if len(shards) == 1:
             save_file(shards[0], scratch / WEIGHTS_FILE, metadata)

@@ -71,11 +71,11 @@ def distill_scales(
         nonlocal done
         ids = windows[chosen].to(device)
         swap(dense)
-        model.gradient_checkpointing_disable()
+        _recompute_blocks(model, False)
         with torch.no_grad():
             teacher = hidden_of(ids).to(dtype)
         swap(cores)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _recompute_blocks(model, True)
         # Checkpointing looks at the blocks' own training flag; their children stay in evaluation mode (no dropout).
         for block in blocks:
             block.training = True
@@ -100,9 +100,18 @@ def distill_scales(
         )
     finally:
         swap(dense)
-        model.gradient_checkpointing_disable()
+        _recompute_blocks(model, False)
         model.eval()
     for name, core in cores.items():
         factors[name].scale_out = core.scale_out.detach().float().cpu().clone()
         factors[name].scale_in = core.scale_in.detach().float().cpu().clone()
     return outcome
+
+
+def _recompute_blocks(model: Any, wanted: bool) -> None:
+    """Switch activation checkpointing, under the name it has in this version of transformers."""
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if wanted:
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{kind}_checkpointing_disable")()

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole of `compress` on tiny random models: what is written, what it computes, and which stream feeds what."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import nanoquant_edge.hf  # noqa: F401  (registers the format)
+from nanoquant_edge.checkpoint import Checkpoint, true_bits_per_weight
+from nanoquant_edge.compression import compress, pipeline
+from nanoquant_edge.compression.layers import replace_module
+from nanoquant_edge.compression.recipe import PRESETS
+from nanoquant_edge.models.loading import load_model
+from nanoquant_edge.validation.dense import dense_model
+from tests.compression.support import ORACLE, dense_folder, dense_llama, linears_of, short_recipe, write_text
+
+IDS = torch.arange(3, 60)[None]
+
+
+def run(model: Path, output: Path, **options: Any) -> Checkpoint:
+    settings: dict[str, Any] = {"recipe": short_recipe(), "device": "cpu", "compute_dtype": "float32", **options}
+    return compress(model, output, **settings)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(IDS).logits.float()
+
+
+def weights_file(folder: Path) -> bytes:
+    return (folder / "nanoquant.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, ORACLE, {"num_key_value_heads": 4, "head_dim": 10, "attention_bias": True}],
+    ids=["tied-grouped", "untied-bias", "odd-heads"],
+)
+def test_a_checkpoint_that_transformers_loads(tmp_path: Path, changes: dict) -> None:
+    source = dense_folder(tmp_path / "m", **changes)
+    checkpoint = run(source, tmp_path / "c", calibration=write_text(tmp_path), bpw=2.0)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "c", dtype=torch.float32)
+    rebuilt = logits(dense_model(tmp_path / "c"))
+    assert (logits(model) - rebuilt).norm() < 1e-4 * rebuilt.norm()
+    # What is not compressed is the source's: float16 tables, float32 norms.
+    dense = dense_llama(**changes).state_dict()
+    loaded = model.state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(loaded[name], dense[name].half().float())
+    assert torch.equal(loaded["model.layers.1.input_layernorm.weight"], dense["model.layers.1.input_layernorm.weight"])
+    # The printed rate is that of the stored bytes.
+    layers = [checkpoint.layer(name) for name in checkpoint.settings.ranks]
+    stored = weights = 0
+    for layer in layers:
+        stored += sum(8 * part.nbytes for part in (layer.u_packed, layer.v_packed, layer.scale_out, layer.scale_in))
+        weights += layer.in_features * layer.out_features
+    assert checkpoint.settings.true_bpw == stored / weights == true_bits_per_weight(layers)
+    assert len(layers) == 14
+    assert checkpoint.settings.head == ("float16" if changes == ORACLE else "tied")
+    # The tokenizer came along.
+    ids = AutoTokenizer.from_pretrained(tmp_path / "c")("The quick brown fox")["input_ids"]
+    assert ids == AutoTokenizer.from_pretrained(source)("The quick brown fox")["input_ids"]
+    assert (tmp_path / "c" / "generation_config.json").is_file()
+
+
+def test_compression_keeps_the_function_better_at_more_bits(tmp_path: Path) -> None:
+    source, text = dense_folder(tmp_path / "m"), write_text(tmp_path)
+    wanted = logits(dense_llama()).log_softmax(-1)
+    found = {}
+    for bpw in (1.0, 8.0):
+        run(source, tmp_path / f"{bpw}", calibration=text, bpw=bpw, recipe=short_recipe(admm_steps=60))
+        other = logits(AutoModelForCausalLM.from_pretrained(tmp_path / f"{bpw}", dtype=torch.float32)).log_softmax(-1)
+        found[bpw] = float((wanted.exp() * (wanted - other)).sum(-1).mean())
+    assert found[8.0] < 0.5 * found[1.0]
+
+
+def test_the_streams_of_later_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Targets come from the dense model's own stream, inputs from hardened layers (method section 5).
+    calls = []
+    original = pipeline.reconstruct_block
+
+    def spy(*arguments: Any, **keywords: Any) -> Any:
+        calls.append((arguments[5].clone(), arguments[6].clone(), arguments[4].clone()))
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(pipeline, "reconstruct_block", spy)
+    windows: list[torch.Tensor] = []
+    draw = pipeline.text_windows
+    monkeypatch.setattr(pipeline, "text_windows", lambda *a: windows.append(draw(*a)) or windows[0])
+    importances: dict[str, Any] = {}
+    collect = pipeline.collect_importances
+    monkeypatch.setattr(pipeline, "collect_importances", lambda *a: importances.update(collect(*a)) or importances)
+    source = dense_folder(tmp_path / "m", **ORACLE)
+    run(
+        source,
+        tmp_path / "c",
+        calibration=write_text(tmp_path),
+        recipe=short_recipe(kd_epochs=0),
+        scale_dtype="float32",
+    )
+    # Dense and compressed models with the embedding as the pipeline saw it, before float16 storage.
+    dense = dense_llama(**ORACLE)
+    student = copy.deepcopy(dense)
+    for name, layer in linears_of(dense_model(tmp_path / "c")).items():
+        replace_module(student, name, layer)
+    with torch.no_grad():
+        wanted = dense(windows[0], output_hidden_states=True).hidden_states
+        drifted = student(windows[0], output_hidden_states=True).hidden_states
+    torch.testing.assert_close(calls[0][0], wanted[0])
+    torch.testing.assert_close(calls[0][1], wanted[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(calls[1][0], drifted[1], rtol=1e-4, atol=1e-4)
+    assert (drifted[1] - wanted[1]).norm() > 0.05 * wanted[1].norm(), "the streams must differ for this to mean much"
+    # The second target carries the final norm in hidden_states; the first block after it does not exist.
+    with torch.no_grad():
+        last = dense.model.norm(calls[1][1])
+    torch.testing.assert_close(last, wanted[2], rtol=1e-4, atol=1e-4)
+    for block in (0, 1):
+        assert torch.equal(calls[block][2], importances[f"model.layers.{block}.mlp.down_proj"].outputs)
+
+
+def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path: Path) -> None:
+    source, text = dense_folder(tmp_path / "m"), write_text(tmp_path)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(source, tmp_path / name, calibration=text, seed=seed)
+    assert weights_file(tmp_path / "a") == weights_file(tmp_path / "b")
+    assert weights_file(tmp_path / "a") != weights_file(tmp_path / "c")
+
+
+def test_without_a_text_the_model_writes_its_own(tmp_path: Path) -> None:
+    source = dense_folder(tmp_path / "m")
+    checkpoint = run(source, tmp_path / "c")
+    assert checkpoint.settings.calibration == {
+        "text": "self-generated",
+        "windows": 4,
+        "window_length": 32,
+        "seed": 0,
+    }
+    run(source, tmp_path / "again")
+    assert weights_file(tmp_path / "c") == weights_file(tmp_path / "again")
+
+
+def test_provenance_and_progress(tmp_path: Path) -> None:
+    seen: list[tuple[float, str]] = []
+    checkpoint = run(
+        dense_folder(tmp_path / "m"),
+        tmp_path / "c",
+        calibration=write_text(tmp_path),
+        seed=3,
+        bpw=0.8,
+        scale_dtype="bfloat16",
+        report=lambda part, text: seen.append((part, text)),
+    )
+    settings = checkpoint.settings
+    assert settings.target_bpw == 0.8
+    assert settings.scale_dtype == "bfloat16"
+    assert settings.calibration["text"] == "text.txt"
+    recipe = settings.recipe
+    assert recipe["seed"] == 3
+    assert recipe["source"] == "m"
+    assert recipe["compute_dtype"] == "float32"
+    assert {name: recipe[name] for name in short_recipe().to_dict()} == short_recipe().to_dict()
+    assert len(recipe["block_errors"]) == 2
+    assert len(recipe["kd_loss"]) == 2
+    fractions = [part for part, _ in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0.0
+    assert 0.9 < fractions[-1] <= 1
+    assert any("block 2 of 2" in text for _, text in seen)
+
+
+def test_bfloat16_products_give_a_model_as_good(tmp_path: Path) -> None:
+    source, text = dense_folder(tmp_path / "m"), write_text(tmp_path)
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        checkpoint = run(source, tmp_path / dtype, calibration=text, compute_dtype=dtype)
+        losses[dtype] = checkpoint.settings.recipe["kd_loss"][0]
+        assert checkpoint.settings.recipe["compute_dtype"] == dtype
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)
+
+
+def test_the_source_model_is_unchanged(tmp_path: Path) -> None:
+    with load_model(dense_folder(tmp_path / "m")) as source:
+        before = {name: value.clone() for name, value in source.model.state_dict().items()}
+        pipeline.compress_source(
+            source,
+            tmp_path / "c",
+            bpw=1.0,
+            recipe=short_recipe(),
+            text=write_text(tmp_path).read_text(),
+            text_name="t",
+            device="cpu",
+            compute_dtype="float32",
+        )
+        assert all(torch.equal(before[name], value) for name, value in source.model.state_dict().items())
+
+
+def test_an_existing_checkpoint_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    source, text = dense_folder(tmp_path / "m"), write_text(tmp_path)
+    run(source, tmp_path / "c", calibration=text)
+    first = weights_file(tmp_path / "c")
+    run(source, tmp_path / "c", calibration=text, seed=1, overwrite=True)
+    assert weights_file(tmp_path / "c") != first
+
+
+def test_presets_are_accepted_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(pipeline, "compress_source", lambda *a, **k: seen.update(k))
+    compress(dense_folder(tmp_path / "m"), tmp_path / "c", recipe="quick")
+    assert seen["recipe"] == PRESETS["quick"]
+    np.testing.assert_equal(seen["bpw"], 1.0)
