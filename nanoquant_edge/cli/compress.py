@@ -26,7 +26,7 @@ __all__ = ["command"]
     type=click.Choice(["quick", "balanced", "full"]),
     default="balanced",
     show_default=True,
-    help="quick: minutes on a CPU, for trying; balanced: minutes on a GPU; full: the paper's schedule, an hour or more.",
+    help="quick: minutes on a CPU, for trying; balanced: minutes on a GPU; full: the paper's schedule, hours.",
 )
 @click.option(
     "--calibration",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NqEdgeError
+from .optimize import compute_in
 from .vocabulary import cross_entropy
 
 __all__ = ["Importance", "collect_importances", "shrink"]
@@ -78,6 +79,7 @@ def collect_importances(
     windows: Tensor,
     gamma: float,
     report: Callable[[float], None] = lambda _fraction: None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Importance]:
     """One forward and backward pass of the dense model over the calibration windows.
 
@@ -89,6 +91,7 @@ def collect_importances(
         windows: int64 (windows, length).
         gamma: shrinkage.
         report: called with the fraction done.
+        dtype: compute type of the two passes; the statistics are float32.
 
     Raises:
         NqEdgeError: NQ-NUMERIC when the loss of a window is not finite.
@@ -109,15 +112,16 @@ def collect_importances(
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles = [layer.register_forward_hook(watch(name)) for name, layer in linears.items()]
-    head = model.get_output_embeddings().weight
+    head = model.get_output_embeddings().weight.to(dtype)
     device = head.device
     try:
         model.requires_grad_(False)
         for index, window in enumerate(windows):
             ids = window[None].to(device)
             embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
-            hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-            loss = cross_entropy(hidden[0, :-1], head, ids[0, 1:], backward=True)
+            with compute_in(dtype, device):
+                hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+            loss = cross_entropy(hidden[0, :-1].to(dtype), head, ids[0, 1:], backward=True)
             if not bool(torch.isfinite(loss)):
                 raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on window {index} is {float(loss)}.")
             report((index + 1) / len(windows))

@@ -135,7 +135,7 @@ def compress_source(
         )
     report(0.04, "importances")
     importances = collect_importances(
-        model, linears, windows, recipe.gamma, lambda part: report(0.04 + 0.06 * part, "importances")
+        model, linears, windows, recipe.gamma, lambda part: report(0.04 + 0.06 * part, "importances"), dtype
     )
     ranks = {name: rank_for_rate(layer.out_features, layer.in_features, bpw) for name, layer in linears.items()}
     factors, log = _reconstruct(source, windows, importances, ranks, recipe, seed, where, dtype, report)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything works inside .venv. The targets that people use: setup, demo, test, lint, bench.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Texts for the demo and for tests on the real model; without them the demo writes its own.
+TEXTS ?= ../shared/data
+# PyTorch's newest wheel brings gigabytes of CUDA along. Without an NVIDIA GPU the exact version below is asked for,
+# which a CPU wheel folder or index (TORCH_ARGS="--index-url https://...") can serve.
+TORCH_VERSION ?= 2.13.0
+TORCH_ARGS ?=
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
+TORCH := torch$(if $(HAS_GPU),>=$(TORCH_VERSION),==$(TORCH_VERSION))
+NATIVE := nanoquant_edge/_native/libnanoquant_ort.so
+NATIVE_SOURCES := $(shell find plugins -name tests -prune -o -type f -print)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+JOBS ?= 2
+
+.PHONY: help setup native demo test test-all test-lowest lint format bench wheel wheel-check clean
+
+help:
+	@echo "make demo         compress, export, validate and run a real model (about 8 minutes)"
+	@echo "make test         the tests (minutes)"
+	@echo "make test-all     with the slow ones on the real model"
+	@echo "make test-lowest  the runtime on the lowest supported versions"
+	@echo "make lint         ruff, mypy, clang-format"
+	@echo "make bench        decode speed and memory against PyTorch, start-up times"
+	@echo "make wheel-check  build the wheel, install it alone and use it"
+
+setup: $(VENV)/.ready $(NATIVE)
+
+$(VENV)/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade "pip>=23.1"
+	$(PIP) install -q $(TORCH_ARGS) "$(TORCH)"
+	$(PIP) install -q "scikit-build-core>=0.10" "ninja>=1.11"
+	$(PIP) install -q --no-build-isolation -C wheel.cmake=false -e ".[cpu,compress,export,dev]"
+	touch $@
+
+native: $(NATIVE)
+
+# Installed beside the old file and renamed, so that a running process keeps the library it mapped.
+$(NATIVE): $(NATIVE_SOURCES)
+	cmake -S plugins -B build/native -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/native -j $(JOBS)
+	cmake --install build/native --prefix build/native/stage
+	mkdir -p $(dir $@)
+	cp build/native/stage/$(notdir $@) $@.new
+	mv $@.new $@
+
+demo: setup
+	$(BIN)/nq-edge demo --output build/demo $(if $(wildcard $(TEXTS)),--texts $(TEXTS))
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: setup
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+# The lowest versions that pyproject.toml allows, on the parts that a board runs.
+.venv-lowest/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check onnxruntime==1.23.2 "numpy==1.26.*" \
+	  click==8.1.7 jinja2==3.1.6 rich==13.0.0 safetensors==0.4.3 tokenizers==0.20.0 "onnx==1.18.*"
+	touch $@
+
+test-lowest: setup .venv-lowest/.ready
+	NQ_EDGE_LOWEST_PYTHON=$(CURDIR)/.venv-lowest/bin/python OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q tests/plugins/test_old_runtime.py tests/runtimes/test_lowest_versions.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find plugins -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find plugins -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+bench: setup
+	$(BIN)/python -m benchmarks.decode build/demo/bundle --checkpoint build/demo/checkpoint --append
+
+wheel: setup
+	$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
+
+wheel-check: wheel
+	rm -rf build/wheel-venv && $(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/python -m pip install -q --disable-pip-version-check "$$(ls -t dist/*.whl | head -1)[cpu]"
+	cd build && wheel-venv/bin/python -c "from nanoquant_edge.native import ort_library_info as i; print(i())"
+	cd build && wheel-venv/bin/nq-edge --version
+
+clean:
+	rm -rf build dist nanoquant_edge/_native $(VENV) .venv-lowest

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nq-edge demo`: the whole path on a real model, and a table of what came out."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .progress import Report, shown_progress
+
+__all__ = ["command"]
+
+CALIBRATION_TEXT = "wikitext2-train-part.raw"
+TEST_TEXT = "wikitext2-test.raw"
+SELF_WRITTEN = "self_written.txt"
+PROMPT = "What is the capital of France?"
+#: Windows and length of validation and perplexity: the ladder's least, 4096 positions.
+WINDOWS, LENGTH = 16, 256
+
+
+class _Clock:
+    """Seconds of each step, announced on standard error as it begins."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        click.secho(f"\n== {name}", bold=True, err=True)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+
+@click.command("demo")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="Another model [default: SmolLM2-135M from its package]."
+)
+@click.option("--texts", type=click.Path(path_type=Path), help=f"Folder with {CALIBRATION_TEXT} and {TEST_TEXT}.")
+@click.option("--bpw", type=float, default=2.0, show_default=True)
+@click.option("--preset", default="quick", show_default=True)
+@click.option("--prompt", default=PROMPT, show_default=True)
+def command(output: Path, model: Path | None, texts: Path | None, bpw: float, preset: str, prompt: str) -> None:
+    """Compress, export, validate and run SmolLM2-135M; takes minutes, leaves everything in OUTPUT."""
+    from .demo_model import fetch_model
+
+    clock = _Clock()
+    with clock.step("model"):
+        source_path = model or fetch_model(output.parent / "models")
+        click.echo(f"{source_path}", err=True)
+    calibration, test = (_text(texts, name) for name in (CALIBRATION_TEXT, TEST_TEXT))
+    if test is None:
+        click.echo(
+            "WikiText-2 is not at hand (--texts): the model writes its own calibration and test text, "
+            "so the perplexities below are of that text.",
+            err=True,
+        )
+    report: dict[str, Any] = {"model": source_path.stem, "preset": preset, "windows": WINDOWS, "window_length": LENGTH}
+    report["text"] = TEST_TEXT if test else "written by the dense model"
+    with clock.step("compress"), shown_progress("compress") as show:
+        report.update(_compress(source_path, output / "checkpoint", bpw, preset, calibration, test, output, show))
+    with clock.step("export"):
+        _export(output)
+    with clock.step("validate"), shown_progress("validate") as show:
+        report["validation"] = _validate(output, test or output / SELF_WRITTEN, show)
+    with clock.step("generate"):
+        report["generation"] = _generate(output / "bundle", prompt)
+    report["seconds"] = {**clock.seconds, "total": round(sum(clock.seconds.values()), 1)}
+    report["files"] = {
+        part: sum(path.stat().st_size for path in (output / part).rglob("*") if path.is_file())
+        for part in ("checkpoint", "bundle")
+    }
+    report["files"]["model as downloaded"] = source_path.stat().st_size if source_path.is_file() else 0
+    from ..files import write_json
+
+    write_json(output / "report.json", report)
+    _print(report, output)
+    if report["validation"]["status"] != "pass":
+        sys.exit(1)
+
+
+def _text(folder: Path | None, name: str) -> Path | None:
+    return folder / name if folder is not None and (folder / name).is_file() else None
+
+
+def _compress(
+    model: Path,
+    checkpoint: Path,
+    bpw: float,
+    preset: str,
+    calibration: Path | None,
+    test: Path | None,
+    output: Path,
+    show: Report,
+) -> dict[str, Any]:
+    """Compress, and measure the dense model while it is loaded."""
+    import torch
+
+    from ..compression import Recipe, compress_source
+    from ..compression.calibration import read_text, sampled_windows
+    from ..models.loading import load_model
+    from ..validation.perplexity import perplexity
+
+    show(0.0, "loading the model")
+    with load_model(model) as source:
+        if test is None:
+            show(0.01, "writing a test text with the dense model")
+            test = output / SELF_WRITTEN
+            start = int(source.config.get("bos_token_id") or 0)
+            # Half as much again, since the text may have fewer tokens than it was sampled with.
+            ids = sampled_windows(source.model, WINDOWS * 3 // 2, LENGTH, 1, start)
+            output.mkdir(parents=True, exist_ok=True)
+            test.write_text("\n".join(source.tokenizer.batch_decode(ids, skip_special_tokens=True)), encoding="utf-8")
+        made = compress_source(
+            source,
+            checkpoint,
+            bpw=bpw,
+            recipe=Recipe.preset(preset),
+            text=None if calibration is None else read_text(calibration),
+            text_name="written by the model" if calibration is None else calibration.name,
+            overwrite=True,
+            report=lambda fraction, what: show(0.97 * fraction, what),
+        )
+        show(0.97, "perplexity of the dense model")
+        tokens = source.tokenizer(read_text(test), verbose=False)["input_ids"][: WINDOWS * LENGTH]
+        dense = perplexity(source.model, torch.tensor(tokens), window=LENGTH, batch=4)
+        show(0.99, "speed of PyTorch, float32")
+        speed = _torch_decode_speed(source.model)
+        show(1.0, "done")
+        return {
+            "bpw": {"target": bpw, "stored": made.settings.true_bpw},
+            "note": source.note,
+            "perplexity_dense": dense,
+            "torch_fp32_decode_tps": speed,
+            "compress_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "compute_dtype": made.settings.recipe["compute_dtype"],
+        }
+
+
+def _torch_decode_speed(model: Any, tokens: int = 24) -> float:
+    """Tokens a second of the dense model's greedy decoding with a cache, after a short warm-up."""
+    import torch
+
+    ids = torch.ones(1, 1, dtype=torch.int64)
+    past, started = None, 0.0
+    with torch.inference_mode():
+        for step in range(tokens + 4):
+            if step == 4:
+                started = time.perf_counter()
+            result = model(input_ids=ids, past_key_values=past, use_cache=True)
+            past, ids = result.past_key_values, result.logits[:, -1:].argmax(-1)
+    return tokens / (time.perf_counter() - started)
+
+
+def _export(output: Path) -> None:
+    from ..exporters.onnx import export_onnx
+
+    bundle = export_onnx(output / "checkpoint", output / "bundle", overwrite=True)
+    click.echo(f"{bundle.folder}: {bundle.compressed_linears} compressed layers, dialect {bundle.dialect}", err=True)
+
+
+def _validate(output: Path, text: Path, show: Report) -> dict[str, Any]:
+    from ..validation import validate
+
+    report = validate(
+        output / "bundle", output / "checkpoint", text=text, windows=WINDOWS, window_length=LENGTH, progress=show
+    )
+    report.print()
+    return report.to_dict()
+
+
+def _generate(bundle: Path, prompt: str) -> dict[str, Any]:
+    """Stream a text in a process of its own, as a board would; then once more for the figures."""
+    base = [sys.executable, "-m", "nanoquant_edge", "generate", str(bundle)]
+    click.echo(f"> {prompt}", err=True)
+    subprocess.run([*base, "--prompt", prompt, "--chat", "--max-new-tokens", "64"], check=True)
+    measured = [*base, "--prompt", "The history of the city begins", "--max-new-tokens", "96", "--json"]
+    done = subprocess.run(measured, check=True, capture_output=True, text=True)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def _print(report: dict[str, Any], output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    rungs = {rung["number"]: rung for rung in report["validation"]["rungs"]}
+    generation, files = report["generation"], report["files"]
+    table = Table(title=f"{report['model']} at {report['bpw']['target']} bits per weight, preset {report['preset']}")
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_column("NanoQuant", justify="right")
+    size = f"{files['model as downloaded'] / 1e6:.1f} (4-bit GGUF)" if report["note"] else ""
+    table.add_row("file, MB", size, f"{files['bundle'] / 1e6:.1f} (bundle)")
+    table.add_row("bits per weight, stored", "", f"{report['bpw']['stored']:.3f}")
+    table.add_row(
+        f"perplexity, {WINDOWS} x {LENGTH} tokens of {report['text']}",
+        f"{report['perplexity_dense']:.2f}",
+        f"{rungs[6]['figures']['bundle']:.2f}",
+    )
+    table.add_row("greedy tokens equal to PyTorch's", "", _agreement(rungs[5]["figures"]))
+    table.add_row(
+        "decode, tokens/s", f"{report['torch_fp32_decode_tps']:.1f} (PyTorch)", f"{generation['decode_tps']:.1f}"
+    )
+    table.add_row("prefill, tokens/s", "", f"{generation['prefill_tps']:.1f}")
+    table.add_row(
+        "peak memory, MB", f"{report['compress_peak_mb']:.0f} (compressing)", f"{generation['peak_memory_mb']:.0f}"
+    )
+    table.add_row("validation", "", report["validation"]["status"])
+    console = Console(width=110)
+    console.print(table)
+    steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
+    console.print(f"{steps}. Everything is in {output}.", highlight=False)
+    if report["preset"] == "quick":
+        console.print(
+            "The quick preset shows the path, not the quality: perplexity is far from the dense model's. "
+            "Use --preset balanced on a GPU for models worth running.",
+            highlight=False,
+        )
+
+
+def _agreement(figures: dict[str, Any]) -> str:
+    equal = figures["tokens"] - figures["near ties"] - figures["different"]
+    ties = f", {figures['near ties']} near ties" if figures["near ties"] else ""
+    return f"{equal} of {figures['tokens']}{ties}"
