@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import NqEdgeError
 
-__all__ = ["new_folder", "path_inside", "read_json", "sha256_of", "write_json"]
+__all__ = ["check_new_folder", "new_folder", "path_inside", "read_json", "sha256_of", "write_json"]
 
 #: Larger than any config, manifest or tokenizer.json seen (Gemma's tokenizer.json is 33 MB).
 MAX_JSON_BYTES = 256 << 20
@@ -114,13 +114,12 @@ def _written_by_us(folder: Path) -> bool:
     return config.is_file() and "quantization_config" in read_json(config, "NQ-OUTPUT")
 
 
-@contextlib.contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A scratch folder beside `path` that takes its name when the block ends well, and vanishes when it does not.
+def check_new_folder(path: Path, overwrite: bool = False) -> None:
+    """Refuse an output path before the work for it begins.
 
     Raises:
         NqEdgeError: NQ-OUTPUT when `path` exists and `overwrite` is false, when it is not a folder that this
-            package wrote (`config.json` or `nq_bundle.json` inside, or empty), or when it cannot be written.
+            package wrote, or when no folder can be made there.
     """
     path = path.absolute()
     if path.exists():
@@ -133,6 +132,21 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
                 f"{path} exists and was not written by nq-edge, so it is not replaced.",
                 "Choose another --output.",
             )
+    above = next(parent for parent in path.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise NqEdgeError("NQ-OUTPUT", f"cannot write beside {path}: {above} is not a folder that can be written.")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A scratch folder beside `path` that takes its name when the block ends well, and vanishes when it does not.
+
+    Raises:
+        NqEdgeError: NQ-OUTPUT when `path` exists and `overwrite` is false, when it is not a folder that this
+            package wrote (`config.json` or `nq_bundle.json` inside, or empty), or when it cannot be written.
+    """
+    path = path.absolute()
+    check_new_folder(path, overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))

@@ -33,7 +33,13 @@ __all__ = ["command"]
     type=click.Path(path_type=Path),
     help="UTF-8 text like what the model will see [default: text that the model writes itself].",
 )
-@click.option("--seed", default=0, show_default=True, help="Of windows, initial factors and sample order.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of windows, initial factors and sample order.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--compute-dtype",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, QuantizationSettings, true_bits_per_weight, write_checkpoint
 from ..errors import NqEdgeError
+from ..files import check_new_folder
 from ..models.loading import SourceModel, load_model
 from .block import BlockCall, reconstruct_block
 from .calibration import read_text, sampled_windows, text_windows
@@ -73,7 +75,10 @@ def compress(
         NqEdgeError: with a code that says which input is at fault.
     """
     chosen = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
-    rank_for_rate(64, 64, bpw)  # a rate out of range is refused before the model is loaded
+    # What can be refused at once is refused before the model is loaded.
+    rank_for_rate(64, 64, bpw)
+    _device(device)
+    check_new_folder(Path(output), overwrite)
     text = None if calibration is None else read_text(calibration)
     report(0.0, "loading the model")
     with load_model(model) as source:
@@ -111,8 +116,7 @@ def compress_source(
 ) -> Checkpoint:
     """`compress` for a model that is loaded already; the dense model is unchanged afterwards."""
     started = time.monotonic()
-    if Path(output).exists() and not overwrite:
-        raise NqEdgeError("NQ-OUTPUT", f"{output} exists already.")
+    check_new_folder(Path(output), overwrite)
     where = _device(device)
     if compute_dtype != "auto" and compute_dtype not in _DTYPES:
         raise NqEdgeError("NQ-OPTION", f"compute_dtype must be auto, float32 or bfloat16, not {compute_dtype!r}.")
@@ -122,6 +126,7 @@ def compress_source(
     names = family.layer_names(decoder.num_layers)
     linears = {name: _linear(model, name) for name in names}
     _refuse_non_finite(model)
+    others = _other_tensors(model, names, decoder.tied)
 
     report(0.02, "drawing calibration windows")
     if text is None:
@@ -154,7 +159,6 @@ def compress_source(
     )
     report(0.99, "writing the checkpoint")
     layers = {name: pack_factors(name, factors[name], scale_dtype) for name in names}
-    others = _other_tensors(model, names, decoder.tied)
     embedding = str(others[_embedding_name(model)].dtype)
     settings = QuantizationSettings(
         target_bpw=bpw,
@@ -171,7 +175,7 @@ def compress_source(
             "seconds": round(time.monotonic() - started, 1),
             "peak_mb": _peak_mb(where),
             "block_errors": log,
-            "kd_loss": [outcome.first, outcome.last] if recipe.kd_epochs else [],
+            "kd_loss": [x for x in (outcome.first, outcome.last) if math.isfinite(x)],
             "source": source.name,
             "source_note": source.note,
         },
@@ -287,12 +291,17 @@ def _other_tensors(model: Any, compressed: list[str], tied: bool) -> dict[str, A
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hint = "Use auto, cpu, cuda or cuda:N."
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise NqEdgeError("NQ-OPTION", f"{name!r} is not a device.", "Use auto, cpu or cuda.") from error
+        raise NqEdgeError("NQ-OPTION", f"{name!r} is not a device.", hint) from error
+    if device.type not in ("cpu", "cuda"):
+        raise NqEdgeError("NQ-OPTION", f"device {name!r} is not supported.", hint)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise NqEdgeError("NQ-OPTION", "this PyTorch sees no CUDA device.", "Use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise NqEdgeError("NQ-OPTION", f"there are {torch.cuda.device_count()} CUDA devices, so no {name!r}.", hint)
     return device
 
 

@@ -115,15 +115,18 @@ class DecoderConfig:
 
 def _rotary(config: Mapping[str, Any]) -> RotaryConfig:
     # transformers 5 writes rope_parameters; older configs have rope_theta beside an optional rope_scaling.
-    entry = dict(config.get("rope_scaling") or {})
-    entry.update(config.get("rope_parameters") or {})
+    entry: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        value = config.get(name) or {}
+        if not isinstance(value, Mapping):
+            raise NqEdgeError("NQ-MODEL", f"config.json has rotary parameters {name} = {value!r}, not an object.")
+        entry.update(value)
     theta = entry.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = entry.get("rope_type", entry.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
         raise NqEdgeError("NQ-ARCH", f"rope type {kind!r} is not supported; default, linear and llama3 are.")
-    if float(entry.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0) != 1.0:
-        raise NqEdgeError("NQ-ARCH", "partial rotary embedding is not supported.")
     try:
+        share = float(entry.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0)
         rotary = RotaryConfig(
             theta=float(theta),
             kind=kind,
@@ -134,6 +137,8 @@ def _rotary(config: Mapping[str, Any]) -> RotaryConfig:
         )
     except (TypeError, ValueError) as error:
         raise NqEdgeError("NQ-MODEL", f"config.json has rotary parameters that are not numbers ({error}).") from error
+    if share != 1.0:
+        raise NqEdgeError("NQ-ARCH", "partial rotary embedding is not supported.")
     if not (math.isfinite(rotary.theta) and rotary.theta > 0 and math.isfinite(rotary.factor) and rotary.factor > 0):
         raise NqEdgeError("NQ-MODEL", "config.json has rotary parameters that are not positive.")
     return rotary
