@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, QuantizationSettings, true_bits_per_weight, write_checkpoint
+from ..checkpoint.settings import SCALE_DTYPES
 from ..errors import NqEdgeError
 from ..files import check_new_folder
 from ..models.loading import SourceModel, load_model
@@ -120,6 +121,8 @@ def compress_source(
     where = _device(device)
     if compute_dtype != "auto" and compute_dtype not in _DTYPES:
         raise NqEdgeError("NQ-OPTION", f"compute_dtype must be auto, float32 or bfloat16, not {compute_dtype!r}.")
+    if scale_dtype not in SCALE_DTYPES:
+        raise NqEdgeError("NQ-OPTION", f"scale_dtype must be one of {', '.join(SCALE_DTYPES)}, not {scale_dtype!r}.")
     dtype = preferred_dtype(where) if compute_dtype == "auto" else _DTYPES[compute_dtype]
     model = source.model.to(where).requires_grad_(False)
     family, decoder = source.family, source.decoder

@@ -78,6 +78,17 @@ def test_gradient_units_do_not_depend_on_the_window_length() -> None:
     assert 0.5 < float(np.exp(np.mean(np.log(ratios)))) < 2  # without the units it would be 16 times less
 
 
+def test_bfloat16_passes_find_the_same_channels() -> None:
+    model = dense_llama(**ORACLE)
+    windows = torch.randint(0, 320, (4, 64), generator=torch.Generator().manual_seed(5))
+    exact = collect_importances(model, linears_of(model), windows, 0.2)
+    rounded = collect_importances(model, linears_of(model), windows, 0.2, dtype=torch.bfloat16)
+    for name, importance in exact.items():
+        for ours, theirs in ((rounded[name].inputs, importance.inputs), (rounded[name].outputs, importance.outputs)):
+            assert ours.dtype == torch.float32
+            assert float((ours - theirs).norm() / theirs.norm()) < 0.1
+
+
 def test_layers_without_gradient_count_equally() -> None:
     model = dense_llama(tie_word_embeddings=False)
     with torch.no_grad():

@@ -17,6 +17,7 @@ from nanoquant_edge.checkpoint import Checkpoint, true_bits_per_weight
 from nanoquant_edge.compression import compress, pipeline
 from nanoquant_edge.compression.layers import replace_module
 from nanoquant_edge.compression.recipe import PRESETS
+from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.models.loading import load_model
 from nanoquant_edge.validation.dense import dense_model
 from tests.compression.support import ORACLE, dense_folder, dense_llama, linears_of, short_recipe, write_text
@@ -215,3 +216,20 @@ def test_presets_are_accepted_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path:
     compress(dense_folder(tmp_path / "m"), tmp_path / "c", recipe="quick")
     assert seen["recipe"] == PRESETS["quick"]
     np.testing.assert_equal(seen["bpw"], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("scale_dtype", "int8"), ("compute_dtype", "float16"), ("device", "tpu"), ("recipe", "best")]
+)
+def test_options_are_refused_before_any_work(tmp_path: Path, option: str, value: str) -> None:
+    steps: list[str] = []
+    with pytest.raises(NqEdgeError, match=value) as caught:
+        run(
+            dense_folder(tmp_path / "m"),
+            tmp_path / "c",
+            **{option: value},
+            report=lambda _part, text: steps.append(text),
+        )
+    assert caught.value.code == "NQ-OPTION"
+    assert set(steps) <= {"loading the model"}
+    assert not (tmp_path / "c").exists()
