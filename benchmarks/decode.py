@@ -38,7 +38,8 @@ with torch.inference_mode():
         past, ids = result.past_key_values, result.logits[:, -1:].argmax(-1)
         times.append(time.perf_counter())
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-print(json.dumps({"decode_tps": (new - 1) / (times[-1] - times[0]), "first_token_s": times[0] - started, "peak_mb": peak}))
+first, tps = times[0] - started, (new - 1) / (times[-1] - times[0])
+print(json.dumps({"decode_tps": tps, "first_token_s": first, "peak_mb": peak}))
 """
 
 BUNDLE = """

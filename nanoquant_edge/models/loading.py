@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
@@ -153,7 +154,8 @@ def _from_gguf(path: Path) -> Iterator[SourceModel]:
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     except Exception as error:  # the gguf reader raises plain ValueError, IndexError and others for damaged files
         raise NqEdgeError("NQ-TOKENIZER", f"the tokenizer in {path} cannot be read: {_first_line(error)}.") from error
-    model = _model(path, path.parent, gguf_file=path.name)
+    with _no_bar():
+        model = _model(path, path.parent, gguf_file=path.name)
     # The weights are plain float32 now; without this, transformers takes the model for a quantized one.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -186,6 +188,22 @@ def _model(path: Path, folder: Path, **options: Any) -> Any:
     if missing:
         raise NqEdgeError("NQ-MODEL", f"{path} lacks {len(missing)} tensors, the first is {missing[0]}.")
     return model.eval()
+
+
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """Keep the GGUF reader's own progress bar off the terminal; the switch of transformers does not reach it."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = getattr(reader, "tqdm", None)
+    if bar is None:
+        yield
+        return
+    reader.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def _check_gguf(path: Path) -> None:

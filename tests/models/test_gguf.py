@@ -94,11 +94,14 @@ def llama(**changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_and_tokens_are_those_of_the_written_model(tmp_path: Path, tied: bool) -> None:
+def test_logits_and_tokens_are_those_of_the_written_model(
+    tmp_path: Path, tied: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = llama(tie_word_embeddings=tied)
     path = write_gguf(tmp_path / "tiny.gguf", model)
     ids = torch.arange(3, 60)[None]
     with load_model(path) as source:
+        assert "it/s" not in capsys.readouterr().err
         with torch.no_grad():
             torch.testing.assert_close(source.model(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
         assert source.name == "tiny"
