@@ -64,7 +64,7 @@ def numpy_error(w: np.ndarray, i: np.ndarray, o: np.ndarray, rank: int, steps: i
     return float(np.linalg.norm(residual) / np.linalg.norm(target))
 
 
-@pytest.mark.parametrize(("steps", "schedule"), [(1, "linear"), (10, "linear"), (60, "linear"), (60, "cubic")])
+@pytest.mark.parametrize(("steps", "schedule"), [(1, "linear"), (10, "linear"), (60, "linear"), (20, "cubic")])
 def test_errors_equal_a_second_implementation(steps: int, schedule: str) -> None:
     w = structured(96, 64).numpy()
     rng = np.random.default_rng(1)
