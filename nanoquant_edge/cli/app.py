@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -68,6 +69,9 @@ def main(arguments: list[str] | None = None) -> Any:
     Args:
         arguments: command line without the program's name; None takes the process's own.
     """
+    # PyTorch's OpenMP threads spin while they wait. On a machine that does anything else, they then take each other's
+    # cores: factorization ran 6 times slower beside one busy process (docs/notes.md). Read when the library loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return app.main(args=arguments, prog_name="nq-edge", standalone_mode=True)
     except NqEdgeError as error:
