@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from nanoquant_edge.compression import distillation
 from nanoquant_edge.compression.admm import factorize
 from nanoquant_edge.compression.distillation import distill_scales
 from nanoquant_edge.compression.layers import LatentLinear, SignFactors, frozen_linear, replace_module
@@ -107,3 +108,16 @@ def test_an_explosion_keeps_the_scales() -> None:
     outcome = distil(model, factors, ids, kd_lr=1e38, kd_epochs=3)
     assert outcome.undone
     assert all(torch.equal(before[name].scale_in, value.scale_in) for name, value in factors.items())
+
+
+@pytest.mark.parametrize(("relative", "decay"), [(False, 0.01), (True, 0.0)])
+def test_weight_decay_is_the_official_one(monkeypatch: pytest.MonkeyPatch, relative: bool, decay: float) -> None:
+    seen: dict[str, Any] = {}
+
+    def spy(*_arguments: Any, **keywords: Any) -> Outcome:
+        seen.update(keywords)
+        return Outcome(0.0, 0.0)
+
+    monkeypatch.setattr(distillation, "train", spy)
+    distil(*start(), relative_lr=relative)
+    assert seen == {"weight_decay": decay, "final_fraction": 0.0}
