@@ -113,6 +113,7 @@ def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
         "peak_mb": settings.recipe["peak_mb"],
         "mean_factorization_error": sum(settings.recipe["block_errors"]) / len(settings.recipe["block_errors"]),
         "kd_loss": settings.recipe["kd_loss"],
+        "undone": settings.recipe["undone"],
         "preset": settings.recipe["name"],
         "calibration": settings.calibration["text"],
     }
@@ -131,4 +132,6 @@ def _print(summary: dict[str, Any]) -> None:
         table.add_row("KL to the dense model", " to ".join(f"{loss:.3f}" for loss in summary["kd_loss"]) + " nats")
     table.add_row("time, peak memory", f"{summary['seconds']:.0f} s, {summary['peak_mb']:.0f} MB")
     table.add_row("preset, calibration", f"{summary['preset']}, {summary['calibration']}")
+    for stage in summary["undone"]:
+        table.add_row("reverted", f"{stage}: its loss was not finite")
     Console().print(table)

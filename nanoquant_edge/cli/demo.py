@@ -22,7 +22,7 @@ __all__ = ["command"]
 CALIBRATION_TEXT = "wikitext2-train-part.raw"
 TEST_TEXT = "wikitext2-test.raw"
 SELF_WRITTEN = "self_written.txt"
-PROMPT = "What is the capital of France?"
+PROMPT = "The history of the city begins"
 #: Windows and length of validation and perplexity: the ladder's least, 4096 positions.
 WINDOWS, LENGTH = 16, 256
 
@@ -183,8 +183,9 @@ def _generate(bundle: Path, prompt: str) -> dict[str, Any]:
     """Stream a text in a process of its own, as a board would; then once more for the figures."""
     base = [sys.executable, "-m", "nanoquant_edge", "generate", str(bundle)]
     click.echo(f"> {prompt}", err=True)
-    subprocess.run([*base, "--prompt", prompt, "--chat", "--max-new-tokens", "64"], check=True)
-    measured = [*base, "--prompt", "The history of the city begins", "--max-new-tokens", "96", "--json"]
+    sampling = ["--temperature", "0.7", "--top-p", "0.9", "--repetition-penalty", "1.1", "--seed", "1"]
+    subprocess.run([*base, "--prompt", prompt, "--max-new-tokens", "64", *sampling], check=True)
+    measured = [*base, "--prompt", prompt, "--max-new-tokens", "96", "--json"]
     done = subprocess.run(measured, check=True, capture_output=True, text=True)
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures

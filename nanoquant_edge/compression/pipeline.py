@@ -7,6 +7,7 @@ import math
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def compress_source(
         model, linears, windows, recipe.gamma, lambda part: report(0.04 + 0.06 * part, "importances"), dtype
     )
     ranks = {name: rank_for_rate(layer.out_features, layer.in_features, bpw) for name, layer in linears.items()}
-    factors, log = _reconstruct(source, windows, importances, ranks, recipe, seed, where, dtype, report)
+    reconstructed = _reconstruct(source, windows, importances, ranks, recipe, seed, where, dtype, report)
+    factors = reconstructed.factors
     report(0.88, "distilling scales")
     blocks = model.get_submodule(family.blocks)
     outcome = distill_scales(
@@ -177,7 +179,8 @@ def compress_source(
             "compute_dtype": str(dtype).removeprefix("torch."),
             "seconds": round(time.monotonic() - started, 1),
             "peak_mb": _peak_mb(where),
-            "block_errors": log,
+            "block_errors": reconstructed.errors,
+            "undone": reconstructed.undone + (["scale distillation"] if outcome.undone else []),
             "kd_loss": [x for x in (outcome.first, outcome.last) if math.isfinite(x)],
             "source": source.name,
             "source_note": source.note,
@@ -185,6 +188,15 @@ def compress_source(
         calibration={"text": text_name, "windows": len(windows), "window_length": windows.shape[1], "seed": seed},
     )
     return write_checkpoint(output, source.config, settings, layers, others, source.companions, overwrite)
+
+
+@dataclass
+class _Reconstructed:
+    """All blocks: full name -> factors, each block's mean weighted error, and the tuning stages that were reverted."""
+
+    factors: dict[str, SignFactors] = field(default_factory=dict)
+    errors: list[float] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
 
 
 def _reconstruct(
@@ -197,8 +209,8 @@ def _reconstruct(
     device: torch.device,
     dtype: torch.dtype,
     report: Report,
-) -> tuple[dict[str, SignFactors], list[float]]:
-    """All blocks in order; returns full name -> factors, and each block's mean weighted factorization error."""
+) -> _Reconstructed:
+    """All blocks in order, the dense and the compressed stream side by side."""
     model, family = source.model, source.family
     blocks = model.get_submodule(family.blocks)
     arguments = _recorded_arguments(model, blocks, windows[:1].to(device))
@@ -206,8 +218,7 @@ def _reconstruct(
     with torch.no_grad():
         dense_stream = torch.cat([model.get_input_embeddings()(part.to(device)) for part in windows.split(batch)])
     compressed_stream = dense_stream.clone()
-    factors: dict[str, SignFactors] = {}
-    errors = []
+    done = _Reconstructed()
     for index, dense in enumerate(blocks):
         prefix = f"{family.blocks}.{index}."
         call = BlockCall(arguments[index], device, dtype)
@@ -230,13 +241,16 @@ def _reconstruct(
             seed,
             inside,
         )
-        factors.update({prefix + name: value for name, value in result.factors.items()})
-        errors.append(sum(result.errors.values()) / len(result.errors))
+        done.factors.update({prefix + name: value for name, value in result.factors.items()})
+        done.errors.append(round(sum(result.errors.values()) / len(result.errors), 4))
+        for name, outcomes in result.losses.items():
+            stages = zip(("TuneFP", "TuneLatentSTE"), outcomes, strict=True)
+            done.undone += [f"{stage} of {prefix}{name}" for stage, outcome in stages if outcome.undone]
         compressed_stream = call.over(result.block, compressed_stream, batch)
         dense_stream = targets
         if not bool(torch.isfinite(compressed_stream).all()):
             raise NqEdgeError("NQ-NUMERIC", f"block {index} of the compressed model gives NaN or infinity.")
-    return factors, [round(error, 4) for error in errors]
+    return done
 
 
 def _recorded_arguments(model: Any, blocks: nn.ModuleList, ids: Tensor) -> list[dict[str, Any]]:

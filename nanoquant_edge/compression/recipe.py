@@ -89,9 +89,9 @@ PRESETS: dict[str, Recipe] = {
     # Sized for about five minutes of SmolLM2-135M on two CPU cores; rates screened in docs/figures/quality.json.
     "quick": Recipe(
         name="quick",
-        windows=24,
+        windows=16,
         window_length=256,
-        admm_steps=40,
+        admm_steps=32,
         svid_steps=1,
         fp_epochs=1,
         fp_lr=0.02,
