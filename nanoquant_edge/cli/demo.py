@@ -142,7 +142,7 @@ def _compress(
             "note": source.note,
             "perplexity_dense": dense,
             "torch_fp32_decode_tps": speed,
-            "compress_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "compress_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
             "compute_dtype": made.settings.recipe["compute_dtype"],
         }
 

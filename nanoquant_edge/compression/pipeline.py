@@ -323,5 +323,6 @@ def _device(name: str) -> torch.device:
 
 
 def _peak_mb(device: torch.device) -> float:
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return round(torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else host, 1)
+    """Most memory held so far, 10^6 bytes: the device's on a GPU, else the process's."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return round((torch.cuda.max_memory_allocated(device) if device.type == "cuda" else host) / 1e6, 1)
