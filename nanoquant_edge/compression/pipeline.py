@@ -28,6 +28,7 @@ from .optimize import preferred_dtype
 from .packing import pack_factors
 from .ranks import rank_for_rate
 from .recipe import Recipe
+from .tensors import embedding_name, linear_at, refuse_non_finite, uncompressed_tensors
 
 __all__ = ["compress", "compress_source"]
 
@@ -128,9 +129,9 @@ def compress_source(
     model = source.model.to(where).requires_grad_(False)
     family, decoder = source.family, source.decoder
     names = family.layer_names(decoder.num_layers)
-    linears = {name: _linear(model, name) for name in names}
-    _refuse_non_finite(model)
-    others = _other_tensors(model, names, decoder.tied)
+    linears = {name: linear_at(model, name) for name in names}
+    refuse_non_finite(model)
+    others = uncompressed_tensors(model, names, decoder.tied)
 
     report(0.02, "drawing calibration windows")
     if text is None:
@@ -164,7 +165,7 @@ def compress_source(
     )
     report(0.99, "writing the checkpoint")
     layers = {name: pack_factors(name, factors[name], scale_dtype) for name in names}
-    embedding = str(others[_embedding_name(model)].dtype)
+    embedding = str(others[embedding_name(model)].dtype)
     settings = QuantizationSettings(
         target_bpw=bpw,
         true_bpw=true_bits_per_weight(layers.values()),
@@ -269,40 +270,6 @@ def _recorded_arguments(model: Any, blocks: nn.ModuleList, ids: Tensor) -> list[
         for handle in handles:
             handle.remove()
     return recorded
-
-
-def _linear(model: Any, name: str) -> nn.Linear:
-    layer = model.get_submodule(name)
-    if not isinstance(layer, nn.Linear):
-        raise NqEdgeError("NQ-ARCH", f"{name} is a {type(layer).__name__}, not a linear layer.")
-    return layer
-
-
-def _refuse_non_finite(model: Any) -> None:
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise NqEdgeError("NQ-NUMERIC", f"the weight {name} of the source model holds NaN or infinity.")
-
-
-def _embedding_name(model: Any) -> str:
-    table = model.get_input_embeddings().weight
-    return next(name for name, parameter in model.named_parameters() if parameter is table)
-
-
-def _other_tensors(model: Any, compressed: list[str], tied: bool) -> dict[str, Any]:
-    """What is not compressed: tables in float16 where they fit, vectors (norms) in float32."""
-    skip = {f"{name}.{part}" for name in compressed for part in ("weight", "bias")}
-    found: dict[str, Any] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=not tied):
-        if name in skip or (tied and name == "lm_head.weight"):
-            continue
-        value = parameter.detach().float().cpu()
-        if value.ndim > 1:
-            if float(value.abs().max()) > torch.finfo(torch.float16).max:
-                raise NqEdgeError("NQ-NUMERIC", f"{name} does not fit float16.")
-            value = value.half()
-        found[name] = value.numpy()
-    return found
 
 
 def _device(name: str) -> torch.device:
