@@ -93,15 +93,15 @@ class _Factor:
         """The projection with each rank component scaled to unit norm, the other factor's design matrix."""
         return self.signed / self.signed.norm(dim=1, keepdim=True).clamp_min(_EPS)
 
-    def solve(self, design: Tensor, target: Tensor, rho: float, ridge: float, dtype: torch.dtype) -> Tensor:
+    def solve(self, design: Tensor, target: Tensor, rho: float, ridge: float) -> Tensor:
         """Ridge regression of the target on the design, pulled toward the projection with weight rho.
 
         Args:
-            design: (r, j) unit rows of the other factor.
-            target: (j, k).
+            design: (r, j) unit rows of the other factor, in the compute type.
+            target: (j, k) in the compute type.
         """
-        right_side = _product(design, target, dtype).add_(self.signed - self.dual, alpha=rho)
-        return _solve(_product(design, design.T, dtype), rho + ridge, right_side)
+        right_side = (design @ target).float().add_(self.signed - self.dual, alpha=rho)
+        return _solve((design @ design.T).float(), rho + ridge, right_side)
 
     def update(self, primal: Tensor) -> None:
         """Projection and dual step for a new primal value."""
@@ -114,11 +114,6 @@ class _Factor:
         """Multiply the whole state."""
         for part in (self.primal, self.signed, self.dual):
             part.mul_(size)
-
-
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a b with inputs rounded to `dtype`, float32 out."""
-    return a @ b if dtype == torch.float32 else (a.to(dtype) @ b.to(dtype)).float()
 
 
 def _solve(gram: Tensor, shift: float, right_side: Tensor) -> Tensor:
@@ -197,13 +192,13 @@ def factorize(
     generator = torch.Generator().manual_seed(seed)
     left = _Factor(rank, m, generator, w.device, svid_steps)
     right = _Factor(rank, n, generator, w.device, svid_steps)
-    turned_target = target.T.contiguous()
+    targets = (target.T.to(dtype).contiguous(), target.to(dtype))
     for step in range(steps):
         rho = step / steps if schedule == "linear" else (step / steps) ** 3
         # Both sides solve against the other's previous iterate (Jacobi), as in the official code.
         left_design, right_design = left.unit_rows(), right.unit_rows()
-        new_left = left.solve(right_design, turned_target, rho, ridge, dtype)
-        new_right = right.solve(left_design, target, rho, ridge, dtype)
+        new_left = left.solve(right_design.to(dtype), targets[0], rho, ridge)
+        new_right = right.solve(left_design.to(dtype), targets[1], rho, ridge)
         left.update(new_left)
         right.update(new_right)
     for factor in (left, right):

@@ -57,7 +57,7 @@ def test_the_rate_follows_a_cosine(final_fraction: float, relative: bool) -> Non
     places = [100.0]
 
     def step_loss(_chosen: Tensor) -> Tensor:
-        places.append(float(x))
+        places.append(float(x.detach()))
         loss = 1e3 * x.sum()
         loss.backward()
         return loss.detach()

@@ -216,4 +216,5 @@ def test_peak_memory_sees_what_is_allocated_and_remembers_it() -> None:
     before, during, after = map(float, done.stdout.split())
     assert 5 < before < 1000
     assert 70 < during - before < 120
-    assert after >= during
+    # The kernel counts pages a processor at a time and adds them up now and then: the peak is exact to about 0.3 MB.
+    assert after >= during - 1
