@@ -66,7 +66,7 @@ def command(output: Path, model: Path | None, texts: Path | None, bpw: float, pr
             err=True,
         )
     report: dict[str, Any] = {"model": source_path.stem, "preset": preset, "windows": WINDOWS, "window_length": LENGTH}
-    report["text"] = TEST_TEXT if test else "written by the dense model"
+    report["text"] = TEST_TEXT if test else "text written by the dense model"
     with clock.step("compress"), shown_progress("compress") as show:
         report.update(_compress(source_path, output / "checkpoint", bpw, preset, calibration, test, output, show))
     with clock.step("export"):
@@ -117,8 +117,9 @@ def _compress(
             show(0.01, "writing a test text with the dense model")
             test = output / SELF_WRITTEN
             start = int(source.config.get("bos_token_id") or 0)
-            # Half as much again, since the text may have fewer tokens than it was sampled with.
-            ids = sampled_windows(source.model, WINDOWS * 3 // 2, LENGTH, 1, start)
+            # Many short pieces are quicker to write than few long ones. Half as much again as is needed, since the
+            # text may have fewer tokens than it was sampled with.
+            ids = sampled_windows(source.model, WINDOWS * 6, LENGTH // 4, 1, start)
             output.mkdir(parents=True, exist_ok=True)
             test.write_text("\n".join(source.tokenizer.batch_decode(ids, skip_special_tokens=True)), encoding="utf-8")
         made = compress_source(

@@ -23,7 +23,7 @@ def test_without_texts_the_model_writes_them(tmp_path: Path, capfd: pytest.Captu
     assert not stopped.value.code, printed.err
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["validation"]["status"] == "pass"
-    assert report["text"] == "written by the dense model"
+    assert report["text"] == "text written by the dense model"
     assert "written by the dense model" in printed.out
     assert {"checkpoint", "bundle", "report.json"} <= {path.name for path in (tmp_path / "demo").iterdir()}
     for step in ("compress", "export", "validate", "generate"):
