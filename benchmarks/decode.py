@@ -3,8 +3,9 @@
 
     python -m benchmarks.decode BUNDLE --checkpoint CHECKPOINT [--append]
 
-PyTorch runs the dense model of the same checkpoint, which has the dense model's shapes and so its speed. Processes
-alternate, so that what else the machine does falls on all of them.
+PyTorch runs the dense model of the same checkpoint, which has the dense model's shapes and so its speed; its time to
+the first token includes rebuilding the dense weights and is not comparable. Processes alternate, so that what else the
+machine does falls on all of them.
 """
 
 from __future__ import annotations

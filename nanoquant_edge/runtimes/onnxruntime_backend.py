@@ -212,7 +212,7 @@ class OnnxRuntimeBackend:
             binding.bind_output(name)
         try:
             self._session.run_with_iobinding(binding)
-        except Exception as error:
+        except Exception as error:  # onnxruntime's own exceptions share no base class
             raise NqEdgeError("NQ-BACKEND", f"ONNX Runtime failed: {str(error).strip()}") from error
         if not self._extra_names:
             return logits, {}

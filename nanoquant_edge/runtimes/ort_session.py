@@ -182,7 +182,7 @@ def _register(options: Any, bundle: Bundle, summary: ModelSummary, allow_portabl
         path = ort_library_path()
         try:
             options.register_custom_ops_library(str(path))
-        except Exception as error:
+        except Exception as error:  # onnxruntime's own exceptions share no base class
             raise NqEdgeError("NQ-NATIVE-MISSING", f"{path} cannot be loaded: {str(error).strip()}") from error
     except NqEdgeError as error:
         if not allow_portable:
