@@ -29,13 +29,22 @@ typedef enum nq_status {
       1,              // a null pointer, a size below 1, a range outside the matrix, an unknown enum
   NQ_BAD_LAYOUT = 2,  // the word order is not one this build reads
   NQ_TOO_LARGE = 3,   // a dimension above NQ_MAX_DIM or more rows than one pass takes
-  NQ_NO_ISA = 4       // NQ_CPU_ISA names an instruction set that is unknown or absent here
+  NQ_NO_ISA = 4,      // NQ_CPU_ISA names an instruction set that is unknown or absent here
+  NQ_NO_KERNEL = 5,   // this build has no code for this GPU, or the forced algorithm cannot run
+  NQ_CUDA_ERROR = 6,  // a CUDA call failed: nq_cuda_error_text() says which
+  NQ_WORKSPACE = 7    // the workspace is missing, too small or not aligned
 } nq_status;
 
 typedef enum nq_type { NQ_FLOAT32 = 0, NQ_FLOAT16 = 1, NQ_BFLOAT16 = 2 } nq_type;
 
 // Word orders. Numbers are part of the operator's schema: never reuse one.
-typedef enum nq_layout { NQ_LAYOUT_ROWS_LSB_FIRST = 0 } nq_layout;
+//
+// Layout 1, for tensor cores: tiles of 16 rows x 256 columns, tile (i, j) at word
+// 128 (i ceil(columns / 256) + j). With w the eight layout-0 words of a row in that tile, lane l of
+// a warp (g = l / 4, q = l mod 4) owns the tile's words 4 l to 4 l + 3: w[q] of row g, w[q] of row
+// g + 8, w[4 + q] of row g, w[4 + q] of row g + 8; this is the A fragment of the PTX instruction
+// mma.m16n8k256.b1. Rows and columns past the matrix are 0.
+typedef enum nq_layout { NQ_LAYOUT_ROWS_LSB_FIRST = 0, NQ_LAYOUT_TILES_16X256 = 1 } nq_layout;
 
 enum {
   NQ_MAX_DIM = 0x7fffffff,  // largest in_features, rank or out_features

@@ -164,19 +164,3 @@ extern "C" nq_status nq_stage_out(const nq_pass* pass, int64_t begin, int64_t en
   }
   return NQ_OK;
 }
-
-extern "C" const char* nq_status_text(nq_status status) {
-  switch (status) {
-    case NQ_OK:
-      return "ok";
-    case NQ_BAD_ARGUMENT:
-      return "a size, range, type or pointer is invalid";
-    case NQ_BAD_LAYOUT:
-      return "the packed word order is unknown to this build";
-    case NQ_TOO_LARGE:
-      return "a dimension is larger than the kernels take";
-    case NQ_NO_ISA:
-      return "NQ_CPU_ISA names an instruction set that is unknown or that this processor lacks";
-  }
-  return "unknown status";
-}

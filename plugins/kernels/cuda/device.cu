@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which GPU this is, and the text of the last CUDA error of a thread.
+
+#include <cstdio>
+
+#include "internal.h"
+
+namespace nq_cuda {
+
+namespace {
+
+constexpr int kMaxDevices = 64;
+thread_local char g_error[256] = "";
+
+// Exists only to ask whether this build holds code that the device can run.
+__global__ void probe() {}
+
+nq_status describe_now(int index, nq_cuda_device* device) {
+  int major = 0, minor = 0, count = 0;
+  nq_status status =
+      check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "attribute");
+  if (status != NQ_OK) return status;
+  status =
+      check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "attribute");
+  if (status != NQ_OK) return status;
+  status =
+      check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index), "attribute");
+  if (status != NQ_OK) return status;
+  cudaFuncAttributes attributes;
+  const cudaError_t usable = cudaFuncGetAttributes(&attributes, probe);
+  if (usable != cudaSuccess) {
+    (void)cudaGetLastError();
+    check(usable, "this build has no code for the device");
+    return NQ_NO_KERNEL;
+  }
+  device->compute_capability = 10 * major + minor;
+  device->multiprocessors = count;
+  device->one_bit_tensor_cores = major == 8 || major == 9;
+#ifdef NQ_HAVE_WGMMA
+  device->warpgroup_mma = major == 9;
+#else
+  device->warpgroup_mma = 0;
+#endif
+  return NQ_OK;
+}
+
+}  // namespace
+
+nq_status check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return NQ_OK;
+  snprintf(g_error, sizeof g_error, "%s: %s (%s)", what, cudaGetErrorName(error),
+           cudaGetErrorString(error));
+  return NQ_CUDA_ERROR;
+}
+
+nq_status describe(nq_cuda_device* device) {
+  // Threads that race write the same values; `ready` is set last.
+  static nq_cuda_device known[kMaxDevices];
+  static int ready[kMaxDevices];
+  int index = 0;
+  const nq_status status = check(cudaGetDevice(&index), "cudaGetDevice");
+  if (status != NQ_OK) return status;
+  if (index >= kMaxDevices) return describe_now(index, device);
+  if (!__atomic_load_n(&ready[index], __ATOMIC_ACQUIRE)) {
+    nq_cuda_device found = {};
+    const nq_status outcome = describe_now(index, &found);
+    if (outcome != NQ_OK) return outcome;
+    known[index] = found;
+    __atomic_store_n(&ready[index], 1, __ATOMIC_RELEASE);
+  }
+  *device = known[index];
+  return NQ_OK;
+}
+
+}  // namespace nq_cuda
+
+extern "C" const char* nq_cuda_error_text(void) { return nq_cuda::g_error; }
+
+extern "C" nq_status nq_cuda_describe(nq_cuda_device* device) {
+  if (device == nullptr) return NQ_BAD_ARGUMENT;
+  return nq_cuda::describe(device);
+}
