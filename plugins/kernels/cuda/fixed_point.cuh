@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A warp turns 256 activations into 16-bit fixed point and deals the bits out as B fragments of the
+// tensor cores: as sixteen bit planes for mma.m16n8k256.b1, or as two planes of bytes for
+// mma.m16n8k32.s8. Lane l starts with columns 8 l to 8 l + 7, so the 32 columns of word w of a
+// tile's row (nq_kernels.h, layout 1) come from the lanes 4 w to 4 w + 3.
+
+#ifndef NQ_CUDA_FIXED_POINT_CUH
+#define NQ_CUDA_FIXED_POINT_CUH
+
+#include <cstdint>
+
+namespace nq_cuda {
+
+// The largest integer whose two balanced base-256 digits are both signed bytes: 127 * 256 + 127.
+constexpr float kFixedMax = 32639.0f;
+
+// 1.5 * 2^23: added to a float of magnitude under 2^22, it leaves the rounded integer in the low
+// bits of the sum's representation.
+constexpr float kRoundMagic = 12582912.0f;
+constexpr uint32_t kRoundMagicBits = 0x4b400000u;
+
+// Words that a warp's scratch holds for one k tile: 16 planes of eight words.
+constexpr int kPlaneWords = 128;
+
+// Bit i of byte j becomes bit j of byte i, over the eight bytes of (low, high).
+__device__ __forceinline__ void transpose_bits(uint32_t& low, uint32_t& high) {
+  uint32_t t = (low ^ (low >> 7)) & 0x00aa00aau;
+  low ^= t ^ (t << 7);
+  t = (high ^ (high >> 7)) & 0x00aa00aau;
+  high ^= t ^ (t << 7);
+  t = (low ^ (low >> 14)) & 0x0000ccccu;
+  low ^= t ^ (t << 14);
+  t = (high ^ (high >> 14)) & 0x0000ccccu;
+  high ^= t ^ (t << 14);
+  t = (low ^ (high << 4)) & 0xf0f0f0f0u;
+  low ^= t;
+  high ^= t >> 4;
+}
+
+// Byte j of the four lanes 4 w to 4 w + 3 gathers in lane 4 w + j.
+__device__ __forceinline__ uint32_t gather_bytes(uint32_t value, int lane) {
+  uint32_t other = __shfl_xor_sync(0xffffffffu, value, 1);
+  value = __byte_perm(value, other, lane & 1 ? 0x3715 : 0x6240);
+  other = __shfl_xor_sync(0xffffffffu, value, 2);
+  return __byte_perm(value, other, lane & 2 ? 0x3276 : 0x5410);
+}
+
+// Where word `word` (0 to 7) of plane `plane` (0 to 15) lies in the scratch: the exclusive-or lets
+// a warp both write and read it without bank conflicts.
+__device__ __forceinline__ int plane_slot(int plane, int word) {
+  return plane * 8 + (word ^ (plane & 4));
+}
+
+// Writes the fixed-point values `fixed` (two's complement in the low 16 bits) to `scratch`. For
+// bits, plane p is bit p of the values. For bytes, "plane" s is the low and 8 + s the high balanced
+// digit of each lane's value s.
+template <bool BITS>
+__device__ __forceinline__ void deal_planes(const uint32_t (&fixed)[8], uint32_t* scratch,
+                                            int lane) {
+  uint32_t planes[4];
+  const uint32_t p01 = __byte_perm(fixed[0], fixed[1], 0x5410);
+  const uint32_t p23 = __byte_perm(fixed[2], fixed[3], 0x5410);
+  const uint32_t p45 = __byte_perm(fixed[4], fixed[5], 0x5410);
+  const uint32_t p67 = __byte_perm(fixed[6], fixed[7], 0x5410);
+  planes[0] = __byte_perm(p01, p23, 0x6420);
+  planes[1] = __byte_perm(p45, p67, 0x6420);
+  if (BITS) {
+    planes[2] = __byte_perm(p01, p23, 0x7531);
+    planes[3] = __byte_perm(p45, p67, 0x7531);
+    transpose_bits(planes[0], planes[1]);
+    transpose_bits(planes[2], planes[3]);
+  } else {
+    // The high digit takes the carry of a low digit that counts as negative.
+    const uint32_t c01 = __vadd2(p01, 0x00800080u), c23 = __vadd2(p23, 0x00800080u);
+    const uint32_t c45 = __vadd2(p45, 0x00800080u), c67 = __vadd2(p67, 0x00800080u);
+    planes[2] = __byte_perm(c01, c23, 0x7531);
+    planes[3] = __byte_perm(c45, c67, 0x7531);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    scratch[plane_slot(4 * i + (lane & 3), lane >> 2)] = gather_bytes(planes[i], lane);
+  }
+}
+
+}  // namespace nq_cuda
+
+#endif  // NQ_CUDA_FIXED_POINT_CUH
