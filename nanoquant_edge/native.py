@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the native libraries are, and what they say about themselves.
 
-The ONNX Runtime custom-operator library is built by CMake into `nanoquant_edge/_native`. The environment variable
-`NQ_EDGE_NATIVE_DIR` names another folder, which then is the only one looked at: a library is loaded from where the
-user said or from the installed package, never from a model's folder.
+CMake builds two libraries into `nanoquant_edge/_native`: the ONNX Runtime custom operator, and, where nvcc is found,
+the CUDA kernels. The environment variable `NQ_EDGE_NATIVE_DIR` names another folder, which then is the only one looked
+at: a library is loaded from where the user said or from the installed package, never from a model's folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import Any
 
 from nanoquant_edge.errors import NqEdgeError
 
-__all__ = ["NATIVE_DIR_VARIABLE", "ORT_LIBRARY_NAME", "ort_library_info", "ort_library_path"]
+__all__ = [
+    "CUDA_LIBRARY_NAME",
+    "NATIVE_DIR_VARIABLE",
+    "ORT_LIBRARY_NAME",
+    "cuda_library_info",
+    "cuda_library_path",
+    "ort_library_info",
+    "ort_library_path",
+]
 
 #: environment variable that overrides the package's own folder
 NATIVE_DIR_VARIABLE = "NQ_EDGE_NATIVE_DIR"
@@ -24,9 +32,16 @@ NATIVE_DIR_VARIABLE = "NQ_EDGE_NATIVE_DIR"
 #: file name of the ONNX Runtime custom-operator library
 ORT_LIBRARY_NAME = "libnanoquant_ort.so"
 
+#: file name of the CUDA kernels
+CUDA_LIBRARY_NAME = "libnanoquant_cuda.so"
+
 _BUILD_HINT = (
     "Install a built wheel, or build it: cmake -S plugins -B build/native && cmake --build build/native && "
     "cmake --install build/native --prefix nanoquant_edge/_native"
+)
+_CUDA_HINT = (
+    "Build it where nvcc 12.6 or newer is installed: cmake -S plugins -B build/native -DNQ_CUDA=ON && "
+    "cmake --build build/native && cmake --install build/native --prefix nanoquant_edge/_native"
 )
 
 
@@ -40,18 +55,7 @@ def ort_library_path() -> Path:
     Raises:
         NqEdgeError: `NQ-NATIVE-MISSING` when the file is not there.
     """
-    override = os.environ.get(NATIVE_DIR_VARIABLE)
-    folder = Path(override) if override else Path(__file__).parent / "_native"
-    path = folder.resolve() / ORT_LIBRARY_NAME
-    if path.is_file():
-        return path
-    if override:
-        raise NqEdgeError(
-            "NQ-NATIVE-MISSING",
-            f"{NATIVE_DIR_VARIABLE} is {override}, but {path} does not exist.",
-            f"Point {NATIVE_DIR_VARIABLE} at the folder that holds {ORT_LIBRARY_NAME}, or unset it.",
-        )
-    raise NqEdgeError("NQ-NATIVE-MISSING", f"The native library {path} does not exist.", _BUILD_HINT)
+    return _library_path(ORT_LIBRARY_NAME, _BUILD_HINT)
 
 
 def ort_library_info() -> dict[str, Any]:
@@ -65,11 +69,53 @@ def ort_library_info() -> dict[str, Any]:
     Raises:
         NqEdgeError: `NQ-NATIVE-MISSING` when there is no library, or it cannot be loaded, or it is another library.
     """
-    path = ort_library_path()
+    return _library_info(ort_library_path(), "nq_ort_info", _BUILD_HINT)
+
+
+def cuda_library_path() -> Path:
+    """Return the path of the CUDA kernels' library; found as `ort_library_path` finds its own.
+
+    Raises:
+        NqEdgeError: `NQ-NATIVE-MISSING` when the file is not there.
+    """
+    return _library_path(CUDA_LIBRARY_NAME, _CUDA_HINT)
+
+
+def cuda_library_info() -> dict[str, Any]:
+    """Ask the CUDA library what it is; loads it into this process, which needs no GPU.
+
+    Returns:
+        `version` (of the build), `architectures` (compute capabilities it has machine code for, such as ["86", "90"])
+        and `path`.
+
+    Raises:
+        NqEdgeError: `NQ-NATIVE-MISSING` when there is no library, or it cannot be loaded, or it is another library.
+    """
+    info = _library_info(cuda_library_path(), "nq_cuda_info", _CUDA_HINT)
+    return {**info, "architectures": [name for name in str(info["architectures"]).split(";") if name]}
+
+
+def _library_path(name: str, hint: str) -> Path:
+    override = os.environ.get(NATIVE_DIR_VARIABLE)
+    folder = Path(override) if override else Path(__file__).parent / "_native"
+    path = folder.resolve() / name
+    if path.is_file():
+        return path
+    if override:
+        raise NqEdgeError(
+            "NQ-NATIVE-MISSING",
+            f"{NATIVE_DIR_VARIABLE} is {override}, but {path} does not exist.",
+            f"Point {NATIVE_DIR_VARIABLE} at the folder that holds {name}, or unset it.",
+        )
+    raise NqEdgeError("NQ-NATIVE-MISSING", f"The native library {path} does not exist.", hint)
+
+
+def _library_info(path: Path, function_name: str, hint: str) -> dict[str, Any]:
+    """The JSON object that a library's `function_name` returns, and its path."""
     try:
-        function = ctypes.CDLL(str(path)).nq_ort_info
+        function = getattr(ctypes.CDLL(str(path)), function_name)
     except (OSError, AttributeError) as error:
-        raise NqEdgeError("NQ-NATIVE-MISSING", f"{path} cannot be used: {error}.", _BUILD_HINT) from error
+        raise NqEdgeError("NQ-NATIVE-MISSING", f"{path} cannot be used: {error}.", hint) from error
     function.argtypes = []
     function.restype = ctypes.c_char_p
     info: dict[str, Any] = json.loads(function())
