@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Host-side decisions of the warp-level product: how many rows a piece takes, where things lie in
+// the workspace, and which block shape computes a stage.
+
+#ifndef NQ_CUDA_GEMM_MMA_PLAN_H
+#define NQ_CUDA_GEMM_MMA_PLAN_H
+
+#include "internal.h"
+
+namespace nq_cuda {
+namespace mma {
+
+// Block shapes, in the order in which gemm_mma.cu instantiates them.
+struct BlockShape {
+  int weight_rows;  // of the sign matrix
+  int rows;         // of x
+  int splits;       // of the columns, inside the block
+  int per_sm;       // blocks that registers and shared memory let a multiprocessor hold
+};
+constexpr BlockShape kShapes[] = {{128, 64, 1, 2}, {64, 64, 1, 2}, {64, 32, 2, 2},
+                                  {64, 16, 4, 1},  {32, 16, 4, 2}, {16, 16, 4, 2}};
+constexpr int kShapeCount = sizeof kShapes / sizeof kShapes[0];
+
+// Scratch of one piece of rows, as offsets from the workspace's start. Both stages' planes share
+// one region: the first stage's are dead when the second's are written.
+struct Plan {
+  int64_t piece;        // rows computed at a time
+  int64_t rows_padded;  // of a piece
+  int planes;
+  size_t planes_at[2][NQ_CUDA_MAX_GROUP];
+  size_t scale_at[2][NQ_CUDA_MAX_GROUP];
+  size_t sum_at[2][NQ_CUDA_MAX_GROUP];
+  size_t squares_at;
+  size_t middle_at[NQ_CUDA_MAX_GROUP];  // float32 results of the first stage
+  size_t bytes;
+};
+
+constexpr int64_t kPieceBytes = 64 << 20;  // planes and middles of a piece stay about below this
+constexpr int64_t kAlign = 256;
+
+inline int64_t k_tiles(int64_t columns) { return ceil_div(columns, NQ_CUDA_TILE_COLUMNS); }
+
+inline Plan make_plan(const nq_cuda_pass& pass) {
+  Plan plan = {};
+  plan.planes = pass.precision == NQ_PRECISION_INT8 ? 1 : 2;
+  const int64_t in_tiles = k_tiles(pass.layers[0].in_features);
+  int64_t row_bytes = 0;
+  for (int i = 0; i < pass.count; ++i) {
+    row_bytes += in_tiles * NQ_CUDA_TILE_COLUMNS * plan.planes + pass.layers[i].rank * 4;
+  }
+  // Equal pieces, so that the last one is not a sliver.
+  const int64_t fit = kPieceBytes / row_bytes / 64 * 64;
+  const int64_t pieces = ceil_div(pass.rows, fit < 64 ? 64 : fit);
+  plan.rows_padded = round_up(ceil_div(pass.rows, pieces), 64);
+  plan.piece = plan.rows_padded < pass.rows ? plan.rows_padded : pass.rows;
+
+  int64_t shared_end = 0;
+  for (int stage = 0; stage < 2; ++stage) {
+    int64_t at = 0;
+    const auto take = [&at](int64_t bytes) {
+      const int64_t here = at;
+      at = round_up(at + bytes, kAlign);
+      return static_cast<size_t>(here);
+    };
+    for (int i = 0; i < pass.count; ++i) {
+      const int64_t tiles = stage == 0 ? in_tiles : k_tiles(pass.layers[i].rank);
+      plan.planes_at[stage][i] =
+          take(plan.rows_padded * tiles * NQ_CUDA_TILE_COLUMNS * plan.planes);
+      plan.scale_at[stage][i] = take(plan.rows_padded * tiles * 4);
+      plan.sum_at[stage][i] = take(plan.rows_padded * tiles * 4);
+    }
+    shared_end = at > shared_end ? at : shared_end;
+  }
+  int64_t at = shared_end;
+  plan.squares_at = static_cast<size_t>(at);
+  if (pass.input == NQ_INPUT_RMS_NORM) at += round_up(plan.rows_padded * in_tiles * 4, kAlign);
+  for (int i = 0; i < pass.count; ++i) {
+    plan.middle_at[i] = static_cast<size_t>(at);
+    at += round_up(plan.piece * round_up(pass.layers[i].rank, 4) * 4, kAlign);
+  }
+  plan.bytes = static_cast<size_t>(at);
+  return plan;
+}
+
+// One stage's product for the choice of a block shape: weight rows and groups of each layer.
+struct Problem {
+  int64_t weight_rows[NQ_CUDA_MAX_GROUP];
+  int64_t k_tiles[NQ_CUDA_MAX_GROUP];
+  int count;
+  int64_t rows;
+  int planes;
+};
+
+// Cycles that a shape takes on this device, in a model of four terms: tensor instructions,
+// traffic from the second-level cache, the latency of the chain of groups, and the epilogue.
+inline double estimated_cycles(const Problem& problem, const BlockShape& shape,
+                               const nq_cuda_device& device) {
+  const int cc = device.compute_capability;
+  const bool fast = cc == 80 || cc == 90 || (cc >= 100 && cc < 120);
+  const double multiply = fast ? 2.0 : 4.0;  // cycles of a 16x8x32 product on a multiprocessor
+  constexpr double kTraffic = 32.0;          // bytes a cycle and multiprocessor
+  constexpr double kRound = 700.0, kFixed = 2500.0;  // cycles, seen on sm_90
+  double blocks = 0.0, tensor = 0.0, bytes = 0.0, chain = 0.0;
+  for (int i = 0; i < problem.count; ++i) {
+    const double mine = static_cast<double>(ceil_div(problem.weight_rows[i], shape.weight_rows)) *
+                        static_cast<double>(ceil_div(problem.rows, shape.rows));
+    const double tiles = static_cast<double>(problem.k_tiles[i]);
+    blocks += mine;
+    tensor += mine * tiles * 8 * problem.planes * (shape.weight_rows / 16) * (shape.rows / 8);
+    bytes += mine * tiles * (shape.rows * 256.0 * problem.planes + shape.weight_rows * 32.0);
+    const double rounds = static_cast<double>(ceil_div(problem.k_tiles[i], shape.splits));
+    chain = rounds > chain ? rounds : chain;
+  }
+  const double sms = device.multiprocessors;
+  const double whole = blocks / sms;
+  const double busiest = static_cast<double>(static_cast<int64_t>(whole + 0.999999));
+  const double uneven = busiest / whole;
+  const double waves =
+      static_cast<double>(static_cast<int64_t>((busiest + shape.per_sm - 1) / shape.per_sm));
+  const double work = tensor * multiply / sms * uneven;
+  const double traffic = bytes / kTraffic / sms * uneven;
+  const double latency = waves * chain * problem.planes * kRound / 2;
+  double most = work > traffic ? work : traffic;
+  most = latency > most ? latency : most;
+  return most + 0.3 * (work + traffic + latency - most) + waves * kFixed;
+}
+
+inline int choose_shape(const Problem& problem, const nq_cuda_device& device) {
+  int best = 0;
+  double least = 0.0;
+  for (int i = 0; i < kShapeCount; ++i) {
+    const double cycles = estimated_cycles(problem, kShapes[i], device);
+    if (i == 0 || cycles < least) best = i, least = cycles;
+  }
+  return best;
+}
+
+}  // namespace mma
+}  // namespace nq_cuda
+
+#endif  // NQ_CUDA_GEMM_MMA_PLAN_H
