@@ -76,6 +76,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "The native library with the operator's kernels is not installed, or cannot be loaded.",
         "Install a built wheel, or build it with CMake as the message says.",
     ),
+    "NQ-CUDA": (
+        "There is no usable NVIDIA GPU, or a CUDA kernel failed or does not exist for this GPU or shape.",
+        "Check the driver with nvidia-smi; build the kernels for this GPU, or use the CPU.",
+    ),
     "NQ-OPERATOR": (
         "A model file is not valid ONNX, or one of its NanoQuantLinear nodes breaks the operator's schema.",
         "Export the model again; do not use a file from a source you do not trust.",

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import NqEdgeError
+from .inputs import check_inputs
 from .kv_cache import KvCache
 from .memory import return_freed_memory
 from .ort_session import open_session
@@ -93,7 +94,14 @@ class OnnxRuntimeBackend:
         """
         if self._session is None:
             raise NqEdgeError("NQ-OPTION", "the backend is closed.", "Open the bundle again.")
-        input_ids, positions, lengths = self._checked(input_ids, positions, lengths)
+        input_ids, positions, lengths = check_inputs(
+            input_ids,
+            positions,
+            lengths,
+            past=self._cache.lengths,
+            vocab_size=self.vocab_size,
+            max_context=self.max_context,
+        )
         batch, sequence = input_ids.shape
         cache = self._cache
         past = cache.lengths if cache.lengths.size else np.zeros(batch, dtype=np.int64)
@@ -164,37 +172,6 @@ class OnnxRuntimeBackend:
                 "the graph's inputs and outputs are not those that the manifest describes.",
                 "Run `nq-edge export` again.",
             )
-
-    def _checked(
-        self, input_ids: np.ndarray, positions: np.ndarray | None, lengths: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        input_ids = np.ascontiguousarray(input_ids, dtype=np.int64)
-        if input_ids.ndim != 2 or input_ids.size == 0:
-            raise NqEdgeError("NQ-OPTION", f"input_ids must be [batch, sequence], got shape {input_ids.shape}.")
-        batch, sequence = input_ids.shape
-        past = self._cache.lengths
-        if past.size and past.size != batch:
-            raise NqEdgeError("NQ-OPTION", f"the cache holds {past.size} sequences, input_ids has {batch}.", "Reset.")
-        if past.size > 1 and sequence > 1:
-            raise NqEdgeError("NQ-OPTION", "a batch continues one token at a time.", "Reset, or use one sequence.")
-        lengths = np.full(batch, sequence) if lengths is None else np.asarray(lengths, dtype=np.int64)
-        if lengths.shape != (batch,) or lengths.min() < 1 or lengths.max() > sequence:
-            raise NqEdgeError("NQ-OPTION", f"lengths must be [batch] with values from 1 to {sequence}.")
-        positions = lengths[:, None] - 1 if positions is None else np.asarray(positions, dtype=np.int64)
-        if positions.ndim != 2 or positions.shape[0] != batch:
-            raise NqEdgeError("NQ-OPTION", f"positions must be [batch, k], got shape {positions.shape}.")
-        if positions.size and (positions.min() < 0 or (positions >= lengths[:, None]).any()):
-            raise NqEdgeError("NQ-OPTION", f"positions must lie from 0 to {int(lengths.min()) - 1}, inside each row.")
-        if batch == 1:
-            input_ids, sequence = input_ids[:, : lengths[0]], int(lengths[0])
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise NqEdgeError("NQ-PROMPT", f"token id {wrong} is outside the vocabulary of {self.vocab_size}.")
-        total = int(past.max(initial=0)) + sequence
-        if total > self.max_context:
-            raise NqEdgeError("NQ-PROMPT", f"{total} tokens do not fit the context of {self.max_context} tokens.")
-        return input_ids, positions, lengths
 
     def _run(
         self, input_ids: np.ndarray, positions: np.ndarray, past: np.ndarray, valid: np.ndarray
