@@ -95,6 +95,12 @@ nq_status nq_cuda_make_tiles(const int32_t* words, int64_t rows, int64_t columns
 nq_status nq_cuda_unmake_tiles(const int32_t* tiles, int64_t rows, int64_t columns, int32_t* words,
                                void* stream);
 
+// For callers without a CUDA runtime of their own: a copy of `rows` rows of `width` bytes between
+// two pitches in bytes, enqueued on `stream`; and the wait for everything that `stream` holds.
+nq_status nq_cuda_copy_rows(const void* from, size_t from_pitch, void* to, size_t to_pitch,
+                            size_t width, size_t rows, void* stream);
+nq_status nq_cuda_synchronize(void* stream);
+
 // Bytes of workspace that the pass needs on the current device; pointers, strides and stream are
 // not looked at. 0 when the description is invalid.
 size_t nq_cuda_workspace_bytes(const nq_cuda_pass* pass);

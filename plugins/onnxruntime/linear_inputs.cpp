@@ -31,6 +31,17 @@ const char* type_name(ort::ElementType type) {
 
 int64_t words_of(int64_t columns) { return (columns + 31) / 32; }
 
+// Dimensions of a packed sign matrix in a layout.
+void packed_shape(int64_t layout, int64_t rows, int64_t columns, int64_t* first, int64_t* second) {
+  if (layout == NQ_LAYOUT_TILES_16X256) {
+    *first = (rows + 15) / 16;
+    *second = (columns + 255) / 256 * 128;
+  } else {
+    *first = rows;
+    *second = words_of(columns);
+  }
+}
+
 ort::Status* read_attribute(const ort::Api* api, const ort::KernelInfo* info, const char* name,
                             int64_t low, int64_t high, int64_t* value) {
   ort::Status* status =
@@ -58,10 +69,11 @@ ort::Status* read_attributes(const ort::Api* api, const ort::KernelInfo* info,
   NQ_ORT_RETURN(read_attribute(api, info, "has_scale_mid", 0, 1, &attributes->has_scale_mid));
   NQ_ORT_RETURN(read_attribute(api, info, "has_bias", 0, 1, &attributes->has_bias));
   NQ_ORT_RETURN(read_attribute(api, info, "layout", INT64_MIN, INT64_MAX, &attributes->layout));
-  if (attributes->layout != NQ_LAYOUT_ROWS_LSB_FIRST) {
+  if (attributes->layout != NQ_LAYOUT_ROWS_LSB_FIRST &&
+      attributes->layout != NQ_LAYOUT_TILES_16X256) {
     return ort::fail(api, ort::kInvalidGraph,
                      "layout %" PRId64
-                     " is not one this library reads (it reads 0); "
+                     " is not one this library reads (it reads 0 and 1); "
                      "a newer nanoquant-edge may have written the model",
                      attributes->layout);
   }
@@ -97,12 +109,10 @@ ort::Status* check_weight(const ort::Api* api, const LinearAttributes& attribute
   int64_t second = 0;
   switch (index) {
     case kInputV:
-      first = attributes.rank;
-      second = words_of(attributes.in_features);
+      packed_shape(attributes.layout, attributes.rank, attributes.in_features, &first, &second);
       break;
     case kInputU:
-      first = attributes.out_features;
-      second = words_of(attributes.rank);
+      packed_shape(attributes.layout, attributes.out_features, attributes.rank, &first, &second);
       break;
     case kInputScaleIn:
       first = attributes.in_features;

@@ -4,7 +4,7 @@
 //
 // OrtApi is a table of function pointers that only ever grows at its end, and OrtCustomOp a struct
 // whose `version` says how many of its members exist, so the numbers below hold for every release
-// since 1.17 (API version 17). A source build therefore needs no ONNX Runtime SDK. Where the real
+// since 1.18 (API version 18). A source build therefore needs no ONNX Runtime SDK. Where the real
 // headers are at hand, tests/plugins compares the two.
 
 #ifndef NQ_ORT_ABI_H
@@ -15,7 +15,7 @@
 
 namespace ort {
 
-constexpr uint32_t kApiVersion = 17;
+constexpr uint32_t kApiVersion = 18;
 
 // Opaque handles.
 struct Status;
@@ -26,6 +26,7 @@ struct KernelContext;
 struct Value;
 struct TypeShape;
 struct ShapeInferContext;
+struct MemoryInfo;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kInvalidGraph = 10 };
 
@@ -56,6 +57,8 @@ enum Slot : size_t {
   kReleaseStatus = 93,
   kReleaseTypeShape = 99,
   kReleaseCustomOpDomain = 101,
+  kReleaseAllocator = 132,
+  kKernelContextGetGpuStream = 193,
   kKernelInfoGetInputCount = 230,
   kKernelInfoGetConstantInput = 249,
   kShapeInferGetInputCount = 267,
@@ -63,6 +66,8 @@ enum Slot : size_t {
   kShapeInferSetOutputTypeShape = 270,
   kSetSymbolicDimensions = 271,
   kKernelContextParallelFor = 274,
+  kKernelContextGetScratchBuffer = 277,
+  kKernelInfoGetAllocator = 278,
 };
 
 // The table itself: an address to count slots from.
@@ -73,6 +78,15 @@ struct ApiBase {
   const char* (*GetVersionString)();
 };
 static_assert(offsetof(ApiBase, GetVersionString) == 8, "two pointers");
+
+// What hands out memory; a table of its own, whose first members are these.
+struct Allocator {
+  uint32_t version;
+  void* (*Alloc)(Allocator*, size_t);
+  void (*Free)(Allocator*, void*);
+  const MemoryInfo* (*Info)(const Allocator*);
+};
+static_assert(offsetof(Allocator, Info) == 24, "slot 3");
 
 // Calls one entry: call<Signature>(api, slot)(arguments...).
 template <class Signature>
@@ -105,6 +119,10 @@ using ContextGetInput = Status*(const KernelContext*, size_t, const Value**);
 using ContextGetOutput = Status*(KernelContext*, size_t, const int64_t*, size_t, Value**);
 using ContextParallelFor = Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t,
                                    void*);
+using ContextGetGpuStream = Status*(const KernelContext*, void**);
+using ContextGetScratchBuffer = Status*(const KernelContext*, const MemoryInfo*, size_t, void**);
+using InfoGetAllocator = Status*(const KernelInfo*, MemoryType, Allocator**);
+using ReleaseAllocator = void(Allocator*);
 using InferGetInputCount = Status*(const ShapeInferContext*, size_t*);
 using InferGetInput = Status*(const ShapeInferContext*, size_t, TypeShape**);
 using InferSetOutput = Status*(const ShapeInferContext*, size_t, const TypeShape*);

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 
 #include "../kernels/nq_kernels.h"
-#include "linear_op.h"
 #include "linear_shape.h"
+#include "linear_variants.h"
 #include "ort_abi.h"
 #include "status.h"
 
@@ -24,14 +24,14 @@ ort::Status* too_old(const ort::ApiBase* base) {
   if (oldest == nullptr) return nullptr;
   return ort::fail(
       oldest, ort::kFail,
-      "ONNX Runtime %s has no API version %u; this library needs ONNX Runtime 1.17 or newer",
+      "ONNX Runtime %s has no API version %u; this library needs ONNX Runtime 1.18 or newer",
       base->GetVersionString(), ort::kApiVersion);
 }
 
 ort::Status* make_domain(const ort::Api* api, ort::CustomOpDomain** domain) {
   NQ_ORT_RETURN(
       ort::call<ort::CreateDomain>(api, ort::kCreateCustomOpDomain)("com.nanoquant", domain));
-  for (int i = 0; i < kLinearVariants; ++i) {
+  for (int i = 0; i < linear_variant_count(); ++i) {
     ort::Status* status =
         ort::call<ort::DomainAdd>(api, ort::kCustomOpDomainAdd)(*domain, linear_variant(i));
     if (status != nullptr) {

@@ -13,7 +13,7 @@
   static_assert(offsetof(ort::CustomOp, ours) == offsetof(OrtCustomOp, theirs), \
                 "offset of " #theirs)
 
-static_assert(ORT_API_VERSION >= ort::kApiVersion, "headers of 1.17 or newer");
+static_assert(ORT_API_VERSION >= ort::kApiVersion, "headers of 1.18 or newer");
 static_assert(offsetof(OrtApiBase, GetVersionString) == offsetof(ort::ApiBase, GetVersionString),
               "OrtApiBase");
 
@@ -44,6 +44,13 @@ SLOT(kShapeInferGetInputTypeShape, ShapeInferContext_GetInputTypeShape);
 SLOT(kShapeInferSetOutputTypeShape, ShapeInferContext_SetOutputTypeShape);
 SLOT(kSetSymbolicDimensions, SetSymbolicDimensions);
 SLOT(kKernelContextParallelFor, KernelContext_ParallelFor);
+SLOT(kReleaseAllocator, ReleaseAllocator);
+SLOT(kKernelContextGetGpuStream, KernelContext_GetGPUComputeStream);
+SLOT(kKernelContextGetScratchBuffer, KernelContext_GetScratchBuffer);
+SLOT(kKernelInfoGetAllocator, KernelInfoGetAllocator);
+static_assert(offsetof(OrtAllocator, Alloc) == offsetof(ort::Allocator, Alloc), "OrtAllocator");
+static_assert(offsetof(OrtAllocator, Free) == offsetof(ort::Allocator, Free), "OrtAllocator");
+static_assert(offsetof(OrtAllocator, Info) == offsetof(ort::Allocator, Info), "OrtAllocator");
 
 MEMBER(version, version);
 MEMBER(CreateKernel, CreateKernel);

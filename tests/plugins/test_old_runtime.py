@@ -15,7 +15,7 @@ class ApiBase(ctypes.Structure):
     _fields_ = (("get_api", GET_API), ("get_version", GET_VERSION))
 
 
-def test_a_runtime_without_api_17_is_told_so(library: str) -> None:
+def test_a_runtime_without_api_18_is_told_so(library: str) -> None:
     messages: list[bytes] = []
     asked: list[int] = []
 
@@ -37,7 +37,7 @@ def test_a_runtime_without_api_17_is_told_so(library: str) -> None:
     register.restype = ctypes.c_void_p
     register.argtypes = [ctypes.c_void_p, ctypes.POINTER(ApiBase)]
     assert register(None, ctypes.byref(base)) == STATUS
-    assert asked == [17, 1]
+    assert asked == [18, 1]
     assert messages == [
-        b"NanoQuantLinear: ONNX Runtime 1.16.3 has no API version 17; this library needs ONNX Runtime 1.17 or newer"
+        b"NanoQuantLinear: ONNX Runtime 1.16.3 has no API version 18; this library needs ONNX Runtime 1.18 or newer"
     ]

@@ -134,6 +134,6 @@ def test_scales_of_two_types_are_refused(library: str) -> None:
 def test_the_library_says_what_it_is(library: str) -> None:
     info = ort_library_info()
     assert info["isa"] in ("scalar", "avx2", "avx512", "neon")
-    assert info["ort_api"] == 17
+    assert info["ort_api"] == 18
     assert info["operators"] == ["com.nanoquant::NanoQuantLinear-1"]
     assert info["path"] == library

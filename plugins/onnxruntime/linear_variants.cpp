@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "linear_variants.h"
+
+#include "linear_cpu.h"
+#include "linear_cuda.h"
+#include "linear_kernel.h"
+#include "linear_shape.h"
+
+// A build for tests registers the CUDA kernel alone, for another provider, over stand-in kernels.
+#ifndef NQ_ORT_CUDA_PROVIDER
+#define NQ_ORT_CUDA_PROVIDER "CUDAExecutionProvider"
+#endif
+
+namespace {
+
+const char* name(const ort::CustomOp*) { return "NanoQuantLinear"; }
+const char* cpu_provider(const ort::CustomOp*) { return "CPUExecutionProvider"; }
+const char* cuda_provider(const ort::CustomOp*) { return NQ_ORT_CUDA_PROVIDER; }
+size_t input_count(const ort::CustomOp*) { return kInputCount; }
+size_t output_count(const ort::CustomOp*) { return 1; }
+ort::ElementType input_type(const ort::CustomOp* op, size_t index) {
+  if (index == kInputX) return variant_of(op)->x_type;
+  return index == kInputV || index == kInputU ? ort::kInt32 : variant_of(op)->scale_type;
+}
+ort::ElementType output_type(const ort::CustomOp* op, size_t) { return variant_of(op)->x_type; }
+ort::Characteristic required(const ort::CustomOp*, size_t) { return ort::kRequired; }
+ort::MemoryType default_memory(const ort::CustomOp*, size_t) { return ort::kMemoryDefault; }
+int first_version(const ort::CustomOp*) { return 1; }
+
+constexpr LinearVariant make_variant(bool cuda, ort::ElementType x, ort::ElementType scale) {
+  ort::CustomOp op{};
+  op.version = ort::kApiVersion;
+  op.GetName = name;
+  op.GetExecutionProviderType = cuda ? cuda_provider : cpu_provider;
+  op.GetInputType = input_type;
+  op.GetInputTypeCount = input_count;
+  op.GetOutputType = output_type;
+  op.GetOutputTypeCount = output_count;
+  op.KernelDestroy = cuda ? cuda_destroy : cpu_destroy;
+  op.GetInputCharacteristic = required;
+  op.GetOutputCharacteristic = required;
+  op.GetInputMemoryType = default_memory;
+  op.InferOutputShape = infer_linear_shape;
+  op.CreateKernelV2 = cuda ? cuda_create : cpu_create;
+  op.KernelComputeV2 = cuda ? cuda_compute : cpu_compute;
+  op.GetStartVersion = first_version;
+  op.GetEndVersion = first_version;
+  return LinearVariant{op, x, scale};
+}
+
+#define NQ_VARIANTS(cuda)                                                                       \
+  make_variant(cuda, ort::kFloat, ort::kFloat), make_variant(cuda, ort::kFloat, ort::kFloat16), \
+      make_variant(cuda, ort::kFloat, ort::kBfloat16),                                          \
+      make_variant(cuda, ort::kFloat16, ort::kFloat),                                           \
+      make_variant(cuda, ort::kFloat16, ort::kFloat16),                                         \
+      make_variant(cuda, ort::kFloat16, ort::kBfloat16),                                        \
+      make_variant(cuda, ort::kBfloat16, ort::kFloat),                                          \
+      make_variant(cuda, ort::kBfloat16, ort::kFloat16),                                        \
+      make_variant(cuda, ort::kBfloat16, ort::kBfloat16)
+
+#ifdef NQ_ORT_CUDA_ONLY
+const LinearVariant kVariants[] = {NQ_VARIANTS(true)};
+#else
+const LinearVariant kVariants[] = {NQ_VARIANTS(false), NQ_VARIANTS(true)};
+#endif
+
+}  // namespace
+
+int linear_variant_count() { return static_cast<int>(sizeof kVariants / sizeof kVariants[0]); }
+
+const ort::CustomOp* linear_variant(int index) { return &kVariants[index].op; }
