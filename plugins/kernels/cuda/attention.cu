@@ -51,12 +51,11 @@ __host__ __device__ inline int64_t split_floats(int queries, int head_dim) {
 }
 
 template <nq_type Type, int D, int Q>
-__global__ void __launch_bounds__(kThreads)
-    attend(const __grid_constant__ nq_cuda_attention a) {
+__global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ nq_cuda_attention a) {
   constexpr int kTile = D == 256 ? 32 : 64;  // tokens whose keys and values are in registers
   constexpr int kKeysPerLane = kTile / 32;
-  constexpr int kLoads = D / 32;    // 16-byte loads of a lane for one key
-  constexpr int kAcross = D / 8;    // lanes that hold one value
+  constexpr int kLoads = D / 32;  // 16-byte loads of a lane for one key
+  constexpr int kAcross = D / 8;  // lanes that hold one value
   constexpr int kDown = kThreads / kAcross;
   constexpr int kValuesPerLane = kTile / kDown;
 
@@ -89,8 +88,8 @@ __global__ void __launch_bounds__(kThreads)
   // Older tokens are in the cache already: bring the first of them nearer while the kernel before
   // this one still computes the new one.
   for (int i = threadIdx.x; i < min(end - begin, kTile) * (D / 64); i += kThreads) {
-    prefetch_l2(keys + static_cast<int64_t>(begin) * D + i * 64);
-    prefetch_l2(values + static_cast<int64_t>(begin) * D + i * 64);
+    prefetch_to_l2(keys + static_cast<int64_t>(begin) * D + i * 64);
+    prefetch_to_l2(values + static_cast<int64_t>(begin) * D + i * 64);
   }
   const Rotation<D> rotation(a.frequencies, place, lane);
   wait_for_predecessors();
@@ -254,8 +253,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t units = static_cast<int64_t>(gridDim.y) * gridDim.z;
   const int64_t unit = sequence * gridDim.y + blockIdx.y;
   const int64_t row = sequence * a.y_stride + (static_cast<int64_t>(kv) * group + first) * D;
-  float* results = static_cast<float*>(a.workspace) + counter_floats(units) +
-                   unit * splits * split_floats(Q, D);
+  float* results =
+      static_cast<float*>(a.workspace) + counter_floats(units) + unit * splits * split_floats(Q, D);
   float* mine = results + blockIdx.x * split_floats(Q, D);
   for (int i = threadIdx.x; i < present * D; i += kThreads) {
     const int q = i / D, c = i % D;
@@ -345,9 +344,9 @@ extern "C" size_t nq_cuda_attend_workspace_bytes(const nq_cuda_attention* attent
   }
   const Cut cut = cut_of(*attention, device);
   const int64_t units = static_cast<int64_t>(attention->batch) * attention->kv_heads * cut.pieces;
-  return 4 * static_cast<size_t>(counter_floats(units) +
-                                 units * cut.splits *
-                                     split_floats(cut.queries, attention->head_dim));
+  return 4 *
+         static_cast<size_t>(counter_floats(units) +
+                             units * cut.splits * split_floats(cut.queries, attention->head_dim));
 }
 
 extern "C" nq_status nq_cuda_attend(const nq_cuda_attention* attention, void* stream) {

@@ -81,8 +81,7 @@ nq_status check_attention_shape(const nq_cuda_attention& a) {
 nq_status check_attention(const nq_cuda_attention& a) {
   const nq_status status = check_attention_shape(a);
   if (status != NQ_OK) return status;
-  const void* needed[] = {a.q,      a.k,         a.v,           a.y, a.keys,
-                          a.values, a.positions, a.frequencies};
+  const void* needed[] = {a.q, a.k, a.v, a.y, a.keys, a.values, a.positions, a.frequencies};
   for (const void* pointer : needed) {
     if (pointer == nullptr || !aligned(pointer)) return NQ_BAD_ARGUMENT;
   }

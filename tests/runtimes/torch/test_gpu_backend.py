@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PyTorch backend and operator on a GPU: against float64 and transformers, graphs, streams, compilation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nanoquant_edge.models.linear import NanoQuantLinear
+from nanoquant_edge.runtimes.torch import CudaNanoQuantLinear, TorchBackend, random_model
+from nanoquant_edge.runtimes.torch.model import DecoderModel
+from nanoquant_edge.runtimes.torch.random_model import _shape
+from nanoquant_edge.validation.dense import dense_model
+from tests.tiny import random_layer, tiny_checkpoint
+
+pytestmark = pytest.mark.gpu
+IDS = np.random.default_rng(0).integers(0, 320, (3, 17))
+SMALL = _shape(512, 192, 320, 3, 8, 2, 64, tied=True, theta=1e4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("torch") / "checkpoint"
+    tiny_checkpoint(path, mid=True, attention_bias=True, head_dim=64, hidden_size=136, intermediate_size=200)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, 8, 40])
+def test_the_module_against_float64(dtype: torch.dtype, rows: int) -> None:
+    packed = random_layer(np.random.default_rng(rows), 200, 344, 150, mid=True, bias=True)
+    reference = NanoQuantLinear.from_packed(packed, torch.float64)
+    reference.compute_dtype = torch.float64
+    x = torch.randn(rows, 344)
+    x[:, ::97] *= 100
+    x = x.to(dtype)
+    expected = reference(x.double())
+    found = CudaNanoQuantLinear.from_packed(packed)(x.cuda()).cpu().double()
+    errors = (found - expected).norm(dim=1) / expected.norm(dim=1)
+    assert errors.max() <= (1e-3 if dtype == torch.float16 else 2.5e-3)
+
+
+def test_the_operator_under_compile_and_in_a_graph() -> None:
+    module = CudaNanoQuantLinear.random(256, 192, 128)
+    x = torch.randn(2, 256, device="cuda").half()
+    expected = module(x)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = module(x)
+    for _ in range(3):
+        captured.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(captured, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_and_greedy_tokens_against_transformers(folder: Path, dtype: torch.dtype) -> None:
+    dense = dense_model(folder)
+    backend = TorchBackend.from_checkpoint(folder, dtype=dtype)
+    assert backend.kernel == "nanoquant"
+    everywhere = np.tile(np.arange(17), (3, 1))
+    found = torch.from_numpy(backend.forward(IDS, positions=everywhere))
+    with torch.no_grad():
+        expected = dense(torch.from_numpy(IDS)).logits
+    assert torch.nn.functional.cosine_similarity(found, expected, -1).min() > 0.999
+    worst = float((found - expected).abs().max())
+    first = backend.start(IDS)
+    tokens = np.concatenate([first[:, None], backend.extend(24)], 1)
+    for row in range(3):
+        ids = np.concatenate([IDS[row], tokens[row]])[None]
+        with torch.no_grad():
+            logits = dense(torch.from_numpy(ids)).logits[0, 16:-1]
+        chosen = logits.gather(1, torch.from_numpy(tokens[row])[:, None])[:, 0]
+        # Teacher-forced: a token may differ from the reference's only where its logit is a near tie.
+        assert float((logits.max(-1).values - chosen).max()) <= 2 * worst + 1e-6
+
+
+def test_decode_steps_equal_the_prompt_pass(folder: Path) -> None:
+    backend = TorchBackend.from_checkpoint(folder, dtype=torch.float16)
+    whole = backend.forward(IDS[:1], positions=np.arange(17)[None])[0]
+    backend.reset()
+    steps = np.stack([backend.forward(IDS[:1, i : i + 1])[0, 0] for i in range(17)])
+    cosine = (whole * steps).sum(-1) / np.linalg.norm(whole, axis=-1) / np.linalg.norm(steps, axis=-1)
+    assert cosine.min() > 0.9995
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_graph_replay_equals_plain_launches(batch: int) -> None:
+    model = random_model(SMALL, lambda m, n: 96, head_norms=True)
+    ids = np.random.default_rng(batch).integers(0, 512, (batch, 9))
+    results = []
+    for graphs in (True, False, True):
+        backend = TorchBackend(model, graphs=graphs, max_context=128)
+        first = backend.start(ids)
+        tokens = np.concatenate([first[:, None], backend.extend(40)], 1)
+        assert np.array_equal(np.concatenate([backend.start(ids)[:, None], backend.extend(40)], 1), tokens)
+        results.append(tokens)
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+
+
+def test_streams_do_not_disturb_each_other() -> None:
+    models = [random_model(SMALL, lambda m, n: 96, seed=seed) for seed in range(3)]
+    ids = np.random.default_rng(5).integers(0, 512, (2, 12))
+    alone = []
+    for model in models:
+        backend = TorchBackend(model, max_context=128)
+        backend.start(ids)
+        alone.append(backend.extend(60))
+    streams = [torch.cuda.Stream() for _ in models]
+    backends = [TorchBackend(model, max_context=128) for model in models]
+    for backend, stream in zip(backends, streams, strict=True):
+        with torch.cuda.stream(stream):
+            backend.start(ids)
+            backend.extend(1)  # captures
+    pieces: list[list[np.ndarray]] = [[] for _ in models]
+    for backend, stream in zip(backends, streams, strict=True):
+        with torch.cuda.stream(stream):
+            backend.start(ids)
+    steps = []
+    for backend in backends:
+        assert backend._step is not None
+        steps.append(backend._step)
+    for _ in range(60):  # nothing waits in between, so the three overlap
+        for step, stream in zip(steps, streams, strict=True):
+            with torch.cuda.stream(stream):
+                step()
+    torch.cuda.synchronize()
+    for step, expected, piece in zip(steps, alone, pieces, strict=True):
+        piece.append(step.chosen[:, 12:72].cpu().numpy())
+        assert np.array_equal(piece[0], expected)
+
+
+def test_growth_keeps_the_text() -> None:
+    model = random_model(SMALL, lambda m, n: 96)
+    ids = np.random.default_rng(7).integers(0, 512, (1, 10))
+    small, large = TorchBackend(model, start_capacity=16), TorchBackend(model, start_capacity=256)
+    for backend in (small, large):
+        backend.start(ids)
+    found = np.concatenate([small.extend(n) for n in (3, 10, 60)], 1)
+    assert small.capacity >= 83
+    assert np.array_equal(found, large.extend(73))
+
+
+def test_a_model_takes_the_memory_of_its_bits() -> None:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    model = random_model(SMALL, lambda m, n: 256)
+    taken = torch.cuda.memory_allocated() - before
+    assert isinstance(model, DecoderModel)
+    groups = [group for layer in model.layers for group in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+    bits = sum(tiled.bytes for group in groups for tiled in group.layers)  # type: ignore[attr-defined]
+    assert bits <= taken <= 1.3 * bits + 2 * model.embedding.nbytes
