@@ -13,16 +13,19 @@ TORCH_ARGS ?=
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 TORCH := torch$(if $(HAS_GPU),>=$(TORCH_VERSION),==$(TORCH_VERSION))
 NATIVE := nanoquant_edge/_native/libnanoquant_ort.so
+# GPUs that the CUDA kernels are compiled for, where nvcc is found; "all" takes minutes on two cores.
+CUDA_ARCHS ?= 86;90
 NATIVE_SOURCES := $(shell find plugins -name tests -prune -o -type f -print)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: help setup native demo test test-all test-lowest lint format bench wheel wheel-check clean
+.PHONY: help setup native native-cuda-all demo test test-all test-gpu test-lowest lint format bench wheel wheel-check clean
 
 help:
 	@echo "make demo         compress, export, validate and run a real model (about 8 minutes)"
 	@echo "make test         the tests (minutes)"
 	@echo "make test-all     with the slow ones on the real model"
+	@echo "make test-gpu     the CUDA kernels' tests, on a machine with an NVIDIA GPU"
 	@echo "make test-lowest  the runtime on the lowest supported versions"
 	@echo "make lint         ruff, mypy, clang-format"
 	@echo "make bench        decode speed and memory against PyTorch, start-up times"
@@ -40,14 +43,19 @@ $(VENV)/.ready: pyproject.toml
 
 native: $(NATIVE)
 
-# Installed beside the old file and renamed, so that a running process keeps the library it mapped.
+# Installed beside the old files and renamed, so that a running process keeps the library it mapped.
 $(NATIVE): $(NATIVE_SOURCES)
-	cmake -S plugins -B build/native -DCMAKE_BUILD_TYPE=Release
+	cmake -S plugins -B build/native -DCMAKE_BUILD_TYPE=Release "-DNQ_CUDA_ARCHITECTURES=$(CUDA_ARCHS)"
 	cmake --build build/native -j $(JOBS)
+	rm -rf build/native/stage
 	cmake --install build/native --prefix build/native/stage
 	mkdir -p $(dir $@)
-	cp build/native/stage/$(notdir $@) $@.new
-	mv $@.new $@
+	for file in build/native/stage/*.so; do \
+	  cp $$file $(dir $@)new-$${file##*/} && mv $(dir $@)new-$${file##*/} $(dir $@)$${file##*/} || exit 1; done
+
+# Every GPU from Turing to Blackwell that this nvcc knows.
+native-cuda-all:
+	$(MAKE) -B $(NATIVE) "CUDA_ARCHS=all"
 
 demo: setup
 	$(BIN)/nq-edge demo --output build/demo $(if $(wildcard $(TEXTS)),--texts $(TEXTS))
@@ -57,6 +65,12 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -q -m "not gpu"
+
+# Runs in .venv where there is one, and otherwise with the system's PyTorch and pytest.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_TABLE ?= docs/figures/gpu_tests.json
+test-gpu:
+	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) -m pytest -q -m gpu tests/plugins/cuda --gpu-table $(GPU_TABLE)
 
 # The lowest versions that pyproject.toml allows, on the parts that a board runs.
 .venv-lowest/.ready: pyproject.toml
@@ -73,18 +87,18 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find plugins -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	find plugins -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find plugins -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+	find plugins -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 bench: setup
 	$(BIN)/python -m benchmarks.decode build/demo/bundle --checkpoint build/demo/checkpoint --append
 
 wheel: setup
-	$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
+	NQ_CUDA_ARCHITECTURES="$(CUDA_ARCHS)" $(PIP) wheel -q --no-deps --no-build-isolation -w dist .
 
 wheel-check: wheel
 	rm -rf build/wheel-venv && $(PYTHON) -m venv build/wheel-venv

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Decides whether the CUDA kernels are built and for which GPUs. Sets NQ_CUDA_ENABLED and, when it
-# is empty, NQ_CUDA_ARCHITECTURES.
+# is empty or "all", NQ_CUDA_ARCHITECTURES.
 
 set(NQ_CUDA_ENABLED OFF)
 if(NOT NQ_CUDA STREQUAL "OFF")
@@ -28,6 +28,18 @@ if(NQ_CUDA_ENABLED)
                         "(-DNQ_CUDA=OFF builds without CUDA)")
   endif()
   if(NOT NQ_CUDA_ARCHITECTURES)
+    # The GPUs of this machine; a build machine without one gets every architecture.
+    find_program(NQ_NVIDIA_SMI nvidia-smi)
+    if(NQ_NVIDIA_SMI)
+      execute_process(COMMAND ${NQ_NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader
+                      OUTPUT_VARIABLE NQ_HERE ERROR_QUIET TIMEOUT 20)
+      string(REGEX MATCHALL "[0-9]+\\.[0-9]" NQ_HERE "${NQ_HERE}")
+      string(REPLACE "." "" NQ_CUDA_ARCHITECTURES "${NQ_HERE}")
+      list(REMOVE_DUPLICATES NQ_CUDA_ARCHITECTURES)
+      list(SORT NQ_CUDA_ARCHITECTURES COMPARE NATURAL)
+    endif()
+  endif()
+  if(NOT NQ_CUDA_ARCHITECTURES OR NQ_CUDA_ARCHITECTURES STREQUAL "all")
     set(NQ_CUDA_ARCHITECTURES 75 80 86 87 89 90)
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13.0)
       list(APPEND NQ_CUDA_ARCHITECTURES 110 120)
