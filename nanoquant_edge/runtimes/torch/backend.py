@@ -179,6 +179,18 @@ class TorchBackend:
         chosen = step.chosen.cpu().numpy()
         return np.stack([chosen[row, first : first + count] for row, first in enumerate(before)])
 
+    @torch.inference_mode()
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens of every sequence; the next token is the last one chosen.
+
+        Raises:
+            NqEdgeError: NQ-OPTION when a sequence is not as long.
+        """
+        if self._attention is None or not self._lengths.size or not 0 < length <= self._lengths.min():
+            raise NqEdgeError("NQ-OPTION", f"cannot go back to {length} tokens.", "Pass at most the current length.")
+        self._lengths = np.full_like(self._lengths, length)
+        self._attention.positions.fill_(length)
+
     def reset(self) -> None:
         """Forget all tokens; cache and graphs stay."""
         self._lengths = np.zeros(0, dtype=np.int64)

@@ -105,6 +105,17 @@ def test_greedy_tokens_equal_those_of_transformers(folder: Path, dense: torch.nn
     assert np.array_equal(backend.extend(20), rest)
 
 
+def test_rewinding_forgets_the_end(backend: TorchBackend, dense: torch.nn.Module) -> None:
+    backend.forward(IDS)
+    backend.rewind(9)
+    assert backend.lengths.tolist() == [9, 9, 9]
+    expected = logits_of(dense, np.concatenate([IDS[:, :9], IDS[:, :1]], 1))[:, -1]
+    np.testing.assert_allclose(backend.forward(IDS[:, :1])[:, 0], expected, atol=2e-4)
+    for length in (0, 11):
+        with pytest.raises(NqEdgeError, match=f"go back to {length}"):
+            backend.rewind(length)
+
+
 def test_a_batch_of_another_size_needs_a_reset(backend: TorchBackend, dense: torch.nn.Module) -> None:
     backend.forward(IDS)
     with pytest.raises(NqEdgeError, match="holds 3 sequences"):

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoding on a GPU: random bits of known shapes against the same shapes in bfloat16, everything in CUDA graphs.
+
+    python -m benchmarks.gpu_decode --models qwen3-0.6b,llama-3.2-1b --batches 1,4,16 [--append]
+
+Greedy decoding of a random prompt: tokens a second of the decode phase (all sequences together), time to the first
+token with the prompt coming from the host, most memory that PyTorch held, energy a token from NVML's counter over at
+least a second of decoding. Speed does not depend on the weights' values. The 70B shape has no bfloat16 row: its 138 GB
+do not fit one GPU beside a cache.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from benchmarks.dense_decoder import dense_decoder
+from benchmarks.figures import FOLDER, append_rows
+from nanoquant_edge.compression.ranks import layer_bits, rank_for_rate
+from nanoquant_edge.runtimes.torch import SHAPES, DecoderModel, TorchBackend, random_model
+from nanoquant_edge.runtimes.torch.random_model import linear_shapes
+
+REPETITIONS = 5
+#: the counter is updated some ten times a second
+ENERGY_SECONDS = 1.0
+
+
+class Energy:
+    """NVML's total energy counter of the current GPU, in joules; None where it cannot be read."""
+
+    def __init__(self) -> None:
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+            self._read: Any = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+        except Exception as error:  # no package, no driver, no permission: pynvml has a class for each
+            click.echo(f"no energy readings: {error}", err=True)
+            self._read = None
+
+    def joules(self) -> float | None:
+        """Joules since the driver was loaded."""
+        return None if self._read is None else self._read()
+
+
+def true_bpw(name: str, bpw: float) -> float:
+    """Stored bits per weight of all compressed layers at the ranks of a target rate."""
+    shapes = linear_shapes(SHAPES[name][0]).values()
+    bits = sum(layer_bits(m, n, rank_for_rate(m, n, bpw)) for m, n in shapes)
+    return bits / sum(m * n for m, n in shapes)
+
+
+def build(name: str, bpw: float | None, layers: int | None) -> DecoderModel:
+    """A model with random bits at that rate, or in bfloat16."""
+    config, head_norms = SHAPES[name]
+    if bpw is None:
+        return dense_decoder(config, head_norms=head_norms, layers=layers)
+    return random_model(config, lambda m, n: rank_for_rate(m, n, bpw), head_norms=head_norms, layers=layers)
+
+
+def measure(backend: TorchBackend, batch: int, prompt: int, new: int, energy: Energy) -> dict[str, Any]:
+    """One row's figures."""
+    ids = np.random.default_rng(0).integers(0, backend.vocab_size, (batch, prompt))
+    backend.start(ids)
+    backend.extend(min(new, 16))  # captures the graph
+    first, decode = [], []
+    for _ in range(REPETITIONS):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        backend.start(ids)
+        first.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        backend.extend(new)  # returns numpy, so the work is done
+        decode.append(time.perf_counter() - begin)
+    before, spent, tokens = energy.joules(), 0.0, 0
+    while before is not None and spent < ENERGY_SECONDS:
+        # Decoding only: the prompt stays, and the same places of the cache are written again.
+        backend.rewind(prompt)
+        begin = time.perf_counter()
+        backend.extend(new)
+        spent, tokens = spent + time.perf_counter() - begin, tokens + batch * new
+    after = energy.joules()
+    middle = statistics.median(decode)
+    return {
+        "batch": batch,
+        "prompt": prompt,
+        "new": new,
+        "tps": round(batch * new / middle, 1),
+        "tps_low": round(batch * new / max(decode), 1),
+        "step_us": round(1e6 * middle / new, 1),
+        "ttft_ms": round(1e3 * statistics.median(first), 2),
+        "mem_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3),
+        "j_per_token": None if before is None or after is None else round((after - before) / tokens, 5),
+    }
+
+
+def numbers(kind: type) -> Any:
+    return lambda _context, _option, text: tuple(kind(part) for part in text.split(",") if part)
+
+
+@click.command()
+@click.option("--models", default=",".join(SHAPES), callback=numbers(str), show_default=True)
+@click.option("--batches", default="1,4,16", callback=numbers(int), show_default=True)
+@click.option("--new", default="128,1024", callback=numbers(int), show_default=True, help="New tokens.")
+@click.option("--prompt", default=128, show_default=True)
+@click.option("--rates", default="1.0", callback=numbers(float), show_default=True, help="Bits per weight.")
+@click.option("--bf16/--no-bf16", default=True, show_default=True, help="Measure the dense model too.")
+@click.option("--layers", type=int, help="Fewer blocks, for a trial; such rows are not appended.")
+@click.option("--append", is_flag=True, help="Add the rows to the figure file.")
+@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure file is.")
+def main(
+    models: tuple[str, ...],
+    batches: tuple[int, ...],
+    new: tuple[int, ...],
+    prompt: int,
+    rates: tuple[float, ...],
+    bf16: bool,
+    layers: int | None,
+    append: bool,
+    folder: Path,
+) -> None:
+    """Print one row a model, rate, batch and length."""
+    energy = Energy()
+    for name in models:
+        dense = [None] if bf16 and name != "llama-2-70b" else []
+        for bpw in (*rates, *dense):
+            model = build(name, bpw, layers)
+            rows = []
+            for batch in batches:
+                gc.collect()
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                context = prompt + max(new)
+                backend = TorchBackend(model, max_context=context, start_capacity=context)
+                for count in new:
+                    row = {
+                        "model": name,
+                        "weights": "bf16" if bpw is None else "nanoquant",
+                        "target_bpw": bpw,
+                        "true_bpw": None if bpw is None else round(true_bpw(name, bpw), 4),
+                        **measure(backend, batch, prompt, count, energy),
+                    }
+                    click.echo("  ".join(f"{key}={value}" for key, value in row.items()))
+                    rows.append(row)
+                del backend
+            del model
+            if append and layers is None:
+                append_rows("gpu_decode", rows, REPETITIONS, folder)
+
+
+if __name__ == "__main__":
+    main()
