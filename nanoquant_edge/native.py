@@ -92,7 +92,7 @@ def cuda_library_info() -> dict[str, Any]:
         NqEdgeError: `NQ-NATIVE-MISSING` when there is no library, or it cannot be loaded, or it is another library.
     """
     info = _library_info(cuda_library_path(), "nq_cuda_info", _CUDA_HINT)
-    return {**info, "architectures": [name for name in str(info["architectures"]).split(";") if name]}
+    return {**info, "architectures": [name for name in str(info["architectures"]).split(",") if name]}
 
 
 def _library_path(name: str, hint: str) -> Path:
