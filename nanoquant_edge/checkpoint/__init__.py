@@ -8,6 +8,7 @@ from .packing import pack_signs, unpack_signs, words_for
 from .reader import INDEX_FILE, WEIGHTS_FILE, Checkpoint
 from .settings import FORMAT_VERSION, QUANT_METHOD, QuantizationSettings
 from .tensorfile import TensorFile
+from .tiles import from_tiles, tiles_shape, to_tiles
 from .writer import COMPANION_FILES, true_bits_per_weight, write_checkpoint
 
 __all__ = [
@@ -20,7 +21,10 @@ __all__ = [
     "PackedLayer",
     "QuantizationSettings",
     "TensorFile",
+    "from_tiles",
     "pack_signs",
+    "tiles_shape",
+    "to_tiles",
     "true_bits_per_weight",
     "unpack_signs",
     "words_for",

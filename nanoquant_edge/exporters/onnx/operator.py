@@ -11,7 +11,16 @@ from .dtypes import onnx_type_of
 from .graph import GraphBuilder, dims_of
 from .scales import export_scales
 
-__all__ = ["ATTRIBUTES", "DOMAIN", "INPUTS", "LAYOUT_ROWS_LSB_FIRST", "OP_TYPE", "VERSION", "emit_linear"]
+__all__ = [
+    "ATTRIBUTES",
+    "DOMAIN",
+    "INPUTS",
+    "LAYOUT_ROWS_LSB_FIRST",
+    "LAYOUT_TILES_16X256",
+    "OP_TYPE",
+    "VERSION",
+    "emit_linear",
+]
 
 DOMAIN = "com.nanoquant"
 OP_TYPE = "NanoQuantLinear"
@@ -20,6 +29,8 @@ INPUTS = ("X", "v_packed", "u_packed", "scale_in", "scale_mid", "scale_out", "bi
 ATTRIBUTES = ("in_features", "rank", "out_features", "has_scale_mid", "has_bias", "layout")
 #: int32 words, row-major, least significant bit first, 1 is -1.
 LAYOUT_ROWS_LSB_FIRST = 0
+#: Tensor-core tiles, for GPUs (nanoquant_edge.checkpoint.to_tiles).
+LAYOUT_TILES_16X256 = 1
 
 
 def emit_linear(g: GraphBuilder, name: str, x: ir.Value, layer: PackedLayer) -> ir.Value:

@@ -15,10 +15,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...checkpoint import words_for
+from ...checkpoint import from_tiles, tiles_shape, to_tiles, words_for
 from ...errors import NqEdgeError
 from ...files import path_inside
-from .operator import ATTRIBUTES, DOMAIN, INPUTS, LAYOUT_ROWS_LSB_FIRST, OP_TYPE, VERSION
+from .operator import ATTRIBUTES, DOMAIN, INPUTS, LAYOUT_ROWS_LSB_FIRST, LAYOUT_TILES_16X256, OP_TYPE, VERSION
 
 if TYPE_CHECKING:
     from onnx import TensorProto
@@ -95,6 +95,8 @@ def check_model(model: ir.Model) -> int:
         if model.opset_imports.get(DOMAIN) != VERSION:
             raise _fail(node, f"the model imports {DOMAIN} {model.opset_imports.get(DOMAIN)}, not {VERSION}")
         _check_node(node)
+        if node.attributes["layout"].as_int() != LAYOUT_ROWS_LSB_FIRST and node.op_identifier() in model.functions:
+            raise _fail(node, "the file carries a portable body, which reads layout 0 only")
         count += 1
     return count
 
@@ -118,8 +120,8 @@ def _check_node(node: ir.Node) -> None:
         raise _fail(node, "Y's type or shape contradicts X and out_features")
     arrays = dict(zip(INPUTS[1:], rest, strict=True))
     expected: dict[str, tuple[int, ...]] = {
-        "v_packed": (r, words_for(n)),
-        "u_packed": (m, words_for(r)),
+        "v_packed": _packed_shape(numbers["layout"], r, n),
+        "u_packed": _packed_shape(numbers["layout"], m, r),
         "scale_in": (n,),
         "scale_mid": (r,) if numbers["has_scale_mid"] else (1,),
         "scale_out": (m,),
@@ -139,6 +141,10 @@ def _check_node(node: ir.Node) -> None:
     _check_values(node, arrays, numbers)
 
 
+def _packed_shape(layout: int, rows: int, columns: int) -> tuple[int, int]:
+    return tiles_shape(rows, columns) if layout == LAYOUT_TILES_16X256 else (rows, words_for(columns))
+
+
 def _attributes(node: ir.Node) -> dict[str, int]:
     names = set(node.attributes)
     if names != set(ATTRIBUTES):
@@ -156,7 +162,7 @@ def _attributes(node: ir.Node) -> dict[str, int]:
     for name in ("has_scale_mid", "has_bias"):
         if numbers[name] not in (0, 1):
             raise _fail(node, f"attribute {name} is {numbers[name]}, not 0 or 1")
-    if numbers["layout"] != LAYOUT_ROWS_LSB_FIRST:
+    if numbers["layout"] not in (LAYOUT_ROWS_LSB_FIRST, LAYOUT_TILES_16X256):
         raise _fail(node, f"layout {numbers['layout']} is unknown")
     return numbers
 
@@ -167,10 +173,16 @@ def _check_values(node: ir.Node, arrays: dict[str, ir.Value], numbers: dict[str,
         assert tensor is not None
         return tensor.numpy()
 
-    for part, columns in (("v_packed", numbers["in_features"]), ("u_packed", numbers["rank"])):
-        used = columns % 32
-        if used and (read(part)[:, -1].astype(np.int64) & 0xFFFFFFFF).max() >> used:
-            raise _fail(node, f"{part} has bits set past its last column")
+    n, r, m = numbers["in_features"], numbers["rank"], numbers["out_features"]
+    for part, rows, columns in (("v_packed", r, n), ("u_packed", m, r)):
+        words = np.asarray(read(part), np.int32)
+        if numbers["layout"] == LAYOUT_TILES_16X256:
+            good = np.array_equal(to_tiles(from_tiles(words, rows, columns), columns), words)
+        else:
+            used = columns % 32
+            good = not used or not (words[:, -1].astype(np.int64) & 0xFFFFFFFF).max() >> used
+        if not good:
+            raise _fail(node, f"{part} has bits set past its last row or column")
     for part, flag, neutral in (("scale_mid", "has_scale_mid", 1.0), ("bias", "has_bias", 0.0)):
         if not numbers[flag] and float(read(part)[0]) != neutral:
             raise _fail(node, f"{part} is unused but not {neutral:g}")

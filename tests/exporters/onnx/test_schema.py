@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from nanoquant_edge.checkpoint import to_tiles
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, check_file, check_model, export_onnx
 from nanoquant_edge.exporters.onnx.portable import linear_function
@@ -103,7 +104,8 @@ RULES: dict[str, tuple[Callable[[ir.Model], None], str]] = {
     "rank zero": (attribute("rank", 0), "rank is 0"),
     "huge": (attribute("out_features", 1 << 40), "out_features is"),
     "flag": (attribute("has_bias", 2), "has_bias is 2"),
-    "layout": (attribute("layout", 1), "layout 1"),
+    "layout": (attribute("layout", 2), "layout 2"),
+    "layout against words": (attribute("layout", 1), "v_packed has shape"),
     "rank against words": (attribute("rank", 1000), "v_packed has shape"),
     "in_features": (attribute("in_features", 72), "X's last dimension"),
     "out_features": (attribute("out_features", 71), "Y's type or shape"),
@@ -141,6 +143,31 @@ def test_the_portable_function_is_allowed(checkpoint) -> None:
     model = build_model(DecoderConfig.from_dict(checkpoint.config), checkpoint, portable=True)
     assert check_model(model) == 7
     assert [function.name for function in model.functions.values()] == [linear_function(18).name]
+
+
+def in_tiles(model: ir.Model) -> None:
+    """Write every node in layout 1."""
+    for node in model.graph:
+        if node.op_type == "NanoQuantLinear":
+            node.attributes["layout"] = ir.AttrInt64("layout", 1)
+            for position, columns in ((1, "in_features"), (2, "rank")):
+                value = node.inputs[position]
+                tiles = to_tiles(value.const_value.numpy(), node.attributes[columns].as_int())
+                value.const_value = ir.tensor(tiles, name=value.name)
+
+
+def test_layout_1_is_checked_like_layout_0(checkpoint) -> None:
+    config = DecoderConfig.from_dict(checkpoint.config)
+    model = build_model(config, checkpoint)
+    in_tiles(model)
+    assert check_model(model) == 7
+    replace(1, last_bit)(model)
+    with pytest.raises(NqEdgeError, match="v_packed has bits set past its last row or column"):
+        check_model(model)
+    portable = build_model(config, checkpoint, portable=True)
+    in_tiles(portable)
+    with pytest.raises(NqEdgeError, match="portable body, which reads layout 0 only"):
+        check_model(portable)
 
 
 def test_files_of_strangers(checkpoint, tmp_path: Path) -> None:
