@@ -34,17 +34,17 @@ nq_status launch_shape(int shape, const ProductParams& params, int64_t blocks,
                        cudaStream_t stream) {
   switch (shape) {
     case 0:
-      return launch<Shape<2, 8, 4, 1>, PLANES>(params, blocks, stream);
+      return launch<Shape<2, 8, 4, 1, 2>, PLANES>(params, blocks, stream);
     case 1:
-      return launch<Shape<1, 8, 4, 1>, PLANES>(params, blocks, stream);
+      return launch<Shape<1, 8, 4, 1, 2>, PLANES>(params, blocks, stream);
     case 2:
-      return launch<Shape<2, 4, 2, 2>, PLANES>(params, blocks, stream);
+      return launch<Shape<2, 4, 2, 2, 2>, PLANES>(params, blocks, stream);
     case 3:
-      return launch<Shape<2, 2, 2, 4>, PLANES>(params, blocks, stream);
+      return launch<Shape<2, 2, 2, 4, 2>, PLANES>(params, blocks, stream);
     case 4:
-      return launch<Shape<2, 2, 1, 4>, PLANES>(params, blocks, stream);
+      return launch<Shape<2, 2, 1, 4, 3>, PLANES>(params, blocks, stream);
     default:
-      return launch<Shape<1, 2, 1, 4>, PLANES>(params, blocks, stream);
+      return launch<Shape<1, 2, 1, 4, 3>, PLANES>(params, blocks, stream);
   }
 }
 

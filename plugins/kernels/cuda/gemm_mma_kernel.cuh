@@ -5,10 +5,12 @@
 //
 // A block of WM x WK warps computes 16 MF WM weight rows by 8 NF rows of x; WK warps share those
 // and take every WK-th group of 256 columns each, added in a fixed order at the end. Fragment
-// blocks of x pass through a ring of shared-memory stages, one plane of WK groups at a time; the
-// weights go straight to registers (each warp has rows of its own), sixteen bytes a lane holding
-// its A fragments of a whole group. High digits are multiplied first and their sums shifted left by
-// eight, so both planes share one accumulator.
+// blocks of x pass through a ring of shared-memory stages; the weights go straight to registers
+// (each warp has rows of its own), sixteen bytes a lane holding its A fragments of a whole group.
+// A group takes as many steps as there are planes, in one of two orders. Narrow blocks unpack
+// weights often, so they take half the columns of both planes a step, with accumulators of their
+// own; wide blocks have no registers for that and take all columns of one plane a step: the high
+// digits first, whose sums are then shifted left by eight and go on as the low digits' sums.
 
 #ifndef NQ_CUDA_GEMM_MMA_KERNEL_CUH
 #define NQ_CUDA_GEMM_MMA_KERNEL_CUH
@@ -20,10 +22,13 @@ namespace mma {
 
 constexpr int kStages = 3;
 
-template <int MF_, int NF_, int WM_, int WK_>
+// PER_SM blocks must find registers on a multiprocessor.
+template <int MF_, int NF_, int WM_, int WK_, int PER_SM>
 struct Shape {
   static constexpr int MF = MF_, NF = NF_, WM = WM_, WK = WK_;
-  static constexpr int kThreads = 32 * WM * WK;
+  static constexpr bool kBoth = NF <= 4;  // both planes in one step
+  static constexpr int kSets = kBoth ? 2 : 1;
+  static constexpr int kThreads = 32 * WM * WK, kPerSm = PER_SM;
   static constexpr int kWeightRows = 16 * MF * WM;
   static constexpr int kRows = 8 * NF;
   static constexpr int kPlaneBytes = WK * NF * kBlockBytes;
@@ -34,15 +39,19 @@ struct Shape {
   static constexpr int kPitch = kWeightRows + 4;
   static constexpr int kOutFloats = WK * kRows * kPitch;
   static_assert((kOutFloats + WK * kRows) * 4 <= kSharedBytes, "sums must fit the ring");
-  static_assert(kThreads % 128 == 0, "copies go by blocks of 128 threads");
+  static_assert(kThreads % 128 == 0 && NF % (kThreads / 128) == 0,
+                "copies go by blocks of 128 threads");
 };
 
-__device__ __forceinline__ void copy16(void* to, const void* from) {
+// Sixteen bytes into shared memory, in the background where the GPU can.
+__device__ __forceinline__ void copy16(uint32_t to, const void* from) {
 #if __CUDA_ARCH__ >= 800
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 #else
-  *static_cast<uint4*>(to) = __ldg(static_cast<const uint4*>(from));
+  const uint4 v = __ldg(static_cast<const uint4*>(from));
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
 #endif
 }
 
@@ -59,80 +68,125 @@ __device__ __forceinline__ void copies_wait() {
 #endif
 }
 
-// acc += A B, 16 x 8 x 32. Four sm_75 instructions take the same fragments.
+// acc += A B, 16 x 8 x 32; FIRST sets it instead. Four sm_75 instructions take the same fragments.
+template <bool FIRST>
 __device__ __forceinline__ void multiply(int (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
                                          uint32_t b1) {
 #if __CUDA_ARCH__ >= 800
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+      "{%10,%11,%12,%13};"
+      : "=r"(acc[0]), "=r"(acc[1]), "=r"(acc[2]), "=r"(acc[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(FIRST ? 0 : acc[0]),
+        "r"(FIRST ? 0 : acc[1]), "r"(FIRST ? 0 : acc[2]), "r"(FIRST ? 0 : acc[3]));
 #else
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    int* to = acc + 2 * half;
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%4,%5};"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(a[half]), "r"(b0), "r"(FIRST ? 0 : to[0]), "r"(FIRST ? 0 : to[1]));
     asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
-                 : "+r"(acc[2 * half]), "+r"(acc[2 * half + 1])
-                 : "r"(a[half]), "r"(b0));
-    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
-                 : "+r"(acc[2 * half]), "+r"(acc[2 * half + 1])
+                 : "+r"(to[0]), "+r"(to[1])
                  : "r"(a[2 + half]), "r"(b1));
   }
 #endif
 }
 
-// One plane of one group: eight k-steps.
-template <typename S>
-__device__ __forceinline__ void multiply_plane(int (&acc)[S::MF][S::NF][4], const uint4 (&w)[S::MF],
-                                               const uint4* fragments) {
+// Bits as bytes of 0 and -128: a left shift and a mask, which run on two different pipes.
+__device__ __forceinline__ void unpack(uint32_t (&a)[4], const uint4& w, int step) {
+  a[0] = (w.x << (7 - step)) & 0x80808080u;
+  a[1] = (w.y << (7 - step)) & 0x80808080u;
+  a[2] = (w.z << (7 - step)) & 0x80808080u;
+  a[3] = (w.w << (7 - step)) & 0x80808080u;
+}
+
+// k-steps 2 CHUNK to 2 CHUNK + 2 LENGTH of a group, for SETS planes one after the other.
+template <typename S, int CHUNK, int LENGTH, int SETS, bool FIRST>
+__device__ __forceinline__ void multiply_steps(int (&acc)[S::kSets][S::MF][S::NF][4],
+                                               const uint4 (&w)[S::MF], const uint4* fragments) {
 #pragma unroll
-  for (int chunk = 0; chunk < 4; ++chunk) {
-    uint4 b[S::NF];
+  for (int chunk = 0; chunk < LENGTH; ++chunk) {
 #pragma unroll
-    for (int n = 0; n < S::NF; ++n) b[n] = fragments[n * (kBlockBytes / 16) + chunk * 32];
+    for (int set = 0; set < SETS; ++set) {
+      uint4 b[S::NF];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int step = 2 * chunk + half;
+      for (int n = 0; n < S::NF; ++n) {
+        b[n] = fragments[n * (kBlockBytes / 16) + (set * LENGTH + chunk) * 32];
+      }
 #pragma unroll
-      for (int m = 0; m < S::MF; ++m) {
-        const uint32_t a[4] = {(w[m].x >> step) & 0x01010101u, (w[m].y >> step) & 0x01010101u,
-                               (w[m].z >> step) & 0x01010101u, (w[m].w >> step) & 0x01010101u};
+      for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int n = 0; n < S::NF; ++n) {
-          multiply(acc[m][n], a, half ? b[n].z : b[n].x, half ? b[n].w : b[n].y);
+        for (int m = 0; m < S::MF; ++m) {
+          // The same for both planes: the compiler keeps it.
+          uint32_t a[4];
+          unpack(a, w[m], 2 * (CHUNK + chunk) + half);
+#pragma unroll
+          for (int n = 0; n < S::NF; ++n) {
+            const uint32_t b0 = half ? b[n].z : b[n].x;
+            const uint32_t b1 = half ? b[n].w : b[n].y;
+            if (FIRST && chunk == 0 && half == 0) {
+              multiply<true>(acc[set][m][n], a, b0, b1);
+            } else {
+              multiply<false>(acc[set][m][n], a, b0, b1);
+            }
+          }
         }
       }
     }
   }
 }
 
-// Brings one plane of WK groups, and with the last plane their scales, into a stage.
+// Where a thread's copies come from; a step's blocks are its slices of WK groups of NF row groups.
 template <typename S, int PLANES>
-__device__ __forceinline__ void fetch(const ProductLayer& layer, int64_t rows_padded, int64_t row0,
-                                      int step, unsigned char* stage) {
-  const int first = step / PLANES * S::WK, plane = step % PLANES;
-  const int8_t* from = layer.planes + (threadIdx.x % 128) * 16;
-#pragma unroll
-  for (int i = 0; i < S::WK * S::NF * 128 / S::kThreads; ++i) {
-    const int block = i * (S::kThreads / 128) + threadIdx.x / 128;
-    const int k_tile = first + block / S::NF;
-    const int64_t group = row0 / kRowGroup + block % S::NF;
-    if (k_tile < layer.k_tiles) {
-      copy16(stage + block * kBlockBytes + (threadIdx.x % 128) * 16,
-             from + ((group * layer.k_tiles + k_tile) * PLANES + plane) * kBlockBytes);
-    }
-  }
-  if (plane == PLANES - 1 && threadIdx.x < S::WK * S::kRows / 4) {
-    const int k_tile = first + threadIdx.x / (S::kRows / 4);
-    if (k_tile < layer.k_tiles) {
-      copy16(stage + S::kPlaneBytes + threadIdx.x * 16,
-             layer.scale + k_tile * rows_padded + row0 + threadIdx.x % (S::kRows / 4) * 4);
-    }
-  }
-}
+struct Source {
+  const ProductLayer& layer;
+  const uint4* planes;   // of row group 0 (or 1 for the upper 128 of 256 threads), slice 0, step 0
+  uint32_t group_pitch;  // in units of 16 bytes
+  uint32_t row0;
 
-// Sums from shared memory to the output: sum(x) - 2 sum, scale, bias, residual; four neighbouring
-// columns a thread.
+  static constexpr int kPlane = kBlockBytes / 16, kGroup = PLANES * kPlane;
+
+  __device__ __forceinline__ Source(const ProductLayer& of, uint32_t first_row)
+      : layer(of), row0(first_row) {
+    group_pitch = static_cast<uint32_t>(layer.k_tiles) * kGroup;
+    const int inside = threadIdx.x % 128;
+    // Half of each plane when both are taken at once.
+    const int offset = S::kBoth && PLANES == 2 ? inside / 64 * kPlane + inside % 64 : inside;
+    planes = reinterpret_cast<const uint4*>(layer.planes) + offset +
+             static_cast<int64_t>(row0 / kRowGroup + threadIdx.x / 128) * group_pitch;
+  }
+
+  __device__ __forceinline__ void fetch(int round, int part, uint32_t stage,
+                                        int64_t rows_padded) const {
+    const int first = round * S::WK;
+    const uint4* from =
+        planes + static_cast<int64_t>(first) * kGroup + part * (S::kBoth ? kPlane / 2 : kPlane);
+    const uint32_t to = stage + threadIdx.x * 16;
+    constexpr int kAtOnce = S::kThreads / 128;
+#pragma unroll
+    for (int slice = 0; slice < S::WK; ++slice) {
+      if (S::WK > 1 && first + slice >= layer.k_tiles) break;
+      const uint4* row = from + slice * kGroup;
+#pragma unroll
+      for (int group = 0; group < S::NF; group += kAtOnce) {
+        copy16(to + (slice * S::NF + group) * kBlockBytes, row);
+        row += kAtOnce * group_pitch;
+      }
+    }
+    constexpr int kScaleThreads = S::kRows / 4;
+    if (part == PLANES - 1 && threadIdx.x < S::WK * kScaleThreads) {
+      const int k_tile = first + threadIdx.x / kScaleThreads;
+      if (k_tile < layer.k_tiles) {
+        copy16(to + S::kPlaneBytes,
+               layer.scale + k_tile * rows_padded + row0 + threadIdx.x % kScaleThreads * 4);
+      }
+    }
+  }
+};
+
+// Sums from shared memory to the output: sum(x) - 2 sum_{b=1} x, scale, bias, residual; four
+// neighbouring columns a thread.
 template <typename S>
 __device__ __forceinline__ void write_out(const ProductParams& p, const ProductLayer& layer,
                                           const float* sums, int64_t row0, int64_t column0) {
@@ -151,7 +205,7 @@ __device__ __forceinline__ void write_out(const ProductParams& p, const ProductL
       total += row_sums[k * S::kRows + n];
     }
 #pragma unroll
-    for (int e = 0; e < 4; ++e) v[e] = total - 2.0f * v[e];
+    for (int e = 0; e < 4; ++e) v[e] = total + v[e] * (1.0f / 64.0f);  // bits were -128
     if (layer.out_scale != nullptr) {
       load_values<4>(layer.out_scale, p.scale_type, column, valid, other);
 #pragma unroll
@@ -172,8 +226,33 @@ __device__ __forceinline__ void write_out(const ProductParams& p, const ProductL
   }
 }
 
+template <typename S>
+__device__ __forceinline__ void shift_left(int (&acc)[S::MF][S::NF][4]) {
+#pragma unroll
+  for (int m = 0; m < S::MF; ++m) {
+#pragma unroll
+    for (int n = 0; n < S::NF; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc[m][n][e] *= 256;
+    }
+  }
+}
+
+template <typename S>
+__device__ __forceinline__ void add(int (&acc)[S::MF][S::NF][4],
+                                    const int (&other)[S::MF][S::NF][4]) {
+#pragma unroll
+  for (int m = 0; m < S::MF; ++m) {
+#pragma unroll
+    for (int n = 0; n < S::NF; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc[m][n][e] += other[m][n][e];
+    }
+  }
+}
+
 template <typename S, int PLANES>
-__global__ void __launch_bounds__(S::kThreads, S::kThreads > 128 ? 1 : 2)
+__global__ void __launch_bounds__(S::kThreads, S::kPerSm)
     product(const __grid_constant__ ProductParams p) {
   extern __shared__ __align__(128) unsigned char ring[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -187,9 +266,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads > 128 ? 1 : 2)
   const int k_tiles = layer.k_tiles;
   const int rounds = (k_tiles + S::WK - 1) / S::WK, steps = rounds * PLANES;
 
+  const Source<S, PLANES> source(layer, static_cast<uint32_t>(row0));
+  const uint32_t stages = static_cast<uint32_t>(__cvta_generic_to_shared(ring));
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    if (s < steps) fetch<S, PLANES>(layer, p.rows_padded, row0, s, ring + s * S::kStageBytes);
+    if (s < steps) source.fetch(s / PLANES, s % PLANES, stages + s * S::kStageBytes, p.rows_padded);
     copies_commit();
   }
 
@@ -204,11 +285,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads > 128 ? 1 : 2)
     next[m] = warp_k < k_tiles ? __ldg(weights[m] + warp_k * 32) : make_uint4(0, 0, 0, 0);
   }
 
-  int acc[S::MF][S::NF][4] = {};
+  int acc[S::kSets][S::MF][S::NF][4];
   float sum[S::MF][S::NF][4] = {};
   float row_sum = 0.0f;
   const bool adds_rows = threadIdx.x < S::WK * S::kRows;
-  const float* row_sums = layer.sum + row0 + threadIdx.x % S::kRows;
   int slot = 0;
   for (int round = 0; round < rounds; ++round) {
     const int k_tile = round * S::WK + warp_k;
@@ -220,32 +300,38 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads > 128 ? 1 : 2)
     }
     const int row_tile = round * S::WK + static_cast<int>(threadIdx.x) / S::kRows;
     const float group_sum =
-        adds_rows && row_tile < k_tiles ? __ldg(row_sums + row_tile * p.rows_padded) : 0.0f;
+        adds_rows && row_tile < k_tiles
+            ? __ldg(layer.sum + row_tile * p.rows_padded + row0 + threadIdx.x % S::kRows)
+            : 0.0f;
 #pragma unroll
-    for (int plane = 0; plane < PLANES; ++plane) {
+    for (int part = 0; part < PLANES; ++part) {
       copies_wait<kStages - 2>();
       __syncthreads();
-      const int ahead = round * PLANES + plane + kStages - 1;
       const int free_slot = slot == 0 ? kStages - 1 : slot - 1;
-      if (ahead < steps) {
-        fetch<S, PLANES>(layer, p.rows_padded, row0, ahead, ring + free_slot * S::kStageBytes);
+      if (round * PLANES + part + kStages - 1 < steps) {
+        source.fetch(round + (part + kStages - 1) / PLANES, (part + kStages - 1) % PLANES,
+                     stages + free_slot * S::kStageBytes, p.rows_padded);
       }
       copies_commit();
       const unsigned char* stage = ring + slot * S::kStageBytes;
       slot = slot + 1 == kStages ? 0 : slot + 1;
       if (k_tile >= k_tiles) continue;
-      multiply_plane<S>(
-          acc, w, reinterpret_cast<const uint4*>(stage + warp_k * S::NF * kBlockBytes) + lane);
-      if (plane < PLANES - 1) {
-#pragma unroll
-        for (int m = 0; m < S::MF; ++m) {
-#pragma unroll
-          for (int n = 0; n < S::NF; ++n) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) acc[m][n][e] <<= 8;
-          }
-        }
+      const uint4* fragments =
+          reinterpret_cast<const uint4*>(stage + warp_k * S::NF * kBlockBytes) + lane;
+      constexpr bool kHalves = S::kBoth && PLANES == 2;
+      constexpr int kLength = kHalves ? 2 : 4, kPlanesAtOnce = kHalves ? 2 : 1;
+      if (part == 0) {
+        multiply_steps<S, 0, kLength, kPlanesAtOnce, true>(acc, w, fragments);
+      } else {
+        multiply_steps<S, kHalves ? 2 : 0, kLength, kPlanesAtOnce, false>(acc, w, fragments);
+      }
+      if (part < PLANES - 1) {
+        if (!kHalves) shift_left<S>(acc[0]);
         continue;
+      }
+      if (kHalves) {
+        shift_left<S>(acc[0]);
+        add<S>(acc[0], acc[S::kSets - 1]);
       }
       const float* scales =
           reinterpret_cast<const float*>(stage + S::kPlaneBytes) + warp_k * S::kRows + lane % 4 * 2;
@@ -256,8 +342,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads > 128 ? 1 : 2)
         for (int m = 0; m < S::MF; ++m) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            sum[m][n][e] += (e & 1 ? scale.y : scale.x) * static_cast<float>(acc[m][n][e]);
-            acc[m][n][e] = 0;
+            sum[m][n][e] += (e & 1 ? scale.y : scale.x) * static_cast<float>(acc[0][m][n][e]);
           }
         }
       }

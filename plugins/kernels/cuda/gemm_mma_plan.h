@@ -97,7 +97,7 @@ struct Problem {
 inline double estimated_cycles(const Problem& problem, const BlockShape& shape,
                                const nq_cuda_device& device) {
   const int cc = device.compute_capability;
-  const bool fast = cc == 80 || cc == 90 || (cc >= 100 && cc < 120);
+  const bool fast = cc == 80 || cc == 87 || cc == 90 || (cc >= 100 && cc < 120);
   const double multiply = fast ? 2.0 : 4.0;  // cycles of a 16x8x32 product on a multiprocessor
   constexpr double kTraffic = 32.0;          // bytes a cycle and multiprocessor
   constexpr double kRound = 700.0, kFixed = 2500.0;  // cycles, seen on sm_90
