@@ -33,6 +33,13 @@ MAX_PROMPT_BYTES = 64 << 20
 @click.option("--stop", multiple=True, help="End the text before this string; may be given several times.")
 @click.option("-t", "--threads", type=int, help="Worker threads; all physical cores by default.")
 @click.option("--no-spin", is_flag=True, help="Let idle threads sleep: slower alone, faster on a shared machine.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where to compute; cuda needs an NVIDIA GPU, onnxruntime-gpu and a float16 bundle.",
+)
 @click.option("--max-context", type=int, help="Most tokens of prompt and text together.")
 @click.option("--allow-portable", is_flag=True, help="Run without the native kernels if they are missing (slow).")
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
@@ -55,6 +62,7 @@ def command(bundle: str, **options: Any) -> None:
         verify=True if options["verify"] else None,
         max_context=options["max_context"],
         spin=not options["no_spin"],
+        provider=options["provider"],
     ) as generator:
         run = generator.stream(
             [{"role": "user", "content": prompt}] if chat else prompt,

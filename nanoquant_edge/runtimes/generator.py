@@ -104,6 +104,7 @@ class Generator:
         verify: bool | None = None,
         max_context: int | None = None,
         spin: bool = True,
+        provider: str = "cpu",
     ) -> Generator:
         """Open a bundle that `nq-edge export` wrote.
 
@@ -114,6 +115,7 @@ class Generator:
             verify: True hashes every file, False none, None hashes at the first load only.
             max_context: most tokens of prompt and text together; None takes the model's limit.
             spin: let idle worker threads wait busily; False on a machine that others use too.
+            provider: where ONNX Runtime computes: "cpu", or "cuda" for an NVIDIA GPU and a float16 bundle.
 
         Raises:
             NqEdgeError: NQ-BUNDLE, NQ-HASH, NQ-TOKENIZER, NQ-TEMPLATE, NQ-BACKEND, NQ-NATIVE-MISSING or NQ-OPTION.
@@ -124,7 +126,12 @@ class Generator:
         tokenizer = load_tokenizer(bundle.folder)
         template = load_chat_template(bundle.folder, tokenizer)
         backend = OnnxRuntimeBackend(
-            bundle, threads=threads, allow_portable=allow_portable, max_context=max_context, spin=spin
+            bundle,
+            threads=threads,
+            allow_portable=allow_portable,
+            max_context=max_context,
+            spin=spin,
+            provider=provider,
         )
         return cls(backend, tokenizer, read_eos_ids(bundle, tokenizer), template)
 

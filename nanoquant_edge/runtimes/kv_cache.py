@@ -8,6 +8,7 @@ copies layer by layer, so the most held at once is the new cache and one old lay
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class KvCache:
     Attributes:
         lengths: tokens held for each sequence, int64 [batch].
         capacity: tokens for which memory is held.
-        keys, values: one array a layer, in the layout's type.
+        keys, values: one buffer a layer, in the layout's type: arrays here, GPU memory in `CudaKvCache`.
     """
 
     def __init__(self, layout: KvLayout, limit: int) -> None:
@@ -38,8 +39,9 @@ class KvCache:
         self.limit = limit
         self.lengths = np.zeros(0, dtype=np.int64)
         self.capacity = 0
-        self.keys: list[np.ndarray] = []
-        self.values: list[np.ndarray] = []
+        self._batch = 0
+        self.keys: list[Any] = []
+        self.values: list[Any] = []
 
     @property
     def bytes(self) -> int:
@@ -52,10 +54,9 @@ class KvCache:
         Returns:
             Whether the buffers moved, so that bindings must be made again.
         """
-        fits = bool(self.keys) and self.keys[0].shape[0] == batch and tokens <= self.capacity
-        if fits:
+        same_batch = bool(self.keys) and self._batch == batch
+        if same_batch and tokens <= self.capacity:
             return False
-        same_batch = bool(self.keys) and self.keys[0].shape[0] == batch
         old = self.capacity if same_batch else 0
         capacity = max(START_CAPACITY, old)
         while capacity < tokens:
@@ -63,18 +64,23 @@ class KvCache:
         self.capacity = capacity = min(capacity, self.limit)
         shape = (batch, self._layout.heads, capacity, self._layout.head_dim)
         held = int(self.lengths.max(initial=0)) if same_batch else 0
+        self._batch = batch
         if not self.keys:
-            self.keys = [np.empty(0)] * self._layout.layers
-            self.values = [np.empty(0)] * self._layout.layers
+            self.keys = [None] * self._layout.layers
+            self.values = [None] * self._layout.layers
         for buffers in (self.keys, self.values):
             for layer in range(self._layout.layers):
-                grown = np.zeros(shape, dtype=self._dtype)
-                if held:
-                    grown[:, :, :held] = buffers[layer][:, :, :held]
-                buffers[layer] = grown
+                buffers[layer] = self._grown(buffers[layer], shape, held)
         return True
 
-    def named(self) -> Iterator[tuple[str, np.ndarray]]:
+    def _grown(self, old: Any, shape: tuple[int, ...], held: int) -> Any:
+        """A buffer of zeros that begins with the `held` tokens of the old one."""
+        grown = np.zeros(shape, dtype=self._dtype)
+        if held:
+            grown[:, :, :held] = old[:, :, :held]
+        return grown
+
+    def named(self) -> Iterator[tuple[str, Any]]:
         """("{layer}.key" or "{layer}.value", buffer) of all buffers, as the graph's inputs and outputs end."""
         for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
             yield f"{layer}.key", key

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backend on ONNX Runtime's CPU provider.
+"""The backend on ONNX Runtime, on the CPU or on an NVIDIA GPU.
 
 The cache is bound to the graph as input and output at once, so attention writes new keys and values in place and
 nothing is copied from step to step. Long prompts pass through the graph in chunks, which bounds the memory of their
@@ -15,10 +15,12 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import NqEdgeError
+from .cuda_kv_cache import CudaKvCache
 from .inputs import check_inputs
 from .kv_cache import KvCache
 from .memory import return_freed_memory
-from .ort_session import open_session
+from .ort_providers import CPU, CUDA
+from .ort_session import import_onnxruntime, open_session
 
 __all__ = ["PREFILL_CHUNK", "OnnxRuntimeBackend"]
 
@@ -28,7 +30,7 @@ _PAST, _PRESENT = "past_key_values.", "present."
 
 
 class OnnxRuntimeBackend:
-    """A bundle on the CPU; see `Backend` for what its methods promise.
+    """A bundle in ONNX Runtime; see `Backend` for what its methods promise.
 
     Args:
         bundle: an opened bundle.
@@ -38,6 +40,7 @@ class OnnxRuntimeBackend:
         extra_outputs: inner values to return beside the logits, such as "block.0.output".
         prefill_chunk: tokens of a single sequence that pass through the graph at once.
         spin: let idle worker threads wait busily; False on a machine that others use too.
+        provider: "cpu", or "cuda" for an NVIDIA GPU, where the cache then lies too.
 
     Raises:
         NqEdgeError: as `open_session`, and NQ-OPTION for a `max_context` beyond the bundle's.
@@ -55,6 +58,7 @@ class OnnxRuntimeBackend:
         extra_outputs: tuple[str, ...] = (),
         prefill_chunk: int = PREFILL_CHUNK,
         spin: bool = True,
+        provider: str = CPU,
     ) -> None:
         limit = bundle.kv.max_capacity
         if max_context is not None and not (isinstance(max_context, int) and 1 <= max_context <= limit):
@@ -66,11 +70,19 @@ class OnnxRuntimeBackend:
         self.extra: dict[str, np.ndarray] = {}
         self._extra_names = tuple(extra_outputs)
         self._chunk = prefill_chunk
-        self._cache = KvCache(bundle.kv, self.max_context)
         self._session: Any
         self._session, self.kernel = open_session(
-            bundle, threads=threads, allow_portable=allow_portable, extra_outputs=self._extra_names, spin=spin
+            bundle,
+            threads=threads,
+            allow_portable=allow_portable,
+            extra_outputs=self._extra_names,
+            spin=spin,
+            provider=provider,
         )
+        self.provider = provider
+        self._cache = KvCache(bundle.kv, self.max_context)
+        if provider == CUDA:
+            self._cache = CudaKvCache(bundle.kv, self.max_context, import_onnxruntime())
         self._binding: Any = None
         self._check_interface(bundle)
 
@@ -200,8 +212,12 @@ class OnnxRuntimeBackend:
         """The binding that holds the cache; made again when the buffers move."""
         if self._binding is None:
             binding = self._session.io_binding()
-            for name, array in self._cache.named():
-                place = ("cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            for name, buffer in self._cache.named():
+                if self.provider == CUDA:
+                    binding.bind_ortvalue_input(_PAST + name, buffer)
+                    binding.bind_ortvalue_output(_PRESENT + name, buffer)
+                    continue
+                place = ("cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
                 binding.bind_input(_PAST + name, *place)
                 binding.bind_output(_PRESENT + name, *place)
             self._output_order = [_PRESENT + name for name, _ in self._cache.named()]

@@ -17,6 +17,7 @@ from ..exporters.onnx.extra_outputs import FOLDER_OPTION, with_extra_outputs
 from ..files import path_inside
 from ..native import ort_library_path
 from .modelfile import ModelSummary, strip_functions, summarize
+from .ort_providers import CPU, check_started, provider_list
 
 __all__ = ["KERNEL", "NO_KERNEL", "PORTABLE", "open_session"]
 
@@ -58,8 +59,7 @@ def check_versions(bundle: Bundle, found: str) -> None:
     """Compare a bundle's needs with what is installed.
 
     Raises:
-        NqEdgeError: NQ-BACKEND naming both sides when the backend, its version, the operator's version or the number
-            type does not fit.
+        NqEdgeError: NQ-BACKEND naming both sides when the backend, its version or the operator's version does not fit.
     """
     low, high = bundle.backend_versions
     if bundle.backend != "onnxruntime":
@@ -84,12 +84,6 @@ def check_versions(bundle: Bundle, found: str) -> None:
             f"{OPERATOR_VERSIONS[-1]}.",
             "Install a newer nanoquant-edge, or export again with this one.",
         )
-    if "bfloat16" in (bundle.dtype, bundle.kv.dtype):
-        raise NqEdgeError(
-            "NQ-BACKEND",
-            "the bundle computes in bfloat16, for which ONNX Runtime has no CPU kernels.",
-            "Run `nq-edge export` again with --dtype float32.",
-        )
 
 
 def open_session(
@@ -99,8 +93,9 @@ def open_session(
     allow_portable: bool = False,
     extra_outputs: tuple[str, ...] = (),
     spin: bool = True,
+    provider: str = CPU,
 ) -> tuple[Any, str]:
-    """Make a session for a bundle's graph on the CPU.
+    """Make a session for a bundle's graph.
 
     Args:
         bundle: an opened bundle.
@@ -109,16 +104,19 @@ def open_session(
         extra_outputs: names of inner values that become outputs too.
         spin: let idle worker threads wait busily, ONNX Runtime's default. With two threads on two cores it decoded
             faster by a fifth when the machine was idle, and slower by a third when others used it.
+        provider: "cpu", or "cuda" for an NVIDIA GPU.
 
     Returns:
         The onnxruntime.InferenceSession, and which kernel runs: "nanoquant", "portable" or "none".
 
     Raises:
         NqEdgeError: NQ-NATIVE-MISSING when the kernels are missing and the body is not allowed or not in the file;
-            NQ-BACKEND when versions do not fit or ONNX Runtime refuses the graph; NQ-BUNDLE or NQ-PATH for a bad file.
+            NQ-BACKEND when versions do not fit, the provider is missing or ONNX Runtime refuses the graph; NQ-BUNDLE or
+            NQ-PATH for a bad file.
     """
     runtime = import_onnxruntime()
     check_versions(bundle, runtime.__version__)
+    providers = provider_list(runtime, bundle, provider)
     path = path_inside(bundle.folder, MODEL_FILE)
     if not path.is_file() or path.stat().st_size > MAX_MODEL_BYTES:
         raise NqEdgeError("NQ-BUNDLE", f"{path} is missing or too large for a graph without its weights.")
@@ -134,7 +132,7 @@ def open_session(
     else:
         model = strip_functions(model)
     try:
-        session = runtime.InferenceSession(model, options, ["CPUExecutionProvider"], disabled_optimizers=disabled)
+        session = runtime.InferenceSession(model, options, providers, disabled_optimizers=disabled)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         text = str(error).strip()
         if kernel == KERNEL and "com.nanoquant" in text and "not a registered" in text:
@@ -142,6 +140,7 @@ def open_session(
                 "NQ-NATIVE-MISSING", f"the kernel library has no kernel for this bundle: {text}"
             ) from error
         raise NqEdgeError("NQ-BACKEND", f"onnxruntime {runtime.__version__} refuses the graph: {text}") from error
+    check_started(runtime, session, provider)
     return session, kernel
 
 
