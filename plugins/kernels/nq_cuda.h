@@ -32,7 +32,7 @@ enum {
 typedef enum nq_input {
   NQ_INPUT_PLAIN = 0,
   NQ_INPUT_RMS_NORM = 1,  // x / sqrt(mean(x^2) + norm_eps) * norm_weight
-  NQ_INPUT_SILU = 2,      // silu(x[0:n]) * x[n:2n]; rows of x hold 2 n values
+  NQ_INPUT_SILU = 2,      // silu(x[0:n]) * x[n:2n]; rows of x hold 2 n values, n a multiple of 8
   NQ_INPUT_GELU = 3       // the same with the tanh form of gelu
 } nq_input;
 

@@ -60,6 +60,8 @@ nq_status check_pointers(const nq_cuda_pass& pass) {
   const int64_t in = pass.layers[0].in_features * (gated(pass.input) ? 2 : 1);
   if (pass.x == nullptr || !aligned(pass.x)) return NQ_BAD_ARGUMENT;
   if (!stride_fits(pass.x_stride, in, pass.x_type, pass.rows)) return NQ_BAD_ARGUMENT;
+  // The second half of a gated row begins at a multiple of 16 bytes too.
+  if (gated(pass.input) && pass.layers[0].in_features % 8 != 0) return NQ_BAD_ARGUMENT;
   if (pass.input == NQ_INPUT_RMS_NORM &&
       (pass.norm_weight == nullptr || !aligned(pass.norm_weight) || !(pass.norm_eps >= 0.0f))) {
     return NQ_BAD_ARGUMENT;

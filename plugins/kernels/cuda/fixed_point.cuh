@@ -20,8 +20,8 @@ constexpr float kFixedMax = 32639.0f;
 constexpr float kRoundMagic = 12582912.0f;
 constexpr uint32_t kRoundMagicBits = 0x4b400000u;
 
-// Words that a warp's scratch holds for one k tile: 16 planes of eight words.
-constexpr int kPlaneWords = 128;
+// Words of the fragments of one row of activations and one column tile.
+constexpr int kFragmentWords = 128;
 
 // Bit i of byte j becomes bit j of byte i, over the eight bytes of (low, high).
 __device__ __forceinline__ void transpose_bits(uint32_t& low, uint32_t& high) {
@@ -46,18 +46,16 @@ __device__ __forceinline__ uint32_t gather_bytes(uint32_t value, int lane) {
   return __byte_perm(value, other, lane & 2 ? 0x3276 : 0x5410);
 }
 
-// Where word `word` (0 to 7) of plane `plane` (0 to 15) lies in the scratch: the exclusive-or lets
-// a warp both write and read it without bank conflicts.
-__device__ __forceinline__ int plane_slot(int plane, int word) {
-  return plane * 8 + (word ^ (plane & 4));
-}
-
-// Writes the fixed-point values `fixed` (two's complement in the low 16 bits) to `scratch`. For
-// bits, plane p is bit p of the values. For bytes, "plane" s is the low and 8 + s the high balanced
-// digit of each lane's value s.
+// Deals the fixed-point values `fixed` (two's complement in the low 16 bits) out to `fragments`.
+//
+// Bits: word 4 l + 2 h + i of the result belongs to lane l of mma.m16n8k256, i says which of its
+// two B registers, and column g of the fragment is plane 8 h + g, bit 8 h + g of the values.
+//
+// Bytes: with digit d (0 low, 1 high), lane part q and step s, word 4 (8 (s / 2) + 4 d + q) +
+// 2 (s mod 2) + i is B register i of mma.m16n8k32 in step s, which takes the columns 8 b + s of
+// every word, for a lane with l mod 4 = q.
 template <bool BITS>
-__device__ __forceinline__ void deal_planes(const uint32_t (&fixed)[8], uint32_t* scratch,
-                                            int lane) {
+__device__ __forceinline__ void deal(const uint32_t (&fixed)[8], uint32_t* fragments, int lane) {
   uint32_t planes[4];
   const uint32_t p01 = __byte_perm(fixed[0], fixed[1], 0x5410);
   const uint32_t p23 = __byte_perm(fixed[2], fixed[3], 0x5410);
@@ -77,9 +75,14 @@ __device__ __forceinline__ void deal_planes(const uint32_t (&fixed)[8], uint32_t
     planes[2] = __byte_perm(c01, c23, 0x7531);
     planes[3] = __byte_perm(c45, c67, 0x7531);
   }
+  // Lane 4 w + j now gathers word w of plane (step and digit) 4 i + j for each i.
+  const int j = lane & 3, q = (lane >> 2) & 3, half = lane >> 4;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    scratch[plane_slot(4 * i + (lane & 3), lane >> 2)] = gather_bytes(planes[i], lane);
+    const int slot =
+        BITS ? ((4 * (i & 1) + j) * 4 + q) * 4 + (i >> 1) * 2 + half
+             : ((2 * (i & 1) + (j >> 1)) * 8 + (i >> 1) * 4 + q) * 4 + (j & 1) * 2 + half;
+    fragments[slot] = gather_bytes(planes[i], lane);
   }
 }
 

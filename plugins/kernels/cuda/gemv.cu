@@ -9,7 +9,6 @@ namespace nq_cuda {
 
 namespace {
 
-constexpr int kMaxRows = 8;  // rows of activations of one launch
 constexpr int kMaxDevices = 64;
 constexpr int kReservedShared = 1024;  // of each block, by the driver
 constexpr int64_t kRankStep = 64;      // the middle vector's rows are padded to this
@@ -25,47 +24,33 @@ int column_tiles(int64_t columns) {
   return static_cast<int>(ceil_div(columns, NQ_CUDA_TILE_COLUMNS));
 }
 
-template <int ROWS, int KPW, bool BITS>
-nq_status launch(GemvStage& stage, const nq_cuda_device& device, const Limits& limits,
-                 cudaStream_t stream) {
-  using Shape = GemvShape<ROWS, KPW, BITS>;
-  int most_columns = 0, row_tiles = 0;
-  for (int i = 0; i < stage.count; ++i) {
-    most_columns = max(most_columns, stage.parts[i].column_tiles);
-    row_tiles += stage.parts[i].row_tiles;
-  }
-  // As many warps as there are slices, evenly over the phases that shared memory allows.
-  int most_warps = kGemvWarps;
-  while (most_warps > 1 && Shape::shared_bytes(most_warps, 1) > limits.shared) --most_warps;
-  const int phases = static_cast<int>(ceil_div(most_columns, most_warps * KPW));
-  const int warps = static_cast<int>(ceil_div(most_columns, phases * KPW));
-  const int blocks = device.multiprocessors * max(1, kGemvWarps / warps);
-  stage.tiles_per_block = static_cast<int>(ceil_div(row_tiles, blocks));
-  const int tile_bytes = Shape::shared_bytes(warps, 1) - Shape::shared_bytes(warps, 0);
-  const int room = (limits.shared - Shape::shared_bytes(warps, 0)) / tile_bytes;
-  stage.tiles_per_pass = min(min(stage.tiles_per_block, 16 / ROWS), room);
-  int grid = 0;
-  for (int i = 0; i < stage.count; ++i) {
-    stage.parts[i].first_block = grid;
-    grid += static_cast<int>(ceil_div(stage.parts[i].row_tiles, stage.tiles_per_block));
-  }
+int widest(const GemvStage& stage) {
+  int columns = 0;
+  for (int i = 0; i < stage.count; ++i) columns = max(columns, stage.parts[i].column_tiles);
+  return columns;
+}
 
-  auto kernel = gemv_stage<ROWS, KPW, BITS>;
-  const int shared = Shape::shared_bytes(warps, stage.tiles_per_pass);
-  static bool raised[kMaxDevices];
+// Raises the kernel's shared-memory limit once for each device.
+template <typename Kernel>
+nq_status raise_shared(Kernel kernel, int bytes, bool* raised) {
   int index = 0;
   nq_status status = check(cudaGetDevice(&index), "cudaGetDevice");
   if (status != NQ_OK) return status;
-  if (index >= kMaxDevices || !__atomic_load_n(&raised[index], __ATOMIC_ACQUIRE)) {
-    status = check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared),
-        "shared memory of gemv");
-    if (status != NQ_OK) return status;
-    if (index < kMaxDevices) __atomic_store_n(&raised[index], true, __ATOMIC_RELEASE);
+  if (index < kMaxDevices && __atomic_load_n(&raised[index], __ATOMIC_ACQUIRE)) return NQ_OK;
+  status = check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                 "shared memory of gemv");
+  if (status == NQ_OK && index < kMaxDevices) {
+    __atomic_store_n(&raised[index], true, __ATOMIC_RELEASE);
   }
+  return status;
+}
+
+template <typename Kernel>
+nq_status launch(Kernel kernel, dim3 grid, int threads, int shared, const GemvStage& stage,
+                 const Limits& limits, cudaStream_t stream) {
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(grid);
-  config.blockDim = dim3(warps * 32);
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   cudaLaunchAttribute attribute;
@@ -76,37 +61,97 @@ nq_status launch(GemvStage& stage, const nq_cuda_device& device, const Limits& l
   return check(cudaLaunchKernelEx(&config, kernel, stage), "gemv");
 }
 
-template <int ROWS, bool BITS>
-nq_status launch_columns(GemvStage& stage, const nq_cuda_device& device, const Limits& limits,
-                         cudaStream_t stream) {
-  // Registers hold the fragments of ROWS * KPW tiles.
-  constexpr int kMost = BITS ? 8 / ROWS : (ROWS > 4 ? 1 : 2);
-  int most = 0;
-  for (int i = 0; i < stage.count; ++i) most = max(most, stage.parts[i].column_tiles);
-  if constexpr (kMost >= 8) {
-    if (most > 4 * kGemvWarps) return launch<ROWS, 8, BITS>(stage, device, limits, stream);
+template <int ROWS, int KPW, bool BITS, bool FIRST>
+nq_status run(GemvStage& stage, const nq_cuda_device& device, const Limits& limits,
+              cudaStream_t stream) {
+  using Shape = GemvShape<ROWS, KPW>;
+  constexpr Source kSource = FIRST ? Source::kInput : Source::kMiddle;
+  stage.slices = static_cast<int>(ceil_div(widest(stage), KPW));
+  // One row is converted by each block again, unless its slices are so long that this costs more
+  // than a launch.
+  constexpr bool kConverted = ROWS > 1 || (FIRST && KPW > 2);
+  if constexpr (kConverted) {
+    const dim3 grid(static_cast<unsigned>(ceil_div(stage.slices, 4)), stage.batch, stage.count);
+    const nq_status status =
+        launch(gemv_convert<KPW, BITS, kSource>, grid, 128, 0, stage, limits, stream);
+    if (status != NQ_OK) return status;
   }
-  if constexpr (kMost >= 4) {
-    if (most > 2 * kGemvWarps) return launch<ROWS, 4, BITS>(stage, device, limits, stream);
+  int row_tiles = 0;
+  for (int i = 0; i < stage.count; ++i) row_tiles += stage.parts[i].row_tiles;
+  // As many warps as there are slices, evenly over the phases that shared memory makes necessary.
+  int most = kGemvWarps;
+  while (most > 1 && Shape::shared_bytes(most, 1) > limits.shared) --most;
+  const int phases = static_cast<int>(ceil_div(stage.slices, most));
+  const int warps = static_cast<int>(ceil_div(stage.slices, phases));
+  const int blocks = device.multiprocessors * max(1, kGemvWarps / warps);
+  stage.tiles_per_block = static_cast<int>(ceil_div(row_tiles, blocks));
+  const int tile_bytes = Shape::shared_bytes(warps, 1) - Shape::shared_bytes(warps, 0);
+  const int room = (limits.shared - Shape::shared_bytes(warps, 0)) / tile_bytes;
+  stage.tiles_per_pass = min(min(stage.tiles_per_block, 16), room);
+  int grid = 0;
+  for (int i = 0; i < stage.count; ++i) {
+    stage.parts[i].first_block = grid;
+    grid += static_cast<int>(ceil_div(stage.parts[i].row_tiles, stage.tiles_per_block));
   }
-  if constexpr (kMost >= 2) {
-    if (most > kGemvWarps) return launch<ROWS, 2, BITS>(stage, device, limits, stream);
-  }
-  return launch<ROWS, 1, BITS>(stage, device, limits, stream);
+  auto kernel = gemv_stage < ROWS, KPW, BITS, kConverted ? Source::kFragments : kSource > ;
+  static bool raised[kMaxDevices];
+  const nq_status status = raise_shared(kernel, limits.shared, raised);
+  if (status != NQ_OK) return status;
+  return launch(kernel, dim3(grid), warps * 32, Shape::shared_bytes(warps, stage.tiles_per_pass),
+                stage, limits, stream);
 }
 
-template <bool BITS>
-nq_status launch_rows(GemvStage& stage, const nq_cuda_device& device, const Limits& limits,
+template <int ROWS, bool BITS, bool FIRST>
+nq_status run_columns(GemvStage& stage, const nq_cuda_device& device, const Limits& limits,
                       cudaStream_t stream) {
-  if (stage.batch == 1) return launch_columns<1, BITS>(stage, device, limits, stream);
-  if (stage.batch == 2) return launch_columns<2, BITS>(stage, device, limits, stream);
-  if (stage.batch <= 4) return launch_columns<4, BITS>(stage, device, limits, stream);
-  return launch_columns<8, BITS>(stage, device, limits, stream);
+  // Registers hold the fragments of all rows and KPW column tiles.
+  constexpr int kMost = BITS ? 8 / ROWS : (ROWS > 4 ? 1 : 2);
+  const int columns = widest(stage);
+  if constexpr (kMost >= 8) {
+    if (columns > 4 * kGemvWarps) return run<ROWS, 8, BITS, FIRST>(stage, device, limits, stream);
+  }
+  if constexpr (kMost >= 4) {
+    if (columns > 2 * kGemvWarps) return run<ROWS, 4, BITS, FIRST>(stage, device, limits, stream);
+  }
+  if constexpr (kMost >= 2) {
+    if (columns > kGemvWarps) return run<ROWS, 2, BITS, FIRST>(stage, device, limits, stream);
+  }
+  return run<ROWS, 1, BITS, FIRST>(stage, device, limits, stream);
+}
+
+template <bool BITS, bool FIRST>
+nq_status run_rows(GemvStage& stage, const nq_cuda_device& device, const Limits& limits,
+                   cudaStream_t stream) {
+  if (stage.batch == 1) return run_columns<1, BITS, FIRST>(stage, device, limits, stream);
+  if (stage.batch == 2) return run_columns<2, BITS, FIRST>(stage, device, limits, stream);
+  if (stage.batch <= 4) return run_columns<4, BITS, FIRST>(stage, device, limits, stream);
+  return run_columns<8, BITS, FIRST>(stage, device, limits, stream);
 }
 
 const void* advance(const void* pointer, int64_t elements, nq_type type) {
   if (pointer == nullptr) return nullptr;
   return static_cast<const char*>(pointer) + elements * (type == NQ_FLOAT32 ? 4 : 2);
+}
+
+// The workspace: for each projection its middle vectors, fragments and slice facts.
+struct Space {
+  float* middle;
+  uint4* fragments;
+  SliceFacts* facts;
+};
+
+int64_t space_bytes(const nq_linear& layer, void* base, Space* space) {
+  const int64_t columns = max(column_tiles(layer.in_features), column_tiles(layer.rank));
+  const int64_t middle = kGemvRows * middle_stride(layer) * static_cast<int64_t>(sizeof(float));
+  const int64_t fragments = kGemvRows * columns * kFragmentWords * 4;
+  const int64_t facts = round_up(kGemvRows * columns * sizeof(SliceFacts), 256);
+  char* const bytes = static_cast<char*>(base);
+  if (space != nullptr) {
+    space->middle = reinterpret_cast<float*>(bytes);
+    space->fragments = reinterpret_cast<uint4*>(bytes + middle);
+    space->facts = reinterpret_cast<SliceFacts*>(bytes + middle + fragments);
+  }
+  return middle + fragments + facts;
 }
 
 // The half of the layer through V: x to the middle vector in the workspace, float32.
@@ -120,23 +165,26 @@ GemvStage first_half(const nq_cuda_pass& pass, int64_t row, int batch) {
   stage.out_type = NQ_FLOAT32;
   stage.norm_weight = pass.norm_weight;
   stage.norm_eps = pass.norm_eps;
-  stage.in_vector = true;
-  float* middle = static_cast<float*>(pass.workspace);
+  char* base = static_cast<char*>(pass.workspace);
   for (int i = 0; i < pass.count; ++i) {
     const nq_linear& layer = pass.layers[i];
     GemvPart& part = stage.parts[i];
+    Space space;
+    base += space_bytes(layer, base, &space);
+    part.fragments = space.fragments;
+    part.facts = space.facts;
     part.tiles = reinterpret_cast<const uint4*>(layer.v_words);
     part.in = advance(pass.x, row * pass.x_stride, pass.x_type);
     part.in_stride = pass.x_stride;
     part.in_scale = layer.scale_in;
     part.out_scale = layer.scale_mid;
-    part.out = middle;
+    part.out = space.middle;
     part.out_stride = middle_stride(layer);
     part.rows = static_cast<int>(layer.rank);
+    part.padded_rows = static_cast<int>(round_up(layer.rank, 8));
     part.columns = static_cast<int>(layer.in_features);
     part.row_tiles = static_cast<int>(ceil_div(layer.rank, NQ_CUDA_TILE_ROWS));
     part.column_tiles = column_tiles(layer.in_features);
-    middle += kMaxRows * middle_stride(layer);
   }
   return stage;
 }
@@ -150,13 +198,16 @@ GemvStage second_half(const nq_cuda_pass& pass, int64_t row, int batch) {
   stage.in_type = NQ_FLOAT32;
   stage.scale_type = pass.layers[0].scale_type;
   stage.out_type = pass.y_type;
-  stage.in_vector = true;
-  const float* middle = static_cast<const float*>(pass.workspace);
+  char* base = static_cast<char*>(pass.workspace);
   for (int i = 0; i < pass.count; ++i) {
     const nq_linear& layer = pass.layers[i];
     GemvPart& part = stage.parts[i];
+    Space space;
+    base += space_bytes(layer, base, &space);
+    part.fragments = space.fragments;
+    part.facts = space.facts;
     part.tiles = reinterpret_cast<const uint4*>(layer.u_words);
-    part.in = middle;
+    part.in = space.middle;
     part.in_stride = middle_stride(layer);
     part.out_scale = layer.scale_out;
     part.bias = layer.bias;
@@ -164,11 +215,10 @@ GemvStage second_half(const nq_cuda_pass& pass, int64_t row, int batch) {
     part.residual = advance(pass.residual[i], offset, pass.y_type);
     part.out = const_cast<void*>(advance(pass.y[i], offset, pass.y_type));
     part.out_stride = pass.y_stride[i];
-    part.rows = static_cast<int>(layer.out_features);
+    part.rows = part.padded_rows = static_cast<int>(layer.out_features);
     part.columns = static_cast<int>(layer.rank);
     part.row_tiles = static_cast<int>(ceil_div(layer.out_features, NQ_CUDA_TILE_ROWS));
     part.column_tiles = column_tiles(layer.rank);
-    middle += kMaxRows * middle_stride(layer);
   }
   return stage;
 }
@@ -188,22 +238,24 @@ nq_status limits_of(const nq_cuda_device& device, Limits* limits) {
 }  // namespace
 
 size_t gemv_workspace(const nq_cuda_pass& pass, const nq_cuda_device&) {
-  int64_t floats = 0;
-  for (int i = 0; i < pass.count; ++i) floats += kMaxRows * middle_stride(pass.layers[i]);
-  return static_cast<size_t>(floats) * sizeof(float);
+  int64_t bytes = 0;
+  for (int i = 0; i < pass.count; ++i) bytes += space_bytes(pass.layers[i], nullptr, nullptr);
+  return static_cast<size_t>(bytes);
 }
 
 nq_status gemv_forward(const nq_cuda_pass& pass, const nq_cuda_device& device, bool bits,
                        cudaStream_t stream) {
   Limits limits;
   nq_status status = limits_of(device, &limits);
-  for (int64_t row = 0; status == NQ_OK && row < pass.rows; row += kMaxRows) {
-    const int batch = static_cast<int>(pass.rows - row < kMaxRows ? pass.rows - row : kMaxRows);
-    for (int half = 0; status == NQ_OK && half < 2; ++half) {
-      GemvStage stage = half == 0 ? first_half(pass, row, batch) : second_half(pass, row, batch);
-      status = bits ? launch_rows<true>(stage, device, limits, stream)
-                    : launch_rows<false>(stage, device, limits, stream);
-    }
+  for (int64_t row = 0; status == NQ_OK && row < pass.rows; row += kGemvRows) {
+    const int batch = static_cast<int>(pass.rows - row < kGemvRows ? pass.rows - row : kGemvRows);
+    GemvStage stage = first_half(pass, row, batch);
+    status = bits ? run_rows<true, true>(stage, device, limits, stream)
+                  : run_rows<false, true>(stage, device, limits, stream);
+    if (status != NQ_OK) break;
+    stage = second_half(pass, row, batch);
+    status = bits ? run_rows<true, false>(stage, device, limits, stream)
+                  : run_rows<false, false>(stage, device, limits, stream);
   }
   return status;
 }

@@ -21,6 +21,21 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global) 
 #endif
 }
 
+// The same for the first `bytes` of the 16, the rest becoming 0. With none, nothing is read.
+__device__ __forceinline__ void copy_async_some(void* shared, const void* global, int bytes) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(bytes)
+               : "memory");
+#else
+  for (int i = 0; i < 8; ++i) {
+    static_cast<uint16_t*>(shared)[i] =
+        2 * i < bytes ? static_cast<const uint16_t*>(global)[i] : uint16_t{0};
+  }
+#endif
+}
+
 __device__ __forceinline__ void copy_async_commit() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -49,8 +64,37 @@ __device__ __forceinline__ void wait_for_predecessors() {
 #endif
 }
 
-__device__ __forceinline__ void prefetch_l2(const void* global) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+// A cluster's blocks see each other's shared memory; elsewhere every block is its own cluster.
+__device__ __forceinline__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+#endif
+}
+
+__device__ __forceinline__ int cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+#else
+  return 0;
+#endif
+}
+
+// The float at the same place of block `rank` of the cluster.
+__device__ __forceinline__ float load_from_rank(const float* shared, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t address;
+  float value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
+#else
+  return *shared;
+#endif
 }
 
 __device__ __forceinline__ uint32_t warp_max(uint32_t value) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Reading and writing the three floating types, eight neighbours at a time, and the input
-// functions. The type is a run-time value that is the same for all threads, so the branch is free.
+// Reading and writing the three floating types, and the input functions. The type is a run-time
+// value that is the same for all threads, so the branch is free.
 
 #ifndef NQ_CUDA_VALUES_CUH
 #define NQ_CUDA_VALUES_CUH
@@ -42,38 +42,27 @@ __device__ __forceinline__ void unpack_pair(uint32_t pair, nq_type type, float* 
   }
 }
 
-// Values `column` to `column + 7` of the row that begins at element `begin`; those from `count` on
-// are 0. `vector` says that the row begins at a multiple of 16 bytes; `column` is a multiple of 8.
-__device__ __forceinline__ void load_eight(const void* from, int64_t begin, int column, int count,
-                                           nq_type type, bool vector, float (&values)[8]) {
-  if (vector && column + 8 <= count) {
-    if (type == NQ_FLOAT32) {
-      const float4* source =
-          reinterpret_cast<const float4*>(static_cast<const float*>(from) + begin + column);
-      const float4 a = source[0], b = source[1];
-      values[0] = a.x, values[1] = a.y, values[2] = a.z, values[3] = a.w;
-      values[4] = b.x, values[5] = b.y, values[6] = b.z, values[7] = b.w;
-    } else {
-      const uint4 raw =
-          *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(from) + begin + column);
-      unpack_pair(raw.x, type, &values[0], &values[1]);
-      unpack_pair(raw.y, type, &values[2], &values[3]);
-      unpack_pair(raw.z, type, &values[4], &values[5]);
-      unpack_pair(raw.w, type, &values[6], &values[7]);
-    }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    values[i] = column + i < count ? load_value(from, begin + column + i, type) : 0.0f;
-  }
+// Eight neighbours of a 16-bit type.
+__device__ __forceinline__ void unpack_eight(const uint4& raw, nq_type type, float (&values)[8]) {
+  unpack_pair(raw.x, type, &values[0], &values[1]);
+  unpack_pair(raw.y, type, &values[2], &values[3]);
+  unpack_pair(raw.z, type, &values[4], &values[5]);
+  unpack_pair(raw.w, type, &values[6], &values[7]);
 }
 
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
+__device__ __forceinline__ void unpack_eight(const uint4& first, const uint4& second,
+                                             float (&values)[8]) {
+  values[0] = __uint_as_float(first.x), values[1] = __uint_as_float(first.y);
+  values[2] = __uint_as_float(first.z), values[3] = __uint_as_float(first.w);
+  values[4] = __uint_as_float(second.x), values[5] = __uint_as_float(second.y);
+  values[6] = __uint_as_float(second.z), values[7] = __uint_as_float(second.w);
+}
 
-// The tanh form: 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
-__device__ __forceinline__ float gelu_tanh(float x) {
-  return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+// silu(x) = x s(x), and the tanh form of gelu, 0.5 x (1 + tanh(u)) with
+// u = sqrt(2 / pi) (x + 0.044715 x^3), is x s(2 u), where s is the logistic function.
+__device__ __forceinline__ float activation(float x, bool gelu) {
+  const float u = gelu ? 1.5957691216057308f * (x + 0.044715f * x * x * x) : x;
+  return __fdividef(x, 1.0f + __expf(-u));
 }
 
 }  // namespace nq_cuda
