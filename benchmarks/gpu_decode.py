@@ -59,12 +59,18 @@ def true_bpw(name: str, bpw: float) -> float:
     return bits / sum(m * n for m, n in shapes)
 
 
-def build(name: str, bpw: float | None, layers: int | None) -> DecoderModel:
+def build(name: str, bpw: float | None, layers: int | None, host_embedding: bool = False) -> DecoderModel:
     """A model with random bits at that rate, or in bfloat16."""
     config, head_norms = SHAPES[name]
     if bpw is None:
         return dense_decoder(config, head_norms=head_norms, layers=layers)
-    return random_model(config, lambda m, n: rank_for_rate(m, n, bpw), head_norms=head_norms, layers=layers)
+    return random_model(
+        config,
+        lambda m, n: rank_for_rate(m, n, bpw),
+        head_norms=head_norms,
+        layers=layers,
+        host_embedding=host_embedding,
+    )
 
 
 def measure(backend: TorchBackend, batch: int, prompt: int, new: int, energy: Energy) -> dict[str, Any]:
@@ -114,6 +120,7 @@ def numbers(kind: type) -> Any:
 @click.option("--prompt", default=128, show_default=True)
 @click.option("--rates", default="1.0", callback=numbers(float), show_default=True, help="Bits per weight.")
 @click.option("--bf16/--no-bf16", default=True, show_default=True, help="Measure the dense model too.")
+@click.option("--host-embedding", is_flag=True, help="Keep the embedding of compressed models in host memory.")
 @click.option("--layers", type=int, help="Fewer blocks, for a trial; such rows are not appended.")
 @click.option("--append", is_flag=True, help="Add the rows to the figure file.")
 @click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure file is.")
@@ -124,6 +131,7 @@ def main(
     prompt: int,
     rates: tuple[float, ...],
     bf16: bool,
+    host_embedding: bool,
     layers: int | None,
     append: bool,
     folder: Path,
@@ -133,7 +141,7 @@ def main(
     for name in models:
         dense = [None] if bf16 and name != "llama-2-70b" else []
         for bpw in (*rates, *dense):
-            model = build(name, bpw, layers)
+            model = build(name, bpw, layers, host_embedding)
             rows = []
             for batch in batches:
                 gc.collect()
@@ -147,6 +155,7 @@ def main(
                         "weights": "bf16" if bpw is None else "nanoquant",
                         "target_bpw": bpw,
                         "true_bpw": None if bpw is None else round(true_bpw(name, bpw), 4),
+                        "host_embedding": host_embedding and bpw is not None,
                         **measure(backend, batch, prompt, count, energy),
                     }
                     click.echo("  ".join(f"{key}={value}" for key, value in row.items()))

@@ -21,6 +21,7 @@ __all__ = [
     "TILE_ROWS",
     "Algorithm",
     "CAttention",
+    "CChoice",
     "CDevice",
     "CLinear",
     "CPass",
@@ -177,6 +178,21 @@ class CAttention(Structure):
     )
 
 
+class CChoice(Structure):
+    """`nq_cuda_choice`."""
+
+    _fields_ = (
+        ("logits", c_void_p),
+        ("batch", c_int64),
+        ("vocabulary", c_int64),
+        ("tokens", c_void_p),
+        ("chosen", c_void_p),
+        ("capacity", c_int64),
+        ("positions", c_void_p),
+        ("workspace", c_void_p),
+    )
+
+
 #: function -> (result, arguments)
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_cuda_describe": (c_int, (POINTER(CDevice),)),
@@ -188,6 +204,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_cuda_rotary_append": (c_int, (POINTER(CAttention), c_void_p)),
     "nq_cuda_attend_workspace_bytes": (c_size_t, (POINTER(CAttention),)),
     "nq_cuda_attend": (c_int, (POINTER(CAttention), c_void_p)),
+    "nq_cuda_gather_rows": (c_int, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p)),
+    "nq_cuda_choose": (c_int, (POINTER(CChoice), c_void_p)),
     "nq_cuda_error_text": (c_char_p, ()),
     "nq_status_text": (c_char_p, (c_int,)),
 }

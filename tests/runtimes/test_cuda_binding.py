@@ -22,6 +22,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "nq_cuda_pass": binding.CPass,
     "nq_cuda_device": binding.CDevice,
     "nq_cuda_attention": binding.CAttention,
+    "nq_cuda_choice": binding.CChoice,
 }
 ENUMS = {
     "NQ_": (binding.Status, binding.CType, binding.Layout),

@@ -18,6 +18,7 @@ from ..inputs import check_inputs
 from .attention import Attention
 from .decoder import DecodeStep, logits_of, prefill
 from .model import DecoderModel
+from .prefill_graph import PrefillGraphs
 
 __all__ = ["PREFILL_ROWS", "START_CAPACITY", "TorchBackend"]
 
@@ -36,7 +37,7 @@ class TorchBackend:
         model: the weights, on their device.
         max_context: most tokens a sequence may have; None takes the model's limit.
         start_capacity: tokens that the first cache holds.
-        graphs: capture each batch size's decode step into a CUDA graph.
+        graphs: capture each batch size's decode step, and prompts of a few lengths, into CUDA graphs.
 
     Raises:
         NqEdgeError: NQ-OPTION for a `max_context` beyond the model's.
@@ -66,6 +67,7 @@ class TorchBackend:
         self._lengths = np.zeros(0, dtype=np.int64)
         self._attention: Attention | None = None
         self._step: DecodeStep | None = None
+        self._prompts: PrefillGraphs | None = None
 
     @classmethod
     def from_checkpoint(
@@ -198,7 +200,7 @@ class TorchBackend:
     def close(self) -> None:
         """Give back the cache and the weights."""
         self.reset()
-        self._step = self._attention = self.model = None
+        self._step = self._attention = self._prompts = self.model = None
 
     def __enter__(self) -> TorchBackend:
         return self
@@ -225,8 +227,13 @@ class TorchBackend:
         ids = torch.from_numpy(input_ids).to(model.device)
         past = int(self._lengths[0])
         width = max(1, PREFILL_ROWS // ids.shape[0])
-        chunks = []
-        for start in range(0, ids.shape[1], width):
+        chunks: list[tuple[int, torch.Tensor]] = []
+        if self._prompts is not None and past == 0 and ids.shape[1] <= width:
+            attention.positions.zero_()
+            hidden = self._prompts(ids)
+            if hidden is not None:
+                chunks.append((0, hidden))
+        for start in range(0, 0 if chunks else ids.shape[1], width):
             attention.positions.fill_(past + start)
             chunks.append((start, prefill(model, attention, ids[:, start : start + width], past + start)))
         self._lengths = self._lengths + lengths
@@ -252,7 +259,7 @@ class TorchBackend:
             capacity *= 2
         if not held:
             # Nothing to keep: the old cache goes before the new one comes.
-            old = self._attention = self._step = None
+            old = self._attention = self._step = self._prompts = None
         config = model.config
         new = Attention(
             batch=batch,
@@ -269,4 +276,5 @@ class TorchBackend:
             new.cache[..., :held, :] = old.cache[..., :held, :]
             new.positions.copy_(old.positions)
         self._attention, self._step = new, DecodeStep(model, new, graph=self._graphs)
+        self._prompts = PrefillGraphs(model, new) if self._graphs and model.device.type == "cuda" else None
         return self._step, True

@@ -10,10 +10,29 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from .. import cuda_binding as binding
 from .attention import Attention
 from .model import DecoderModel
 
-__all__ = ["DecodeStep", "logits_of", "prefill"]
+__all__ = ["DecodeStep", "embed", "logits_of", "prefill"]
+
+
+def embed(model: DecoderModel, tokens: torch.Tensor, out: torch.Tensor) -> None:
+    """Rows of the embedding table, which may lie in pinned host memory: int64 (rows,) -> (rows, hidden_size)."""
+    if not out.is_cuda:
+        torch.index_select(model.embedding, 0, tokens, out=out)
+        return
+    table = model.embedding
+    status = binding.library().nq_cuda_gather_rows(
+        table.data_ptr(),
+        table.shape[0],
+        table.shape[1] * table.element_size(),
+        tokens.data_ptr(),
+        tokens.numel(),
+        out.data_ptr(),
+        torch.cuda.current_stream().cuda_stream,
+    )
+    binding.check(status, "embedding")
 
 
 def logits_of(model: DecoderModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -39,8 +58,9 @@ def prefill(model: DecoderModel, attention: Attention, ids: torch.Tensor, start:
     """
     batch, tokens = ids.shape
     config, end = model.config, start + tokens
-    x = F.embedding(ids.reshape(-1), model.embedding)
-    rows, width = x.shape[0], config.num_heads * config.head_dim
+    rows, width = batch * tokens, config.num_heads * config.head_dim
+    x = torch.empty((rows, config.hidden_size), dtype=model.dtype, device=model.device)
+    embed(model, ids.reshape(-1), x)
     qkv = x.new_empty((rows, model.layers[0].qkv.width))
     attended = x.new_empty((rows, width))
     gate_up = x.new_empty((rows, model.layers[0].gate_up.width))
@@ -93,6 +113,7 @@ class DecodeStep:
         self._x, self._qkv = buffer(config.hidden_size), buffer(model.layers[0].qkv.width)
         self._attended = buffer(config.num_heads * config.head_dim)
         self._gate_up = buffer(model.layers[0].gate_up.width)
+        self._slots = torch.zeros((batch, 2), dtype=torch.int64, device=device)
         self._use_graph = graph and device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -108,7 +129,7 @@ class DecodeStep:
 
     def _run(self) -> None:
         model, attention, x = self._model, self._attention, self._x
-        torch.index_select(model.embedding, 0, self.tokens, out=x)
+        embed(model, self.tokens, x)
         for index, layer in enumerate(model.layers):
             layer.qkv(x, self._qkv)
             attention.decode(index, self._qkv, self._attended, layer.head_norms)
@@ -116,9 +137,28 @@ class DecodeStep:
             layer.gate_up(x, self._gate_up)
             layer.down(self._gate_up, x, residual=x)
         self.logits = logits_of(model, x)
-        torch.argmax(self.logits, -1, out=self.tokens)
-        self.chosen.scatter_(1, attention.positions[:, None], self.tokens[:, None])
-        attention.positions.add_(1)
+        self._choose()
+
+    def _choose(self) -> None:
+        """The greedy choice: into `tokens` and `chosen`, and one place on."""
+        positions = self._attention.positions
+        if not self.tokens.is_cuda:
+            torch.argmax(self.logits, -1, out=self.tokens)
+            self.chosen.scatter_(1, positions[:, None], self.tokens[:, None])
+            positions.add_(1)
+            return
+        choice = binding.CChoice(
+            logits=self.logits.data_ptr(),
+            batch=self.tokens.numel(),
+            vocabulary=self.logits.shape[1],
+            tokens=self.tokens.data_ptr(),
+            chosen=self.chosen.data_ptr(),
+            capacity=self._attention.capacity,
+            positions=positions.data_ptr(),
+            workspace=self._slots.data_ptr(),
+        )
+        status = binding.library().nq_cuda_choose(choice, torch.cuda.current_stream().cuda_stream)
+        binding.check(status, "greedy choice")
 
     def _capture(self) -> None:
         # The trial run fills library caches and scratch memory; what it wrote at the current place of the cache is

@@ -22,7 +22,7 @@ from .attention import HeadNorms
 from .layers import TiledLayer, to_tensor
 from .passes import LinearGroup, Workspace
 
-__all__ = ["DecoderLayer", "DecoderModel", "Projection", "compressed_layer", "resolve_device"]
+__all__ = ["DecoderLayer", "DecoderModel", "Projection", "compressed_layer", "in_host_memory", "resolve_device"]
 
 
 class Projection(Protocol):
@@ -62,7 +62,7 @@ class DecoderModel:
         config: sizes.
         dtype: type of activations, cache, embedding and head.
         device: where everything lives.
-        embedding: (vocab_size, hidden_size).
+        embedding: (vocab_size, hidden_size); on a GPU's model perhaps in pinned host memory.
         head: the same tensor when tied.
         final_norm: (hidden_size,).
         layers: the blocks.
@@ -82,7 +82,12 @@ class DecoderModel:
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint | str | Path, *, device: str = "cuda", dtype: torch.dtype | None = None
+        cls,
+        checkpoint: Checkpoint | str | Path,
+        *,
+        device: str = "cuda",
+        dtype: torch.dtype | None = None,
+        host_embedding: bool = False,
     ) -> DecoderModel:
         """Load a NanoQuant checkpoint.
 
@@ -91,6 +96,8 @@ class DecoderModel:
             device: "cuda", "cuda:1", ..., or "cpu" for the slow reference.
             dtype: type of the activations; None takes bfloat16 where the GPU has it, else float16, and float32 on
                 the CPU.
+            host_embedding: keep an untied embedding table in pinned host memory, from which the GPU reads one row a
+                token: saves its size on a small card.
 
         Raises:
             NqEdgeError: NQ-CKPT, NQ-ARCH or NQ-MODEL for the checkpoint, NQ-CUDA or NQ-NATIVE-MISSING for the device.
@@ -126,17 +133,29 @@ class DecoderModel:
                 )
             )
         embedding = tensor("model.embed_tokens.weight")
+        head = embedding if config.tied else tensor("lm_head.weight")
         return cls(
             config=config,
             dtype=dtype,
             device=place,
-            embedding=embedding,
-            head=embedding if config.tied else tensor("lm_head.weight"),
+            embedding=in_host_memory(embedding, config) if host_embedding else embedding,
+            head=head,
             final_norm=tensor("model.norm.weight"),
             layers=tuple(blocks),
             frequencies=torch.from_numpy(frequencies(config.rotary, config.head_dim)).to(place),
             kernel="nanoquant" if place.type == "cuda" else "portable",
         )
+
+
+def in_host_memory(table: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
+    """An embedding table of a GPU's model, moved to pinned host memory.
+
+    Raises:
+        NqEdgeError: NQ-OPTION when the head is the same table, which must be on the GPU.
+    """
+    if config.tied:
+        raise NqEdgeError("NQ-OPTION", "host_embedding needs a head of its own; this model's is the embedding table.")
+    return table.cpu().pin_memory() if table.is_cuda else table
 
 
 def compressed_layer(
@@ -160,7 +179,8 @@ def compressed_layer(
     Raises:
         NqEdgeError: NQ-CUDA when sizes are not multiples of 8.
     """
-    widths = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.intermediate_size)
+    heads = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim)
+    widths = (config.hidden_size, config.intermediate_size, *heads)
     if any(width % 8 for width in widths):
         # Gate and up, and the heads, must lie side by side at addresses that are multiples of 16 bytes.
         raise NqEdgeError("NQ-CUDA", f"widths {widths} are not multiples of 8, which the fused kernels need.")

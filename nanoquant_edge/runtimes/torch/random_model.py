@@ -15,7 +15,7 @@ from ...models import DecoderConfig, RotaryConfig
 from ...models.rotary import frequencies
 from .attention import HeadNorms
 from .layers import TiledLayer
-from .model import DecoderModel, compressed_layer, resolve_device
+from .model import DecoderModel, compressed_layer, in_host_memory, resolve_device
 from .passes import Workspace
 
 __all__ = ["SHAPES", "linear_shapes", "random_model"]
@@ -82,6 +82,7 @@ def random_model(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
     layers: int | None = None,
+    host_embedding: bool = False,
 ) -> DecoderModel:
     """A decoder of random signs, scales, norms and tables.
 
@@ -93,6 +94,7 @@ def random_model(
         dtype: type of activations and tables.
         seed: of everything random.
         layers: number of blocks instead of the shape's.
+        host_embedding: see `DecoderModel.from_checkpoint`.
 
     Raises:
         NqEdgeError: NQ-CUDA or NQ-NATIVE-MISSING when the device cannot be used.
@@ -135,7 +137,7 @@ def random_model(
         config=config,
         dtype=dtype,
         device=place,
-        embedding=embedding,
+        embedding=in_host_memory(embedding, config) if host_embedding else embedding,
         head=embedding if config.tied else table(config.vocab_size),
         final_norm=norm(config.hidden_size),
         layers=blocks,

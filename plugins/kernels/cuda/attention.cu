@@ -85,12 +85,32 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ nq_cu
   const uint16_t* keys = static_cast<const uint16_t*>(a.keys) + cache;
   const uint16_t* values = static_cast<const uint16_t*>(a.values) + cache;
 
-  // Older tokens are in the cache already: bring the first of them nearer while the kernel before
-  // this one still computes the new one.
-  for (int i = threadIdx.x; i < min(end - begin, kTile) * (D / 64); i += kThreads) {
-    prefetch_to_l2(keys + static_cast<int64_t>(begin) * D + i * 64);
-    prefetch_to_l2(values + static_cast<int64_t>(begin) * D + i * 64);
-  }
+  // Older tokens' keys and values; zeros past the end and for the new token.
+  uint4 key_words[kKeysPerLane][kLoads], value_words[kValuesPerLane];
+  const int channel = threadIdx.x % kAcross * 8, down = threadIdx.x / kAcross;
+  const int old_end = min(end, length - 1);
+  const auto load_tile = [&](int tile) {
+#pragma unroll
+    for (int i = 0; i < kKeysPerLane; ++i) {
+      const int token = tile + 32 * i + warp * 8 + lane / 4;
+      const uint16_t* row = keys + static_cast<int64_t>(token) * D + quarter * 8;
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        key_words[i][j] = make_uint4(0, 0, 0, 0);
+        if (token < old_end) key_words[i][j] = *reinterpret_cast<const uint4*>(row + j * 32);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kValuesPerLane; ++i) {
+      const int token = tile + i * kDown + down;
+      const uint16_t* row = values + static_cast<int64_t>(token) * D + channel;
+      value_words[i] = make_uint4(0, 0, 0, 0);
+      if (token < old_end) value_words[i] = *reinterpret_cast<const uint4*>(row);
+    }
+  };
+  // They are in the cache already: the first tile is on its way while the kernel before this one
+  // still computes the new token.
+  load_tile(begin);
   const Rotation<D> rotation(a.frequencies, place, lane);
   wait_for_predecessors();
 
@@ -115,30 +135,26 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ nq_cu
   }
   __syncthreads();
 
-  const int channel = threadIdx.x % kAcross * 8, down = threadIdx.x / kAcross;
   float sum[Q][8] = {};
   float running_max = -CUDART_INF_F, running_max2 = -CUDART_INF_F;  // of queries warp, warp + 4
   float running_sum = 0.0f, running_sum2 = 0.0f;
   for (int tile = begin; tile < end; tile += kTile) {
-    uint4 key_words[kKeysPerLane][kLoads], value_words[kValuesPerLane];
+    if (tile > begin) load_tile(tile);
+    // The new token is in no cache line that was read; its row comes from shared memory.
+    if (place < tile + kTile && end == length) {
 #pragma unroll
-    for (int i = 0; i < kKeysPerLane; ++i) {
-      const int token = tile + 32 * i + warp * 8 + lane / 4;
-      const uint16_t* row = token == place ? new_key : keys + static_cast<int64_t>(token) * D;
+      for (int i = 0; i < kKeysPerLane; ++i) {
+        if (tile + 32 * i + warp * 8 + lane / 4 != place) continue;
 #pragma unroll
-      for (int j = 0; j < kLoads; ++j) {
-        key_words[i][j] = make_uint4(0, 0, 0, 0);
-        if (token < end) {
-          key_words[i][j] = *reinterpret_cast<const uint4*>(row + j * 32 + quarter * 8);
+        for (int j = 0; j < kLoads; ++j) {
+          key_words[i][j] = *reinterpret_cast<const uint4*>(new_key + j * 32 + quarter * 8);
         }
       }
-    }
 #pragma unroll
-    for (int i = 0; i < kValuesPerLane; ++i) {
-      const int token = tile + i * kDown + down;
-      const uint16_t* row = token == place ? new_value : values + static_cast<int64_t>(token) * D;
-      value_words[i] = make_uint4(0, 0, 0, 0);
-      if (token < end) value_words[i] = *reinterpret_cast<const uint4*>(row + channel);
+      for (int i = 0; i < kValuesPerLane; ++i) {
+        if (tile + i * kDown + down != place) continue;
+        value_words[i] = *reinterpret_cast<const uint4*>(new_value + channel);
+      }
     }
 
     float dot[kKeysPerLane][Q] = {};

@@ -143,6 +143,11 @@ def test_misuse_is_refused(backend: TorchBackend, folder: Path) -> None:
         backend.forward(IDS)
 
 
+def test_a_tied_table_cannot_leave_the_gpu(folder: Path) -> None:
+    with pytest.raises(NqEdgeError, match="host_embedding needs a head of its own"):
+        DecoderModel.from_checkpoint(folder, device="cpu", host_embedding=True)
+
+
 def test_head_norms_are_those_of_qwen3() -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nanoquant_edge.models.linear import NanoQuantLinear
+from nanoquant_edge.runtimes import cuda_binding as binding
 from nanoquant_edge.runtimes.torch import CudaNanoQuantLinear, TorchBackend, random_model
 from nanoquant_edge.runtimes.torch.model import DecoderModel
 from nanoquant_edge.runtimes.torch.random_model import _shape
@@ -134,6 +135,65 @@ def test_streams_do_not_disturb_each_other() -> None:
     for step, expected, piece in zip(steps, alone, pieces, strict=True):
         piece.append(step.chosen[:, 12:72].cpu().numpy())
         assert np.array_equal(piece[0], expected)
+
+
+def test_a_captured_prompt_equals_a_plain_one() -> None:
+    model = random_model(SMALL, lambda m, n: 96)
+    graphs, plain = TorchBackend(model, max_context=128), TorchBackend(model, max_context=128, graphs=False)
+    generator = np.random.default_rng(9)
+    for batch, tokens in ((2, 20), (2, 31), (2, 32), (2, 5), (2, 33), (2, 40), (1, 127), (1, 100), (1, 127)):
+        ids = generator.integers(0, 512, (batch, tokens))
+        lengths = generator.integers(1, tokens + 1, batch) if batch > 1 else None
+        found, expected = (backend.start(ids, lengths) for backend in (graphs, plain))
+        assert np.array_equal(found, expected)
+        if tokens < 120:
+            assert np.array_equal(graphs.extend(8), plain.extend(8))
+    assert graphs._prompts is not None
+    assert set(graphs._prompts._captured) == {128}
+
+
+def test_an_embedding_in_host_memory_changes_nothing(tmp_path: Path) -> None:
+    untied = tmp_path / "untied"
+    sizes = {"head_dim": 64, "hidden_size": 136, "intermediate_size": 200, "tie_word_embeddings": False}
+    tiny_checkpoint(untied, **sizes)
+    plain = DecoderModel.from_checkpoint(untied)
+    host = DecoderModel.from_checkpoint(untied, host_embedding=True)
+    assert host.embedding.device.type == "cpu"
+    results = []
+    for model in (plain, host):
+        backend = TorchBackend(model)
+        results.append(np.concatenate([backend.start(IDS)[:, None], backend.extend(10)], 1))
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 37, 8192, 151936])
+def test_the_greedy_choice_is_the_first_of_the_largest(vocabulary: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(vocabulary)
+    logits = torch.randn(5, vocabulary, generator=generator, device="cuda") * 10 - 20
+    logits[1] = -3.0  # all equal: the first
+    logits[2, vocabulary // 2 :] = 7.5  # many equal
+    logits[3] = -torch.inf
+    logits[3, -1] = -1e30
+    tokens, chosen = torch.full((5,), -1, device="cuda"), torch.full((5, 4), -1, device="cuda")
+    positions, slots = torch.tensor([0, 3, 2, 1, 4], device="cuda"), torch.zeros(5, 2, dtype=torch.int64, device="cuda")
+    choice = binding.CChoice(
+        logits.data_ptr(),
+        5,
+        vocabulary,
+        tokens.data_ptr(),
+        chosen.data_ptr(),
+        4,
+        positions.data_ptr(),
+        slots.data_ptr(),
+    )
+    stream = torch.cuda.current_stream().cuda_stream
+    binding.check(binding.library().nq_cuda_choose(choice, stream), "choice")
+    expected = [int(row.argmax()) if i != 1 else 0 for i, row in enumerate(logits.cpu())]
+    expected[2] = vocabulary // 2
+    assert tokens.tolist() == [*expected[:4], -1]  # the last sequence has no place left
+    assert positions.tolist() == [1, 4, 3, 2, 4]
+    assert [int(chosen[i, p]) for i, p in enumerate([0, 3, 2, 1])] == expected[:4]
+    assert not slots.any()
 
 
 def test_growth_keeps_the_text() -> None:
