@@ -26,7 +26,7 @@ LIMITS = {
     (capi.BFLOAT16, capi.FLOAT32): 1e-3,
 }
 #: rounding a value to bfloat16 alone costs up to 2^-8; over many outputs it averages to 1.7e-3
-_FEW_OUTPUTS, _FEW_LIMIT = 128, 4.5e-3
+_FEW_OUTPUTS, _FEW_LIMIT = 256, 4.5e-3
 #: below this size of any dimension a row's sum may cancel, and the error is measured against its expected norm
 _SMALL = 64
 _GUARD = 1024

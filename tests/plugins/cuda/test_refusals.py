@@ -106,6 +106,12 @@ def test_a_bad_epsilon_is_refused(eps: float, cuda: capi.Cuda) -> None:
     assert cuda.forward(run.call, 0) == Status.BAD_ARGUMENT
 
 
+def test_a_gated_width_that_splits_a_load_is_refused(cuda: capi.Cuda) -> None:
+    layer = layers.make_layer(cuda, 100, 70, 130)
+    run = layers.Run(cuda, [layer], layers.make_x(3, 200, capi.FLOAT16), capi.FLOAT16, input=capi.SILU)
+    assert cuda.forward(run.call, torch.cuda.current_stream().cuda_stream) == Status.BAD_ARGUMENT
+
+
 def test_a_workspace_one_byte_short_is_refused(algorithm: int, cuda: capi.Cuda) -> None:
     for rows in (1, 8, 9, 130):
         run = make_run(cuda, algorithm, rows)

@@ -22,6 +22,8 @@ INPUTS = {"rms_norm": capi.RMS_NORM, "silu": capi.SILU, "gelu": capi.GELU}
 def test_inputs(
     shape: tuple[int, int, int], name: str, kind: int, algorithm: int, cuda: capi.Cuda, record: Record
 ) -> None:
+    if name != "rms_norm":  # the second half of a gated row begins at a multiple of 16 bytes
+        shape = ((shape[0] + 7) // 8 * 8, *shape[1:])
     layer = layers.make_layer(cuda, *shape, scale=kind)
     weight = layers.make_x(1, shape[0], kind, seed=5, outliers=False)[0] if name == "rms_norm" else None
     width = shape[0] * (1 if name == "rms_norm" else 2)
