@@ -27,9 +27,9 @@ from nanoquant_edge.compression.ranks import layer_bits, rank_for_rate
 from nanoquant_edge.runtimes.torch import SHAPES, DecoderModel, TorchBackend, random_model
 from nanoquant_edge.runtimes.torch.random_model import linear_shapes
 
-REPETITIONS = 5
-#: the counter is updated some ten times a second
-ENERGY_SECONDS = 1.0
+FIRST_REPETITIONS = 5
+#: the energy counter is updated some ten times a second, so a row decodes at least this long
+DECODE_SECONDS = 1.0
 
 
 class Energy:
@@ -76,36 +76,36 @@ def build(name: str, bpw: float | None, layers: int | None, host_embedding: bool
 def measure(backend: TorchBackend, batch: int, prompt: int, new: int, energy: Energy) -> dict[str, Any]:
     """One row's figures."""
     ids = np.random.default_rng(0).integers(0, backend.vocab_size, (batch, prompt))
-    backend.start(ids)
-    backend.extend(min(new, 16))  # captures the graph
     first, decode = [], []
-    for _ in range(REPETITIONS):
+    for repetition in range(FIRST_REPETITIONS + 2):  # two more: plain, and with the capture of the prompt's graph
         torch.cuda.synchronize()
         begin = time.perf_counter()
         backend.start(ids)
-        first.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-        backend.extend(new)  # returns numpy, so the work is done
-        decode.append(time.perf_counter() - begin)
-    before, spent, tokens = energy.joules(), 0.0, 0
-    while before is not None and spent < ENERGY_SECONDS:
+        if repetition >= 2:
+            first.append(time.perf_counter() - begin)
+    backend.extend(min(new, 16))  # captures the step's graph
+    before = energy.joules()
+    while len(decode) < 2 or sum(decode) < DECODE_SECONDS:
         # Decoding only: the prompt stays, and the same places of the cache are written again.
         backend.rewind(prompt)
         begin = time.perf_counter()
-        backend.extend(new)
-        spent, tokens = spent + time.perf_counter() - begin, tokens + batch * new
+        backend.extend(new)  # returns numpy, so the work is done
+        decode.append(time.perf_counter() - begin)
     after = energy.joules()
     middle = statistics.median(decode)
     return {
         "batch": batch,
         "prompt": prompt,
         "new": new,
+        "repetitions": len(decode),
         "tps": round(batch * new / middle, 1),
         "tps_low": round(batch * new / max(decode), 1),
         "step_us": round(1e6 * middle / new, 1),
         "ttft_ms": round(1e3 * statistics.median(first), 2),
         "mem_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3),
-        "j_per_token": None if before is None or after is None else round((after - before) / tokens, 5),
+        "j_per_token": None
+        if before is None or after is None
+        else round((after - before) / (len(decode) * batch * new), 5),
     }
 
 
@@ -163,7 +163,7 @@ def main(
                 del backend
             del model
             if append and layers is None:
-                append_rows("gpu_decode", rows, REPETITIONS, folder)
+                append_rows("gpu_decode", rows, FIRST_REPETITIONS, folder)
 
 
 if __name__ == "__main__":
