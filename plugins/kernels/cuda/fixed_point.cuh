@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "ptx.cuh"
+
 namespace nq_cuda {
 
 // The largest integer whose two balanced base-256 digits are both signed bytes: 127 * 256 + 127.
@@ -46,7 +48,8 @@ __device__ __forceinline__ uint32_t gather_bytes(uint32_t value, int lane) {
   return __byte_perm(value, other, lane & 2 ? 0x3276 : 0x5410);
 }
 
-// Deals the fixed-point values `fixed` (two's complement in the low 16 bits) out to `fragments`.
+// Deals the fixed-point values `fixed` (two's complement in the low 16 bits) out to `fragments`,
+// a shared-memory address.
 //
 // Bits: word 4 l + 2 h + i of the result belongs to lane l of mma.m16n8k256, i says which of its
 // two B registers, and column g of the fragment is plane 8 h + g, bit 8 h + g of the values.
@@ -55,7 +58,7 @@ __device__ __forceinline__ uint32_t gather_bytes(uint32_t value, int lane) {
 // 2 (s mod 2) + i is B register i of mma.m16n8k32 in step s, which takes the columns 8 b + s of
 // every word, for a lane with l mod 4 = q.
 template <bool BITS>
-__device__ __forceinline__ void deal(const uint32_t (&fixed)[8], uint32_t* fragments, int lane) {
+__device__ __forceinline__ void deal(const uint32_t (&fixed)[8], uint32_t fragments, int lane) {
   uint32_t planes[4];
   const uint32_t p01 = __byte_perm(fixed[0], fixed[1], 0x5410);
   const uint32_t p23 = __byte_perm(fixed[2], fixed[3], 0x5410);
@@ -82,7 +85,7 @@ __device__ __forceinline__ void deal(const uint32_t (&fixed)[8], uint32_t* fragm
     const int slot =
         BITS ? ((4 * (i & 1) + j) * 4 + q) * 4 + (i >> 1) * 2 + half
              : ((2 * (i & 1) + (j >> 1)) * 8 + (i >> 1) * 4 + q) * 4 + (j & 1) * 2 + half;
-    fragments[slot] = gather_bytes(planes[i], lane);
+    store_shared(fragments + slot * 4, gather_bytes(planes[i], lane));
   }
 }
 

@@ -115,23 +115,28 @@ __device__ __forceinline__ void load_slice(const GemvStage& stage, const GemvPar
       }
     }
   }
-  float sum = 0.0f;
+  if (stage.input == NQ_INPUT_RMS_NORM) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < KPW; ++k) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum += values[k][i] * values[k][i];
+    }
+    *squares = sum;
+  }
 #pragma unroll
   for (int k = 0; k < KPW; ++k) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      sum += values[k][i] * values[k][i];
-      values[k][i] *= factors[k][i];
-    }
+    for (int i = 0; i < 8; ++i) values[k][i] *= factors[k][i];
   }
-  *squares = sum;
 }
 
-// Writes the fragments of the slice to `fragments` (KPW times 128 words, read by all lanes after a
+// Writes the fragments of the slice to the shared-memory address `fragments` (KPW times 512 bytes,
+// read by all lanes after a
 // __syncwarp) and returns its facts, without the squares, in all lanes.
 template <int KPW, bool BITS>
 __device__ __forceinline__ SliceFacts convert_slice(const float (&values)[KPW][8],
-                                                    uint32_t* fragments, int lane) {
+                                                    uint32_t fragments, int lane) {
   uint32_t largest = 0;
 #pragma unroll
   for (int k = 0; k < KPW; ++k) {
@@ -153,7 +158,7 @@ __device__ __forceinline__ SliceFacts convert_slice(const float (&values)[KPW][8
       fixed[i] = __float_as_uint(fmaf(values[k][i], inverse, kRoundMagic));
       total += static_cast<int>(fixed[i] - kRoundMagicBits);
     }
-    deal<BITS>(fixed, fragments + k * kFragmentWords, lane);
+    deal<BITS>(fixed, fragments + k * kFragmentWords * 4, lane);
   }
   return {bound * (1.0f / kFixedMax), warp_sum(total), 0.0f, 0.0f};
 }

@@ -19,18 +19,37 @@
 
 namespace nq_cuda {
 
-// Shared memory of a block: each warp's ring of weights, its scratch, and its sums.
+// Shared memory of a block: each warp's ring of weights, its scratch and its sums of squares, then
+// the sums of all warps, those of one output next to each other.
 template <int ROWS, int KPW>
 struct GemvShape {
   static constexpr int kUnits = KPW == 1 ? 10 : KPW == 2 ? 5 : KPW == 4 ? 3 : 2;  // in flight
   static constexpr int kRingBytes = kUnits * KPW * 512;
   static constexpr int kScratchBytes = KPW * kFragmentWords * 4;
-  static constexpr int kFactsBytes = ROWS * 4;
+  static constexpr int kNormBytes = ROWS * 4;
+  static constexpr int kSumStride = kGemvWarps + 4;  // floats; no bank conflicts, 16-byte reads
 
   static int shared_bytes(int warps, int tiles_per_pass) {
-    return warps * (kRingBytes + kScratchBytes + kFactsBytes + tiles_per_pass * 16 * ROWS * 4);
+    return warps * (kRingBytes + kScratchBytes) + kGemvWarps * kNormBytes +
+           tiles_per_pass * 16 * ROWS * kSumStride * 4;
   }
 };
+
+// The sum of one float of each warp, kept 16 bytes aligned, in a fixed order.
+__device__ __forceinline__ float add_warps(uint32_t values, int warps) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kGemvWarps; i += 4) {
+    if (i < warps) {
+      const uint4 four = load_shared_16(values + i * 4);
+      sum += __uint_as_float(four.x);
+      if (i + 1 < warps) sum += __uint_as_float(four.y);
+      if (i + 2 < warps) sum += __uint_as_float(four.z);
+      if (i + 3 < warps) sum += __uint_as_float(four.w);
+    }
+  }
+  return sum;
+}
 
 // What the last step of one output needs, asked for early.
 struct Finish {
@@ -42,65 +61,76 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
     gemv_stage(const __grid_constant__ GemvStage stage) {
   using Shape = GemvShape<ROWS, KPW>;
   extern __shared__ uint4 shared[];
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+  keep(lane), keep(warp), keep(warps);
 
   int index = 0;
   while (index + 1 < stage.count &&
          static_cast<int>(blockIdx.x) >= stage.parts[index + 1].first_block) {
     ++index;
   }
-  const GemvPart& part = stage.parts[index];
+  GemvPart part = stage.parts[index];
+  keep(part.in), keep(part.out), keep(part.residual), keep(part.fragments), keep(part.facts);
+  keep(part.rows), keep(part.columns), keep(part.column_tiles), keep(part.padded_rows);
   const int first_tile = (blockIdx.x - part.first_block) * stage.tiles_per_block;
   const int tiles = min(stage.tiles_per_block, part.row_tiles - first_tile);
-  const int per_pass = stage.tiles_per_pass;
-  const int phases = (stage.slices + warps - 1) / warps;
+  int per_pass = stage.tiles_per_pass, batch = stage.batch, slices = stage.slices;
+  keep(per_pass), keep(batch), keep(slices);
+  int phases = slices > warps ? (slices + warps - 1) / warps : 1;
+  keep(phases);
 
-  uint4* const ring = shared + warp * (Shape::kRingBytes / 16) + lane;
-  uint32_t* const scratch = reinterpret_cast<uint32_t*>(shared + warps * (Shape::kRingBytes / 16)) +
-                            warp * (Shape::kScratchBytes / 4);
-  float* const norms =
-      reinterpret_cast<float*>(shared) + warps * ((Shape::kRingBytes + Shape::kScratchBytes) / 4);
-  float* const sums = norms + warps * ROWS;
+  uint32_t ring = shared_address(shared) + warp * Shape::kRingBytes + lane * 16;
+  uint32_t scratch =
+      shared_address(shared) + warps * Shape::kRingBytes + warp * Shape::kScratchBytes;
+  uint32_t norms = shared_address(shared) + warps * (Shape::kRingBytes + Shape::kScratchBytes);
+  uint32_t sums = norms + kGemvWarps * Shape::kNormBytes;
+  keep(ring), keep(scratch), keep(norms), keep(sums);
 
-  // A unit of weights is this warp's column tiles of one row tile. They are asked for in the order
-  // of their use: passes, phases, row tiles.
-  int ahead_pass = 0, ahead_phase = 0, ahead_tile = 0, slot_in = 0;
-  const uint4* ahead =
-      part.tiles + (static_cast<int64_t>(first_tile) * part.column_tiles + warp * KPW) * 32 + lane;
+  // A unit of weights is this warp's column tiles of one row tile. One phase's are asked for in the
+  // order of their use, whatever the passes; with several phases, each pass starts anew.
+  const uint64_t policy = read_once_policy();
+  int units_left = 0, columns_here = 0;
+  uint32_t slot = ring;  // the oldest unit, and the next one's place
+  const uint4* ahead = nullptr;
+  const int row_step = part.column_tiles * 32;
   auto fetch = [&]() {
-    if (ahead_pass < tiles) {
-      const int column = (ahead_phase * warps + warp) * KPW;
+    if (units_left > 0) {
 #pragma unroll
       for (int k = 0; k < KPW; ++k) {
-        if (column + k < part.column_tiles) {
-          copy_async_16(ring + (slot_in * KPW + k) * 32, ahead + k * 32);
-        }
+        if (k < columns_here) copy_async_16(slot + k * 512, ahead + k * 32, policy);
       }
-      ahead += part.column_tiles * 32;
-      if (++ahead_tile == min(per_pass, tiles - ahead_pass)) {
-        ahead_tile = 0;
-        if (++ahead_phase == phases) {
-          ahead_phase = 0;
-          ahead_pass += per_pass;
-        }
-        ahead = part.tiles +
-                (static_cast<int64_t>(first_tile + ahead_pass) * part.column_tiles +
-                 (ahead_phase * warps + warp) * KPW) *
-                    32 +
-                lane;
-      }
+      ahead += row_step;
+      --units_left;
     }
     copy_async_commit();
-    slot_in = slot_in + 1 == Shape::kUnits ? 0 : slot_in + 1;
+    slot += KPW * 512;
+    if (slot == ring + Shape::kRingBytes) slot = ring;
   };
+  auto start = [&](int pass, int phase) {
+    const int column = (phase * warps + warp) * KPW;
+    columns_here = min(KPW, part.column_tiles - column);
+    units_left = phases == 1 ? tiles - pass : min(per_pass, tiles - pass);
+    ahead = part.tiles +
+            (static_cast<int64_t>(first_tile + pass) * part.column_tiles + column) * 32 + lane;
 #pragma unroll 1
-  for (int unit = 0; unit < Shape::kUnits; ++unit) fetch();
+    for (int unit = 0; unit < Shape::kUnits; ++unit) fetch();
+  };
+  start(0, 0);
+  // What the ring has no room for waits in the level-2 cache.
+  if (lane == 0) {
+#pragma unroll 1
+    for (int tile = Shape::kUnits + warp; tile < tiles; tile += warps) {
+      prefetch_stretch(
+          part.tiles + (static_cast<int64_t>(first_tile + tile) * part.column_tiles) * 32,
+          part.column_tiles * 512);
+    }
+  }
 
   // Output `item` of a pass is row item % ROWS of the activations, row item / ROWS of the tiles.
   auto ask = [&](int pass, int item, bool constants) {
     Finish finish = {1.0f, 0.0f, 0.0f};
     const int row = item % ROWS, out_row = (first_tile + pass) * 16 + item / ROWS;
-    if (item < per_pass * 16 * ROWS && out_row < part.rows && row < stage.batch) {
+    if (item < per_pass * 16 * ROWS && out_row < part.rows && row < batch) {
       if (constants) {
         if (part.out_scale != nullptr) {
           finish.scale = load_value(part.out_scale, out_row, stage.scale_type);
@@ -118,18 +148,22 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
   if (SOURCE == Source::kInput) {
     load_factors<KPW>(stage, part, warp * KPW * 256 + lane * 8, factors);
   }
-  release_dependents();
+  // Released any earlier, later kernels' first steps would take issue slots from this one's chain.
   wait_for_predecessors();
+  release_dependents();
   if (SOURCE != Source::kInput) first.residual = ask(0, threadIdx.x, false).residual;
 
   constexpr int kPlanes = BITS ? ROWS : (ROWS > 4 ? 2 : 1);  // fragments of a column tile
   constexpr int kQuads = BITS ? 1 : 4;                       // 16-byte pieces of one, for a lane
   uint4 planes[kPlanes][KPW][kQuads];
+  struct Sums {
+    int of[kPlanes][BITS ? 2 : 1][4];
+  };
   float scales[ROWS];
   int totals[ROWS];
   auto get_slice = [&](int phase) {
     const int slice = phase * warps + warp;
-    const bool present = slice < stage.slices;
+    const bool present = slice < slices;
     if (SOURCE == Source::kFragments) {
 #pragma unroll
       for (int p = 0; p < kPlanes; ++p) {
@@ -142,7 +176,7 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
 #pragma unroll
           for (int i = 0; i < kQuads; ++i) {
             planes[p][k][i] = make_uint4(0, 0, 0, 0);
-            if (row < stage.batch && column < part.column_tiles) {
+            if (row < batch && column < part.column_tiles) {
               planes[p][k][i] = __ldcg(from + (BITS ? lane : i * 8 + lane % 8));
             }
           }
@@ -151,14 +185,15 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
 #pragma unroll
       for (int row = 0; row < ROWS; ++row) {
         uint4 facts = make_uint4(0, 0, 0, 0);
-        if (present && row < stage.batch) {
-          facts = __ldcg(reinterpret_cast<const uint4*>(part.facts + row * stage.slices + slice));
+        if (present && row < batch) {
+          facts = __ldcg(reinterpret_cast<const uint4*>(part.facts + row * slices + slice));
         }
         scales[row] = __uint_as_float(facts.x);
         totals[row] = static_cast<int>(facts.y);
         if (lane == 0) {
           const float square = __uint_as_float(facts.z);
-          norms[warp * ROWS + row] = phase == 0 ? square : norms[warp * ROWS + row] + square;
+          const uint32_t norm = norms + (row * kGemvWarps + warp) * 4;
+          store_shared(norm, phase == 0 ? square : load_shared(norm) + square);
         }
       }
       return;
@@ -175,55 +210,58 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
     __syncwarp();
     scales[0] = facts.scale;
     totals[0] = facts.total;
-    const uint4* from = reinterpret_cast<const uint4*>(scratch);
 #pragma unroll
     for (int k = 0; k < KPW; ++k) {
 #pragma unroll
       for (int i = 0; i < kQuads; ++i) {
         planes[0][k][i] = make_uint4(0, 0, 0, 0);
-        if (BITS || lane < 8) planes[0][k][i] = from[k * 32 + (BITS ? lane : i * 8 + lane)];
+        if (BITS || lane < 8)
+          planes[0][k][i] = load_shared_16(scratch + (k * 32 + (BITS ? lane : i * 8 + lane)) * 16);
       }
     }
     if (SOURCE == Source::kInput && stage.input == NQ_INPUT_RMS_NORM) {
       squares = warp_sum(squares);
-      if (lane == 0) norms[warp] = phase == 0 ? squares : norms[warp] + squares;
+      if (lane == 0) {
+        const uint32_t norm = norms + warp * 4;
+        store_shared(norm, phase == 0 ? squares : load_shared(norm) + squares);
+      }
     }
   };
 
-  int slot_out = 0;
+  int q = lane & 3;
+  uint32_t my_sum = sums + (lane >> 2) * (ROWS * Shape::kSumStride * 4) + warp * 4;
+  keep(q), keep(my_sum);
 #pragma unroll 1
   for (int pass = 0; pass < tiles; pass += per_pass) {
     const int in_pass = min(per_pass, tiles - pass);
 #pragma unroll 1
     for (int phase = 0; phase < phases; ++phase) {
-      if (pass == 0 || phases > 1) get_slice(phase);
-      const int column = (phase * warps + warp) * KPW;
-#pragma unroll 1
-      for (int tile = 0; tile < in_pass; ++tile) {
+      if (pass == 0 || phases > 1) {
+        if (pass + phase > 0) start(pass, phase);
+        get_slice(phase);
+      }
+      uint32_t to = my_sum;
+      auto multiply = [&](Sums& d) {
         copy_async_wait<Shape::kUnits - 1>();
         uint4 a[KPW];
 #pragma unroll
         for (int k = 0; k < KPW; ++k) {
           a[k] = make_uint4(0, 0, 0, 0);
-          if (column + k < part.column_tiles) a[k] = ring[(slot_out * KPW + k) * 32];
+          if (k < columns_here) a[k] = load_shared_16(slot + k * 512);
         }
-        slot_out = slot_out + 1 == Shape::kUnits ? 0 : slot_out + 1;
-        float* const to = sums + ((warp * per_pass + tile) * 16 + (lane >> 2)) * ROWS;
-        const int q = lane & 3;
-        int d[kPlanes][BITS ? 2 : 1][4] = {};
 #pragma unroll
         for (int p = 0; p < kPlanes; ++p) {
 #pragma unroll
           for (int k = 0; k < KPW; ++k) {
             if constexpr (BITS) {
               const uint4& b = planes[p][k][0];
-              mma_bits(d[p][0], a[k], b.x, b.y);
-              mma_bits(d[p][1], a[k], b.z, b.w);
+              mma_bits(d.of[p][0], a[k], b.x, b.y);
+              mma_bits(d.of[p][1], a[k], b.z, b.w);
             } else {
 #pragma unroll
               for (int s = 0; s < 8; ++s) {
                 const uint4& b = planes[p][k][s / 2];
-                mma_bytes(d[p][0], (a[k].x >> s) & 0x01010101u, (a[k].y >> s) & 0x01010101u,
+                mma_bytes(d.of[p][0], (a[k].x >> s) & 0x01010101u, (a[k].y >> s) & 0x01010101u,
                           (a[k].z >> s) & 0x01010101u, (a[k].w >> s) & 0x01010101u,
                           s % 2 ? b.z : b.x, s % 2 ? b.w : b.y);
               }
@@ -231,13 +269,15 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
           }
         }
         fetch();
+      };
+      auto finish_tile = [&](const Sums& d) {
 #pragma unroll
         for (int row = 0; row < ROWS; ++row) {
           int upper, lower;
           if constexpr (BITS) {
             // This lane has planes 2 q, 2 q + 1, 8 + 2 q, 9 + 2 q; plane 15 is the sign's.
-            const int* low = d[row][0];
-            const int* high = d[row][1];
+            const int* low = d.of[row][0];
+            const int* high = d.of[row][1];
             const int sign = q == 3 ? -512 : 512;
             upper = (low[0] + 2 * low[1] + 256 * high[0] + sign * high[1]) << (2 * q);
             lower = (low[2] + 2 * low[3] + 256 * high[2] + sign * high[3]) << (2 * q);
@@ -247,16 +287,44 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
             lower += __shfl_xor_sync(0xffffffffu, lower, 2);
           } else {
             // This lane has both digits of row q of each fragment.
-            const int* sum = d[row / 4][0];
+            const int* sum = d.of[row / 4][0];
             upper = sum[0] + 256 * sum[1];
             lower = sum[2] + 256 * sum[3];
           }
           if (q == (BITS ? 0 : row % 4)) {
             const float above = scales[row] * static_cast<float>(totals[row] - 2 * upper);
             const float below = scales[row] * static_cast<float>(totals[row] - 2 * lower);
-            to[row] = phase == 0 ? above : to[row] + above;
-            to[8 * ROWS + row] = phase == 0 ? below : to[8 * ROWS + row] + below;
+            const uint32_t upper_sum = to + row * (Shape::kSumStride * 4);
+            const uint32_t lower_sum = upper_sum + 8 * ROWS * Shape::kSumStride * 4;
+            if (phase == 0) {
+              store_shared(upper_sum, above);
+              store_shared(lower_sum, below);
+            } else {
+              store_shared(upper_sum, load_shared(upper_sum) + above);
+              store_shared(lower_sum, load_shared(lower_sum) + below);
+            }
           }
+        }
+        to += 16 * ROWS * Shape::kSumStride * 4;
+      };
+      if constexpr (ROWS == 1) {
+        // The next tile is multiplied before this one's sums are folded.
+        Sums now = {};
+        multiply(now);
+#pragma unroll 1
+        for (int tile = 1; tile < in_pass; ++tile) {
+          Sums next = {};
+          multiply(next);
+          finish_tile(now);
+          now = next;
+        }
+        finish_tile(now);
+      } else {
+#pragma unroll 1
+        for (int tile = 0; tile < in_pass; ++tile) {
+          Sums now = {};
+          multiply(now);
+          finish_tile(now);
         }
       }
     }
@@ -269,19 +337,15 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
         finish.residual = ask(pass, item, false).residual;
       }
       const int row = item % ROWS, out_row = (first_tile + pass) * 16 + item / ROWS;
-      float value = 0.0f;
-#pragma unroll 8
-      for (int w = 0; w < warps; ++w) value += sums[w * per_pass * 16 * ROWS + item];
+      float value = add_warps(sums + item * (Shape::kSumStride * 4), warps);
       if (SOURCE != Source::kMiddle && stage.input == NQ_INPUT_RMS_NORM) {
-        float square = 0.0f;
-#pragma unroll 8
-        for (int w = 0; w < warps; ++w) square += norms[w * ROWS + row];
+        const float square = add_warps(norms + row * (kGemvWarps * 4), warps);
         value *= rsqrtf(square / static_cast<float>(part.columns) + stage.norm_eps);
       }
       value = value * finish.scale + finish.bias + finish.residual;
       // Rows past the matrix are written as zeros where the next half reads them.
       if (out_row >= part.rows) value = 0.0f;
-      if (row < stage.batch && out_row < part.padded_rows) {
+      if (row < batch && out_row < part.padded_rows) {
         store_value(part.out, row * part.out_stride + out_row, stage.out_type, value);
       }
     }
@@ -292,7 +356,7 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
 // Converts slices for launches of several rows: one warp for each row and slice.
 template <int KPW, bool BITS, Source SOURCE>
 __global__ void __launch_bounds__(128) gemv_convert(const __grid_constant__ GemvStage stage) {
-  __shared__ uint32_t scratch[4][KPW * kFragmentWords];
+  __shared__ uint4 scratch[4][KPW * 32];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int slice = blockIdx.x * 4 + warp, row = blockIdx.y;
   const GemvPart& part = stage.parts[blockIdx.z];
@@ -307,7 +371,7 @@ __global__ void __launch_bounds__(128) gemv_convert(const __grid_constant__ Gemv
     return;
   }
   load_slice<KPW, SOURCE>(stage, part, row, first_column, factors, values, &squares);
-  SliceFacts facts = convert_slice<KPW, BITS>(values, scratch[warp], lane);
+  SliceFacts facts = convert_slice<KPW, BITS>(values, shared_address(scratch[warp]), lane);
   __syncwarp();
   if (SOURCE == Source::kInput) facts.squares = warp_sum(squares);
   if (lane == 0) part.facts[row * stage.slices + slice] = facts;
@@ -316,7 +380,7 @@ __global__ void __launch_bounds__(128) gemv_convert(const __grid_constant__ Gemv
     const int column = slice * KPW + k;
     if (column < part.column_tiles) {
       part.fragments[(static_cast<int64_t>(row) * part.column_tiles + column) * 32 + lane] =
-          reinterpret_cast<const uint4*>(scratch[warp])[k * 32 + lane];
+          scratch[warp][k * 32 + lane];
     }
   }
 }

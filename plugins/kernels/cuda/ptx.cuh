@@ -9,32 +9,77 @@
 
 namespace nq_cuda {
 
-// Copies 16 bytes from global to shared memory, asynchronously from sm_80 on.
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
+// Shared memory by its own 32-bit addresses: with pointers the compiler reads the special registers
+// that make up an address again and again.
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(address)
+               : "memory");
+  return value;
+}
+
+__device__ __forceinline__ float load_shared(uint32_t address) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_shared(uint32_t address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(uint32_t address, const uint4& value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x),
+               "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
+// How the caches should treat data that is read once.
+__device__ __forceinline__ uint64_t read_once_policy() {
+  uint64_t policy = 0;
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global)
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+
+// Copies 16 bytes from global to shared memory, asynchronously from sm_80 on.
+__device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global,
+                                              uint64_t policy) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared),
+               "l"(global), "l"(policy)
                : "memory");
 #else
-  *static_cast<uint4*>(shared) = __ldg(static_cast<const uint4*>(global));
+  store_shared(shared, __ldg(static_cast<const uint4*>(global)));
 #endif
 }
 
-// The same for the first `bytes` of the 16, the rest becoming 0. With none, nothing is read.
-__device__ __forceinline__ void copy_async_some(void* shared, const void* global, int bytes) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(bytes)
-               : "memory");
-#else
-  for (int i = 0; i < 8; ++i) {
-    static_cast<uint16_t*>(shared)[i] =
-        2 * i < bytes ? static_cast<const uint16_t*>(global)[i] : uint16_t{0};
-  }
+// Asks for a stretch of memory (a multiple of 16 bytes) to come into the level-2 cache.
+__device__ __forceinline__ void prefetch_stretch(const void* global, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 #endif
 }
+
+// Keeps a value in a register from here on: the compiler would rather read a kernel's parameter
+// again where it is used, at the latency of a cold constant cache.
+template <typename T>
+__device__ __forceinline__ void keep(T*& pointer) {
+  asm volatile("" : "+l"(pointer));
+}
+__device__ __forceinline__ void keep(int& value) { asm volatile("" : "+r"(value)); }
+__device__ __forceinline__ void keep(uint32_t& value) { asm volatile("" : "+r"(value)); }
 
 __device__ __forceinline__ void copy_async_commit() {
 #if __CUDA_ARCH__ >= 800
@@ -61,39 +106,6 @@ __device__ __forceinline__ void release_dependents() {
 __device__ __forceinline__ void wait_for_predecessors() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// A cluster's blocks see each other's shared memory; elsewhere every block is its own cluster.
-__device__ __forceinline__ void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
-#endif
-}
-
-__device__ __forceinline__ int cluster_rank() {
-#if __CUDA_ARCH__ >= 900
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return static_cast<int>(rank);
-#else
-  return 0;
-#endif
-}
-
-// The float at the same place of block `rank` of the cluster.
-__device__ __forceinline__ float load_from_rank(const float* shared, int rank) {
-#if __CUDA_ARCH__ >= 900
-  uint32_t address;
-  float value;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(address)
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-  return value;
-#else
-  return *shared;
 #endif
 }
 
