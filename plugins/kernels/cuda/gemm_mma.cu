@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Any number of rows on any GPU from sm_75 on: four launches a piece of rows, planes and product
-// for each of the two sign matrices. Why int8 and not float16 operands: two int8 planes cost as
-// much as one float16 product where float32 accumulation runs at full rate and half as much where
-// it does not (GeForce), and are more exact.
+// for each of the two sign matrices.
+//
+// Why int8 and not float16 operands: by NVIDIA's architecture papers float16 products with float32
+// sums run at half the int8 rate on data-center, Jetson and workstation GPUs and at a quarter of it
+// on GeForce. Two planes cost two int8 products, so they are level on the former, twice as fast on
+// the latter, and more exact than float16 on all. Seen on sm_90 from registers alone, unpacking
+// included (plugins/tests/gemm_mma/rates.cu): 270 T sign multiply-adds/s against 232 for float16
+// with float32 sums and 250 with float16 sums.
 
 #include "gemm_mma_kernel.cuh"
 #include "gemm_mma_plan.h"
@@ -14,37 +19,66 @@ namespace nq_cuda {
 namespace mma {
 namespace {
 
-using Kernel = void (*)(const ProductParams);
+// Whether launches may overlap: the GPU and the code that it runs are sm_90 or newer (older PTX
+// compiled for a new GPU would not wait).
+bool may_overlap(const nq_cuda_device& device) {
+  static int version = 0;  // of the code; racing threads find the same
+  int known = __atomic_load_n(&version, __ATOMIC_RELAXED);
+  if (known == 0) {
+    cudaFuncAttributes attributes = {};
+    if (cudaFuncGetAttributes(&attributes, prepare) != cudaSuccess) return false;
+    known = attributes.ptxVersion;
+    __atomic_store_n(&version, known, __ATOMIC_RELAXED);
+  }
+  return known >= 90 && device.compute_capability >= 90;
+}
+
+template <typename Params>
+nq_status launch(void (*kernel)(const Params), const Params& params, dim3 grid, int threads,
+                 size_t shared_bytes, const nq_cuda_device& device, cudaStream_t stream) {
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = may_overlap(device) ? 1 : 0;
+  return check(cudaLaunchKernelEx(&config, kernel, params), "warp-level product");
+}
 
 template <typename S, int PLANES>
-nq_status launch(const ProductParams& params, int64_t blocks, cudaStream_t stream) {
-  const Kernel kernel = product<S, PLANES>;
+nq_status launch_product(const ProductParams& params, int64_t blocks, const nq_cuda_device& device,
+                         cudaStream_t stream) {
+  const auto kernel = product<S, PLANES>;
   // More than the default 48 KB needs asking for; every GPU from sm_75 on has 64 KB.
   const nq_status status =
       check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes),
             "shared memory of the product");
   if (status != NQ_OK) return status;
-  kernel<<<static_cast<unsigned>(blocks), S::kThreads, S::kSharedBytes, stream>>>(params);
-  return check(cudaGetLastError(), "product");
+  return launch(kernel, params, dim3(static_cast<unsigned>(blocks)), S::kThreads, S::kSharedBytes,
+                device, stream);
 }
 
 template <int PLANES>
 nq_status launch_shape(int shape, const ProductParams& params, int64_t blocks,
-                       cudaStream_t stream) {
+                       const nq_cuda_device& device, cudaStream_t stream) {
   switch (shape) {
     case 0:
-      return launch<Shape<2, 8, 4, 1, 2>, PLANES>(params, blocks, stream);
+      return launch_product<Shape<2, 8, 4, 1, 2>, PLANES>(params, blocks, device, stream);
     case 1:
-      return launch<Shape<1, 8, 4, 1, 2>, PLANES>(params, blocks, stream);
+      return launch_product<Shape<1, 8, 4, 1, 2>, PLANES>(params, blocks, device, stream);
     case 2:
-      return launch<Shape<2, 4, 2, 2, 2>, PLANES>(params, blocks, stream);
+      return launch_product<Shape<2, 4, 2, 2, 2>, PLANES>(params, blocks, device, stream);
     case 3:
-      return launch<Shape<2, 2, 2, 4, 2>, PLANES>(params, blocks, stream);
+      return launch_product<Shape<2, 2, 2, 4, 2>, PLANES>(params, blocks, device, stream);
     case 4:
-      return launch<Shape<2, 2, 1, 4, 3>, PLANES>(params, blocks, stream);
+      return launch_product<Shape<2, 2, 1, 4, 3>, PLANES>(params, blocks, device, stream);
     default:
-      return launch<Shape<1, 2, 1, 4, 3>, PLANES>(params, blocks, stream);
+      return launch_product<Shape<1, 2, 1, 4, 3>, PLANES>(params, blocks, device, stream);
   }
 }
 
@@ -58,11 +92,7 @@ nq_status run_product(ProductParams* params, int planes, const nq_cuda_device& d
     problem.weight_rows[i] = params->layer[i].out_columns;
     problem.k_tiles[i] = params->layer[i].k_tiles;
   }
-#ifdef NQ_MMA_TUNING
-  const int index = g_forced_shape >= 0 ? g_forced_shape : choose_shape(problem, device);
-#else
   const int index = choose_shape(problem, device);
-#endif
   const BlockShape& shape = kShapes[index];
   params->row_tiles = static_cast<int>(ceil_div(params->rows, shape.rows));
   int64_t tiles = 0;
@@ -72,11 +102,12 @@ nq_status run_product(ProductParams* params, int planes, const nq_cuda_device& d
   }
   const int64_t blocks = tiles * params->row_tiles;
   if (blocks > NQ_MAX_DIM) return NQ_TOO_LARGE;
-  return planes == 2 ? launch_shape<2>(index, *params, blocks, stream)
-                     : launch_shape<1>(index, *params, blocks, stream);
+  return planes == 2 ? launch_shape<2>(index, *params, blocks, device, stream)
+                     : launch_shape<1>(index, *params, blocks, device, stream);
 }
 
-nq_status run_prepare(PrepareParams* params, int count, cudaStream_t stream) {
+nq_status run_prepare(PrepareParams* params, int count, const nq_cuda_device& device,
+                      cudaStream_t stream) {
   params->max_k_tiles = 0;
   for (int i = 0; i < count; ++i) {
     const int tiles = params->layer[i].k_tiles;
@@ -86,8 +117,7 @@ nq_status run_prepare(PrepareParams* params, int count, cudaStream_t stream) {
   const int64_t blocks = params->rows_padded / kRowGroup * params->max_k_tiles;
   if (blocks > NQ_MAX_DIM) return NQ_TOO_LARGE;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(count));
-  prepare<<<grid, 256, 0, stream>>>(*params);
-  return check(cudaGetLastError(), "planes");
+  return launch(prepare, *params, grid, 256, 0, device, stream);
 }
 
 struct Piece {
@@ -167,7 +197,7 @@ struct Piece {
     params.rows_padded = plan.rows_padded;
     params.scale_type = pass.layers[0].scale_type;
     params.out_type = stage == 0 ? NQ_FLOAT32 : pass.y_type;
-    const nq_status status = run_prepare(&prepared, pass.count, stream);
+    const nq_status status = run_prepare(&prepared, pass.count, device, stream);
     if (status != NQ_OK) return status;
     return run_product(&params, plan.planes, device, stream);
   }

@@ -15,6 +15,7 @@
 #ifndef NQ_CUDA_GEMM_MMA_KERNEL_CUH
 #define NQ_CUDA_GEMM_MMA_KERNEL_CUH
 
+#include "gemm_mma_instructions.cuh"
 #include "gemm_mma_types.cuh"
 
 namespace nq_cuda {
@@ -38,68 +39,10 @@ struct Shape {
   // stores over all banks.
   static constexpr int kPitch = kWeightRows + 4;
   static constexpr int kOutFloats = WK * kRows * kPitch;
-  static_assert((kOutFloats + WK * kRows) * 4 <= kSharedBytes, "sums must fit the ring");
+  static_assert((kOutFloats + kThreads) * 4 <= kSharedBytes, "sums must fit the ring");
   static_assert(kThreads % 128 == 0 && NF % (kThreads / 128) == 0,
                 "copies go by blocks of 128 threads");
 };
-
-// Sixteen bytes into shared memory, in the background where the GPU can.
-__device__ __forceinline__ void copy16(uint32_t to, const void* from) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-#else
-  const uint4 v = __ldg(static_cast<const uint4*>(from));
-  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
-               "r"(v.w)
-               : "memory");
-#endif
-}
-
-__device__ __forceinline__ void copies_commit() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-template <int PENDING>
-__device__ __forceinline__ void copies_wait() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-#endif
-}
-
-// acc += A B, 16 x 8 x 32; FIRST sets it instead. Four sm_75 instructions take the same fragments.
-template <bool FIRST>
-__device__ __forceinline__ void multiply(int (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
-                                         uint32_t b1) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};"
-      : "=r"(acc[0]), "=r"(acc[1]), "=r"(acc[2]), "=r"(acc[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(FIRST ? 0 : acc[0]),
-        "r"(FIRST ? 0 : acc[1]), "r"(FIRST ? 0 : acc[2]), "r"(FIRST ? 0 : acc[3]));
-#else
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    int* to = acc + 2 * half;
-    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%4,%5};"
-                 : "=r"(to[0]), "=r"(to[1])
-                 : "r"(a[half]), "r"(b0), "r"(FIRST ? 0 : to[0]), "r"(FIRST ? 0 : to[1]));
-    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
-                 : "+r"(to[0]), "+r"(to[1])
-                 : "r"(a[2 + half]), "r"(b1));
-  }
-#endif
-}
-
-// Bits as bytes of 0 and -128: a left shift and a mask, which run on two different pipes.
-__device__ __forceinline__ void unpack(uint32_t (&a)[4], const uint4& w, int step) {
-  a[0] = (w.x << (7 - step)) & 0x80808080u;
-  a[1] = (w.y << (7 - step)) & 0x80808080u;
-  a[2] = (w.z << (7 - step)) & 0x80808080u;
-  a[3] = (w.w << (7 - step)) & 0x80808080u;
-}
 
 // k-steps 2 CHUNK to 2 CHUNK + 2 LENGTH of a group, for SETS planes one after the other.
 template <typename S, int CHUNK, int LENGTH, int SETS, bool FIRST>
@@ -185,11 +128,32 @@ struct Source {
   }
 };
 
+// Which outputs the block computes.
+struct Place {
+  int layer;
+  int64_t row0, column0;
+};
+
+// Asked for again at the end: the index is read anew each time, so that nothing of this occupies
+// registers in between.
+template <typename S>
+__device__ __forceinline__ Place place_of(const ProductParams& p) {
+  uint32_t block;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+  const int tile = static_cast<int>(block / p.row_tiles);
+  Place place = {0, static_cast<int64_t>(block % p.row_tiles) * S::kRows, 0};
+  while (place.layer + 1 < p.count && tile >= p.layer[place.layer + 1].first_tile) ++place.layer;
+  place.column0 = static_cast<int64_t>(tile - p.layer[place.layer].first_tile) * S::kWeightRows;
+  return place;
+}
+
 // Sums from shared memory to the output: sum(x) - 2 sum_{b=1} x, scale, bias, residual; four
 // neighbouring columns a thread.
 template <typename S>
-__device__ __forceinline__ void write_out(const ProductParams& p, const ProductLayer& layer,
-                                          const float* sums, int64_t row0, int64_t column0) {
+__device__ __forceinline__ void write_out(const ProductParams& p, const float* sums) {
+  const Place place = place_of<S>(p);
+  const ProductLayer& layer = p.layer[place.layer];
+  const int64_t row0 = place.row0, column0 = place.column0;
   const float* row_sums = sums + S::kOutFloats;
   constexpr int kWide = S::kWeightRows / 4;
   for (int i = threadIdx.x; i < S::kRows * kWide; i += S::kThreads) {
@@ -202,8 +166,9 @@ __device__ __forceinline__ void write_out(const ProductParams& p, const ProductL
       const float4 part =
           *reinterpret_cast<const float4*>(sums + (k * S::kRows + n) * S::kPitch + m);
       v[0] += part.x, v[1] += part.y, v[2] += part.z, v[3] += part.w;
-      total += row_sums[k * S::kRows + n];
     }
+#pragma unroll
+    for (int k = 0; k < S::kThreads / S::kRows; ++k) total += row_sums[k * S::kRows + n];
 #pragma unroll
     for (int e = 0; e < 4; ++e) v[e] = total + v[e] * (1.0f / 64.0f);  // bits were -128
     if (layer.out_scale != nullptr) {
@@ -251,44 +216,62 @@ __device__ __forceinline__ void add(int (&acc)[S::MF][S::NF][4],
   }
 }
 
+// The thread's share of sum(x) of one row: every group whose index is its own modulo the number of
+// threads that share the row.
+template <typename S>
+__device__ __forceinline__ float sum_of_row(const ProductParams& p) {
+  const Place place = place_of<S>(p);
+  const ProductLayer& layer = p.layer[place.layer];
+  const float* sums = layer.sum + place.row0 + threadIdx.x % S::kRows;
+  float total = 0.0f;
+#pragma unroll 4
+  for (int k = threadIdx.x / S::kRows; k < layer.k_tiles; k += S::kThreads / S::kRows) {
+    total += sums[k * p.rows_padded];
+  }
+  return total;
+}
+
 template <typename S, int PLANES>
 __global__ void __launch_bounds__(S::kThreads, S::kPerSm)
     product(const __grid_constant__ ProductParams p) {
   extern __shared__ __align__(128) unsigned char ring[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_m = warp % S::WM, warp_k = warp / S::WM;
-  const int tile = static_cast<int>(blockIdx.x / p.row_tiles);
-  const int64_t row0 = static_cast<int64_t>(blockIdx.x % p.row_tiles) * S::kRows;
-  int which = 0;
-  while (which + 1 < p.count && tile >= p.layer[which + 1].first_tile) ++which;
-  const ProductLayer& layer = p.layer[which];
-  const int64_t column0 = static_cast<int64_t>(tile - layer.first_tile) * S::kWeightRows;
+  const Place place = place_of<S>(p);
+  const ProductLayer& layer = p.layer[place.layer];
+  const int64_t row0 = place.row0, column0 = place.column0;
   const int k_tiles = layer.k_tiles;
-  const int rounds = (k_tiles + S::WK - 1) / S::WK, steps = rounds * PLANES;
+  const int rounds = (k_tiles + S::WK - 1) / S::WK;
 
   const Source<S, PLANES> source(layer, static_cast<uint32_t>(row0));
   const uint32_t stages = static_cast<uint32_t>(__cvta_generic_to_shared(ring));
-#pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (s < steps) source.fetch(s / PLANES, s % PLANES, stages + s * S::kStageBytes, p.rows_padded);
-    copies_commit();
-  }
-
   // Rows of tiles past the matrix repeat its last one; their sums are never stored.
-  const uint4* weights[S::MF];
-  uint4 next[S::MF];
+  static_assert(S::MF <= 2, "one distance between the row tiles of a warp");
   const int64_t last_tile = (layer.out_columns + 15) / 16 - 1;
+  const int64_t wanted_tile = column0 / 16 + warp_m * S::MF;
+  const uint4* weights =
+      layer.tiles + (wanted_tile < last_tile ? wanted_tile : last_tile) * k_tiles * 32 + lane;
+  const uint32_t pitch = wanted_tile < last_tile ? static_cast<uint32_t>(k_tiles) * 32 : 0;
+  uint4 next[S::MF];
 #pragma unroll
   for (int m = 0; m < S::MF; ++m) {
-    const int64_t row_tile = column0 / 16 + warp_m * S::MF + m;
-    weights[m] = layer.tiles + (row_tile < last_tile ? row_tile : last_tile) * k_tiles * 32 + lane;
-    next[m] = warp_k < k_tiles ? __ldg(weights[m] + warp_k * 32) : make_uint4(0, 0, 0, 0);
+    next[m] = S::WK == 1 || warp_k < k_tiles ? __ldg(weights + m * pitch + warp_k * 32)
+                                             : make_uint4(0, 0, 0, 0);
+  }
+
+  wait_for_previous();
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (s / PLANES < rounds) {
+      source.fetch(s / PLANES, s % PLANES, stages + s * S::kStageBytes, p.rows_padded);
+    }
+    copies_commit();
   }
 
   int acc[S::kSets][S::MF][S::NF][4];
   float sum[S::MF][S::NF][4] = {};
-  float row_sum = 0.0f;
-  const bool adds_rows = threadIdx.x < S::WK * S::kRows;
+  // Early where the loop is short; late where registers are.
+  float row_sum = S::kBoth ? sum_of_row<S>(p) : 0.0f;
   int slot = 0;
   for (int round = 0; round < rounds; ++round) {
     const int k_tile = round * S::WK + warp_k;
@@ -296,26 +279,25 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerSm)
 #pragma unroll
     for (int m = 0; m < S::MF; ++m) {
       w[m] = next[m];
-      if (k_tile + S::WK < k_tiles) next[m] = __ldg(weights[m] + (k_tile + S::WK) * 32);
+      if (k_tile + S::WK < k_tiles) {
+        next[m] = __ldg(weights + m * pitch + (k_tile + S::WK) * 32);
+      }
     }
-    const int row_tile = round * S::WK + static_cast<int>(threadIdx.x) / S::kRows;
-    const float group_sum =
-        adds_rows && row_tile < k_tiles
-            ? __ldg(layer.sum + row_tile * p.rows_padded + row0 + threadIdx.x % S::kRows)
-            : 0.0f;
 #pragma unroll
     for (int part = 0; part < PLANES; ++part) {
       copies_wait<kStages - 2>();
       __syncthreads();
       const int free_slot = slot == 0 ? kStages - 1 : slot - 1;
-      if (round * PLANES + part + kStages - 1 < steps) {
-        source.fetch(round + (part + kStages - 1) / PLANES, (part + kStages - 1) % PLANES,
-                     stages + free_slot * S::kStageBytes, p.rows_padded);
+      constexpr int kAhead = kStages - 1;
+      const int coming = round + (part + kAhead) / PLANES;
+      if (coming < rounds) {
+        source.fetch(coming, (part + kAhead) % PLANES, stages + free_slot * S::kStageBytes,
+                     p.rows_padded);
       }
       copies_commit();
       const unsigned char* stage = ring + slot * S::kStageBytes;
       slot = slot + 1 == kStages ? 0 : slot + 1;
-      if (k_tile >= k_tiles) continue;
+      if (S::WK > 1 && k_tile >= k_tiles) continue;
       const uint4* fragments =
           reinterpret_cast<const uint4*>(stage + warp_k * S::NF * kBlockBytes) + lane;
       constexpr bool kHalves = S::kBoth && PLANES == 2;
@@ -347,7 +329,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerSm)
         }
       }
     }
-    row_sum += group_sum;
   }
 
   copies_wait<0>();
@@ -365,9 +346,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerSm)
       }
     }
   }
-  if (adds_rows) out[S::kOutFloats + threadIdx.x] = row_sum;
+  if (!S::kBoth) row_sum = sum_of_row<S>(p);
+  out[S::kOutFloats + threadIdx.x] = row_sum;
   __syncthreads();
-  write_out<S>(p, layer, out, row0, column0);
+  write_out<S>(p, out);
 }
 
 }  // namespace mma

@@ -109,6 +109,7 @@ __device__ __forceinline__ uint32_t pack_bytes(const int (&q)[8], int from) {
 }
 
 __global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareParams p) {
+  wait_for_previous();
   const PrepareLayer& layer = p.layer[blockIdx.y];
   const int k_tile = static_cast<int>(blockIdx.x % p.max_k_tiles);
   if (k_tile >= layer.k_tiles) return;
