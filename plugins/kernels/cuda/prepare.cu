@@ -25,7 +25,9 @@ __device__ float power_of_two(int power) {
 }
 
 // Of values that are not negative.
-__device__ float warp_most(float value) { return __uint_as_float(warp_max(__float_as_uint(value))); }
+__device__ float warp_most(float value) {
+  return __uint_as_float(warp_max(__float_as_uint(value)));
+}
 
 // The rare case of load_eight, out of line: rows that end or begin in the middle of 16 bytes.
 __device__ __noinline__ void load_up_to_eight(const void* from, int64_t begin, int column,
