@@ -140,11 +140,22 @@ struct Space {
   SliceFacts* facts;
 };
 
-int64_t space_bytes(const nq_linear& layer, void* base, Space* space) {
+// Slices are counted for the widest matrix of the group, and so are every layer's facts.
+int64_t most_slices(const nq_cuda_pass& pass) {
+  int64_t columns = 0;
+  for (int i = 0; i < pass.count; ++i) {
+    const nq_linear& layer = pass.layers[i];
+    columns = max(columns, static_cast<int64_t>(column_tiles(layer.in_features)));
+    columns = max(columns, static_cast<int64_t>(column_tiles(layer.rank)));
+  }
+  return columns;
+}
+
+int64_t space_bytes(const nq_linear& layer, int64_t slices, void* base, Space* space) {
   const int64_t columns = max(column_tiles(layer.in_features), column_tiles(layer.rank));
   const int64_t middle = kGemvRows * middle_stride(layer) * static_cast<int64_t>(sizeof(float));
   const int64_t fragments = kGemvRows * columns * kFragmentWords * 4;
-  const int64_t facts = round_up(kGemvRows * columns * sizeof(SliceFacts), 256);
+  const int64_t facts = round_up(kGemvRows * slices * sizeof(SliceFacts), 256);
   char* const bytes = static_cast<char*>(base);
   if (space != nullptr) {
     space->middle = reinterpret_cast<float*>(bytes);
@@ -166,11 +177,12 @@ GemvStage first_half(const nq_cuda_pass& pass, int64_t row, int batch) {
   stage.norm_weight = pass.norm_weight;
   stage.norm_eps = pass.norm_eps;
   char* base = static_cast<char*>(pass.workspace);
+  const int64_t slices = most_slices(pass);
   for (int i = 0; i < pass.count; ++i) {
     const nq_linear& layer = pass.layers[i];
     GemvPart& part = stage.parts[i];
     Space space;
-    base += space_bytes(layer, base, &space);
+    base += space_bytes(layer, slices, base, &space);
     part.fragments = space.fragments;
     part.facts = space.facts;
     part.tiles = reinterpret_cast<const uint4*>(layer.v_words);
@@ -199,11 +211,12 @@ GemvStage second_half(const nq_cuda_pass& pass, int64_t row, int batch) {
   stage.scale_type = pass.layers[0].scale_type;
   stage.out_type = pass.y_type;
   char* base = static_cast<char*>(pass.workspace);
+  const int64_t slices = most_slices(pass);
   for (int i = 0; i < pass.count; ++i) {
     const nq_linear& layer = pass.layers[i];
     GemvPart& part = stage.parts[i];
     Space space;
-    base += space_bytes(layer, base, &space);
+    base += space_bytes(layer, slices, base, &space);
     part.fragments = space.fragments;
     part.facts = space.facts;
     part.tiles = reinterpret_cast<const uint4*>(layer.u_words);
@@ -239,7 +252,9 @@ nq_status limits_of(const nq_cuda_device& device, Limits* limits) {
 
 size_t gemv_workspace(const nq_cuda_pass& pass, const nq_cuda_device&) {
   int64_t bytes = 0;
-  for (int i = 0; i < pass.count; ++i) bytes += space_bytes(pass.layers[i], nullptr, nullptr);
+  for (int i = 0; i < pass.count; ++i) {
+    bytes += space_bytes(pass.layers[i], most_slices(pass), nullptr, nullptr);
+  }
   return static_cast<size_t>(bytes);
 }
 
