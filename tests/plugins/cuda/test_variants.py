@@ -36,10 +36,10 @@ def test_inputs(
 
 
 @KINDS
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [2, 3, 4, -4])
 def test_groups(count: int, kind: int, algorithm: int, cuda: capi.Cuda, record: Record) -> None:
-    # Different ranks and sizes; mid scale, bias and residual on some only.
-    sizes = [(280, 576), (65, 192), (1, 33), (700, 1536)][:count]
+    # Different ranks and sizes; mid scale, bias and residual on some only. The widest layer last, and first.
+    sizes = [(280, 576), (65, 192), (1, 33), (700, 1536)][: abs(count)][:: -1 if count < 0 else 1]
     for n in (576, 130):
         made = [
             layers.make_layer(cuda, n, rank, m, mid=i % 2 == 0, bias=i % 3 != 1, seed=i)
