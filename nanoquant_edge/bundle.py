@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .engine_info import EngineInfo, read_engine
 from .errors import NqEdgeError
 from .files import path_inside, read_json, sha256_of, write_json
 
@@ -55,7 +56,7 @@ class Bundle:
 
     Attributes:
         folder: where it lies (not stored).
-        backend: "onnxruntime" or "tensorrt".
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
         backend_versions: lowest and highest backend version known to work, as strings; highest may be "".
         dialect: "ort", "onnx24" or "trt103".
         dtype: activation type ("float32", "float16", "bfloat16").
@@ -68,6 +69,7 @@ class Bundle:
         kv: cache layout.
         files: name -> size and hash, for every file of the bundle except the manifest.
         measured: figures that benchmarks recorded; free form.
+        engine: what a TensorRT engine was built with and for; None in a bundle with an ONNX graph.
     """
 
     folder: Path
@@ -85,6 +87,7 @@ class Bundle:
     kv: KvLayout
     files: dict[str, FileEntry] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
+    engine: EngineInfo | None = None
     bundle_version: int = BUNDLE_VERSION
 
     def write(self) -> Bundle:
@@ -97,6 +100,8 @@ class Bundle:
         entry = asdict(self)
         entry.pop("folder")
         entry["files"] = {name: asdict(value) for name, value in files.items()}
+        if self.engine is None:
+            entry.pop("engine")
         write_json(self.folder / MANIFEST_FILE, entry)
         return Bundle.open(self.folder)
 
@@ -210,4 +215,38 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     good = good and all(type(file.size) is int and isinstance(file.sha256, str) for file in fields["files"].values())
     if not good:
         raise NqEdgeError("NQ-BUNDLE", "the manifest holds impossible sizes.")
+    fields["engine"] = _checked_engine(entry, fields)
     return fields
+
+
+#: Backend of a bundle with an engine -> the engine's flavour.
+_ENGINE_BACKENDS = {"tensorrt": "standard", "tensorrt-rtx": "rtx"}
+
+
+def _checked_engine(entry: dict[str, Any], fields: dict[str, Any]) -> EngineInfo | None:
+    """The manifest's engine, seen to agree with what the manifest says elsewhere."""
+    flavour = _ENGINE_BACKENDS.get(fields["backend"])
+    if flavour is None:
+        if entry.get("engine") is not None:
+            raise NqEdgeError("NQ-BUNDLE", f"the manifest describes an engine for backend {fields['backend'][:40]!r}.")
+        return None
+    engine = read_engine(entry.get("engine"))
+    kv, own = fields["kv"], engine.kv
+    pairs = {
+        "flavour": (engine.flavour, flavour),
+        "precision": (engine.precision, fields["dtype"]),
+        "compressed_linears": (engine.compressed_linears, fields["compressed_linears"]),
+        "kv": (
+            (own.layers, own.kv_heads, own.head_dim, own.capacity, own.dtype),
+            (kv.layers, kv.heads, kv.head_dim, kv.max_capacity, kv.dtype),
+        ),
+    }
+    for name, (inside, outside) in pairs.items():
+        if inside != outside:
+            raise NqEdgeError(
+                "NQ-BUNDLE", f"the manifest contradicts itself: engine.{name} is {inside!r}, the bundle's {outside!r}."
+            )
+    for name in (engine.file, engine.timing_cache, engine.runtime_cache):
+        if name and name not in fields["files"]:
+            raise NqEdgeError("NQ-BUNDLE", f"the engine needs {name[:200]!r}, which the manifest does not list.")
+    return engine
