@@ -66,11 +66,15 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -q -m "not gpu"
 
-# Runs in .venv where there is one, and otherwise with the system's PyTorch and pytest.
+# Builds for this machine's GPUs; runs in .venv where there is one, and otherwise with the system's PyTorch and pytest.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_TABLE ?= docs/figures/gpu_tests.json
 test-gpu:
-	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) -m pytest -q -m gpu tests/plugins/cuda --gpu-table $(GPU_TABLE)
+	cmake -S plugins -B build/gpu-tests -DNQ_CUDA=ON
+	cmake --build build/gpu-tests -j $$(nproc)
+	cmake --install build/gpu-tests --prefix build/gpu-tests/stage
+	PYTHONPATH=$(CURDIR) NQ_EDGE_NATIVE_DIR=$(CURDIR)/build/gpu-tests/stage \
+	  $(GPU_PYTHON) -m pytest -q -m gpu tests/plugins/cuda tests/runtimes --gpu-table $(GPU_TABLE)
 
 # The lowest versions that pyproject.toml allows, on the parts that a board runs.
 .venv-lowest/.ready: pyproject.toml
