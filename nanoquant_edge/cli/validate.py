@@ -26,6 +26,9 @@ __all__ = ["command"]
 @click.option("--prompt", "prompts", multiple=True, help="Start of a greedy continuation; several times.")
 @click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Worker threads.")
 @click.option("--allow-portable", is_flag=True, help="Accept the slow body where the native kernels are missing.")
+@click.option(
+    "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where the bundle runs."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     bundle: Path,
@@ -37,6 +40,7 @@ def command(
     prompts: tuple[str, ...],
     threads: int | None,
     allow_portable: bool,
+    provider: str,
     as_json: bool,
 ) -> None:
     """Prove that BUNDLE computes what PyTorch computed.
@@ -64,6 +68,7 @@ def command(
             prompts=prompts,
             threads=threads,
             allow_portable=allow_portable,
+            provider=provider,
             progress=lambda done, what: bar.update(task, completed=done, description=what),
         )
     if as_json:

@@ -53,6 +53,7 @@ def validate(
     new_tokens: int = _NEW_TOKENS,
     threads: int | None = None,
     allow_portable: bool = False,
+    provider: str = "cpu",
     progress: Progress | None = None,
 ) -> Report:
     """Compare a bundle with PyTorch, or with what PyTorch recorded in it.
@@ -67,6 +68,7 @@ def validate(
         new_tokens: length of each continuation.
         threads: of both sides.
         allow_portable: accept a bundle that runs without the native kernels.
+        provider: where the bundle runs: "cpu", or "cuda" for an NVIDIA GPU.
         progress: called with the fraction done and a text.
 
     Raises:
@@ -92,7 +94,7 @@ def validate(
         _choose(live, bundle, text, windows, length, prompts, new_tokens, progress)
         reference = live
     recorder = Recorder(reference) if record else None
-    report = _walk(bundle, recorder or reference, threads, allow_portable, progress)
+    report = _walk(bundle, recorder or reference, threads, allow_portable, provider, progress)
     report = replace(report, seconds=time.monotonic() - started)
     if recorder is not None:
         _store(bundle, recorder, report)
@@ -157,14 +159,19 @@ def _choose(
 
 
 def _walk(
-    bundle: Bundle, reference: Reference, threads: int | None, allow_portable: bool, progress: Progress
+    bundle: Bundle,
+    reference: Reference,
+    threads: int | None,
+    allow_portable: bool,
+    provider: str,
+    progress: Progress,
 ) -> Report:
     limits = LIMITS[bundle.dtype]
     progress(0.1, "layer and block outputs")
     expected = reference.inner()
-    with _open(bundle, threads, allow_portable, tuple(expected)) as backend:
+    with _open(bundle, threads, allow_portable, provider, tuple(expected)) as backend:
         inner, first = rung_inner(backend, reference.windows[0, : reference.inner_tokens], expected, limits)
-    with _open(bundle, threads, allow_portable, ()) as backend:
+    with _open(bundle, threads, allow_portable, provider, ()) as backend:
         logits, loss, largest = rungs_logits(
             backend, reference, limits, lambda done, what: progress(0.15 + 0.75 * done, what)
         )
@@ -179,8 +186,10 @@ def _walk(
     return Report(folder, bundle.dtype, kernel, reference.origin, reference.text, count, length, rungs, first, 0.0)
 
 
-def _open(bundle: Bundle, threads: int | None, allow_portable: bool, extra: tuple[str, ...]) -> Backend:
-    return OnnxRuntimeBackend(bundle, threads=threads, allow_portable=allow_portable, extra_outputs=extra)
+def _open(bundle: Bundle, threads: int | None, allow_portable: bool, provider: str, extra: tuple[str, ...]) -> Backend:
+    return OnnxRuntimeBackend(
+        bundle, threads=threads, allow_portable=allow_portable, provider=provider, extra_outputs=extra
+    )
 
 
 def _store(bundle: Bundle, recorder: Recorder, report: Report) -> None:

@@ -244,3 +244,9 @@ def test_the_command(proof: Proof, spoiled: Spoiler, tmp_path: Path) -> None:
     assert error.returncode == 2
     assert "reference.safetensors is missing" in error.stderr
     assert "Traceback" not in error.stderr
+
+
+def test_a_float32_bundle_is_not_validated_on_a_gpu(proof: Proof) -> None:
+    with pytest.raises(NqEdgeError, match="runs float16 bundles on a GPU") as caught:
+        validate(proof.bundle, threads=1, provider="cuda")
+    assert caught.value.code == "NQ-BACKEND"
