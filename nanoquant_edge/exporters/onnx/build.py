@@ -11,7 +11,7 @@ from .dialects import Dialect, dialect_named
 from .dtypes import ir_dtype
 from .graph import GraphBuilder
 from .llama import build_llama
-from .operator import DOMAIN, VERSION
+from .operator import DOMAIN, VERSION, LinearForm
 from .weights import WeightSource, check_weights
 
 __all__ = ["build_model"]
@@ -28,25 +28,29 @@ def build_model(
     portable: bool = False,
     max_length: int | None = None,
     capacity: int | None = None,
+    layout: int = 0,
+    grouped: bool = False,
 ) -> ir.Model:
     """Build the decoder graph.
 
     Args:
         config: the model's sizes.
         weights: its tensors, e.g. a `Checkpoint`; they are referred to, not copied.
-        dialect: "ort" or "onnx24", or a fresh dialect object.
+        dialect: "ort", "onnx24" or "trt103", or a fresh dialect object.
         dtype: type of activations and cache: "float32", "float16" or "bfloat16".
         portable: add the operator's body in standard operators.
         max_length: longest context in tokens; None is the model's own.
         capacity: fixed number of cache slots; None leaves it to the caller of the graph. TensorRT's in-place cache
             update refuses a dynamic one.
+        layout: order of the packed words (docs/OPERATOR.md), 0 or 1; CPU kernels read 0 only.
+        grouped: make one node of the projections that share an input (q/k/v, gate/up).
 
     Returns:
         A model with these inputs: `input_ids` int64 [batch, sequence]; `attention_mask` int64 [batch, total], ones for
         the valid tokens of past and present, padding on the right; `logits_indices` int64 [batch, positions], which
         columns of `input_ids` get logits; `past_key_values.{i}.key|value` [batch, kv_heads, capacity, head_dim].
         Outputs: `logits` float32 [batch, positions, vocabulary] and `present.{i}.key|value`, to be bound to the
-        buffers of the past.
+        buffers of the past; in dialect "trt103" they hold the new rows only.
 
     Raises:
         NqEdgeError: NQ-OPTION for an unknown dialect or dtype or a length out of range, NQ-ARCH for a model that the
@@ -61,6 +65,9 @@ def build_model(
         )
     if capacity is not None and not 0 < capacity <= length:
         raise NqEdgeError("NQ-OPTION", f"a cache of {capacity} slots does not suit a context of {length} tokens.")
+    form = LinearForm(layout, grouped)
+    if portable and form != LinearForm():
+        raise NqEdgeError("NQ-OPTION", "a portable graph has layout 0 and no groups, which its body cannot read.")
     target.check(config)
     check_weights(config, weights)
     opsets = {**target.opsets, DOMAIN: VERSION}
@@ -70,6 +77,10 @@ def build_model(
 
         functions.append(linear_function(target.opsets[""]))
     g = GraphBuilder(opsets)
-    _BUILDERS[config.family](g, config, weights, target, kind, length, capacity)
-    metadata = {"nanoquant.dialect": target.name, "nanoquant.dtype": dtype, "nanoquant.max_length": str(length)}
+    _BUILDERS[config.family](g, config, weights, target, kind, length, capacity, form)
+    metadata = {
+        "nanoquant.dialect": target.name,
+        "nanoquant.dtype": dtype,
+        "nanoquant.max_length": str(length),
+    }
     return g.model(f"{config.family}-nanoquant", metadata, functions)

@@ -21,7 +21,7 @@ from .rotary import rotary_tables
 __all__ = ["DIALECTS", "DecoderInputs", "Dialect", "decomposed_rms_norm", "dialect_named", "rotary_initializers"]
 
 #: Dialect name -> its module. Listed here so that the command line can offer the names without importing them.
-DIALECTS = {"ort": "dialect_ort", "onnx24": "dialect_onnx24"}
+DIALECTS = {"ort": "dialect_ort", "onnx24": "dialect_onnx24", "trt103": "dialect_trt103"}
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,14 @@ class Dialect(ABC):
     Attributes:
         name: its name on the command line and in manifests.
         opsets: domain -> version of the model's imports, the operator's own excluded.
-        backend_versions: lowest and highest ONNX Runtime seen to run it; highest may be "".
+        backend_versions: lowest and highest version of its runtime seen to run it; highest may be "".
+        in_place: the graph updates the cache; otherwise `present.*` hold the new rows only, for the runtime to copy.
     """
 
     name: str
     opsets: Mapping[str, int]
     backend_versions: tuple[str, str]
+    in_place: bool = True
 
     @abstractmethod
     def check(self, config: DecoderConfig) -> None:
@@ -124,8 +126,10 @@ def rotary_initializers(g: GraphBuilder, config: DecoderConfig, inputs: DecoderI
     )
 
 
-def decomposed_rms_norm(g: GraphBuilder, name: str, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-    """RMSNorm (Zhang and Sennrich 2019, eq. 4) in operators of opset 18, statistics in float32.
+def decomposed_rms_norm(
+    g: GraphBuilder, name: str, x: ir.Value, weight: ir.Value, epsilon: float, opset: int = 18
+) -> ir.Value:
+    """RMSNorm (Zhang and Sennrich 2019, eq. 4) in basic operators, statistics in float32.
 
     ONNX Runtime fuses the float32 form into one kernel. Its fused operator is not emitted directly: it sits in the
     default domain under a name that ONNX does not define, so that `onnx.checker` refuses files with it.
@@ -134,7 +138,11 @@ def decomposed_rms_norm(g: GraphBuilder, name: str, x: ir.Value, weight: ir.Valu
     wide = g.cast(x, ir.DataType.FLOAT, f"{name}.widen")
     reduced = [*dims_of(x)[:-1], 1]
     square = g.node("Mul", [wide, wide], f"{name}.square")
-    mean = g.node("ReduceMean", [square, g.integers([-1])], f"{name}.mean", shape=reduced, keepdims=1)
+    # The axes moved from an attribute to an input in opset 18.
+    if opset < 18:
+        mean = g.node("ReduceMean", [square], f"{name}.mean", shape=reduced, keepdims=1, axes=[-1])
+    else:
+        mean = g.node("ReduceMean", [square, g.integers([-1])], f"{name}.mean", shape=reduced, keepdims=1)
     offset = g.initializer(f"constant.epsilon.{epsilon!r}", np.asarray(epsilon, np.float32))
     root = g.node("Sqrt", [g.node("Add", [mean, offset], f"{name}.offset")], f"{name}.root")
     normed = g.cast(g.node("Div", [wide, root], f"{name}.divide"), x.dtype, f"{name}.narrow")

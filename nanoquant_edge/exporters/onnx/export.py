@@ -66,6 +66,12 @@ def export_onnx(
     config = DecoderConfig.from_dict(source.config)
     read_json(source.folder / "tokenizer.json", "NQ-TOKENIZER")
     target = dialect_named(dialect)
+    if not target.in_place:
+        raise NqEdgeError(
+            "NQ-OPTION",
+            f"dialect {dialect} is for TensorRT engines; ONNX Runtime would not find its cache updated.",
+            "Use --to tensorrt --target jetson-..., or --dialect ort or onnx24.",
+        )
     model = build_model(config, source, target, dtype, portable=portable, max_length=max_length)
     with new_folder(Path(output), overwrite) as scratch:
         write_model(model, scratch / MODEL_FILE, progress)
@@ -126,6 +132,8 @@ def _source_model(source: Checkpoint, config: DecoderConfig) -> dict[str, object
     """What a runtime or a reader wants to know of the model; everything else is in the other files."""
     kept = ("architectures", "model_type", "bos_token_id", "eos_token_id", "pad_token_id")
     entry: dict[str, object] = {name: source.config[name] for name in kept if name in source.config}
+    # What another exporter needs to write the graph again for its target; read like any config.json.
+    entry["config"] = {name: value for name, value in source.config.items() if name != "quantization_config"}
     entry["name"] = str(source.config.get("_name_or_path") or source.folder.resolve().name)
     entry["hidden_size"] = config.hidden_size
     entry["scale_dtype"] = source.settings.scale_dtype

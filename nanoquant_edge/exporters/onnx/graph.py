@@ -53,9 +53,14 @@ class GraphBuilder:
             array: kept by reference and converted while it is written.
             dtype: stored type; None keeps the array's.
         """
+        if name in self._initializers:
+            return self._initializers[name]
+        return self.weight(name, StreamedTensor(array, dtype, name))
+
+    def weight(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """A weight that is an onnx-ir tensor already; asked for twice, it is stored once."""
         if name not in self._initializers:
-            tensor = StreamedTensor(array, dtype, name)
-            value = _value(name, tensor.dtype, array.shape)
+            value = _value(name, tensor.dtype, [int(dim) for dim in tensor.shape])  # type: ignore[arg-type]
             value.const_value = tensor
             self._initializers[name] = value
         return self._initializers[name]

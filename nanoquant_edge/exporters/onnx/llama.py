@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ...models import DecoderConfig
 from .dialects import DecoderInputs, Dialect
 from .graph import Dims, GraphBuilder
-from .operator import emit_linear
+from .operator import LinearForm, emit_linears
 from .weights import EMBEDDING, FINAL_NORM, HEAD, WeightSource
 
 __all__ = ["build_llama"]
@@ -26,6 +26,7 @@ def build_llama(
     dtype: ir.DataType,
     max_length: int,
     capacity: int | None = None,
+    form: LinearForm = LinearForm(),  # noqa: B008 (frozen)
 ) -> None:
     """Add the whole decoder to a graph.
 
@@ -37,6 +38,7 @@ def build_llama(
         dtype: type of activations and cache.
         max_length: longest context in tokens.
         capacity: fixed number of cache slots; None makes it symbolic.
+        form: layout of the packed words, and whether projections of one input are grouped.
     """
     integer = ir.DataType.INT64
     ids = g.input("input_ids", integer, ["batch", "sequence"])
@@ -55,8 +57,9 @@ def build_llama(
     def norm(name: str) -> ir.Value:
         return g.initializer(f"{name}.weight", weights.tensor(f"{name}.weight"), dtype)
 
-    def linear(name: str, x: ir.Value) -> ir.Value:
-        return emit_linear(g, name, x, weights.layer(name))
+    def linears(parent: str, parts: tuple[str, ...], x: ir.Value) -> list[ir.Value]:
+        layers = {f"{parent}.{part}": weights.layer(f"{parent}.{part}") for part in parts}
+        return emit_linears(g, f"{parent}.projections", x, layers, form)
 
     table = _table(g, weights, EMBEDDING, dtype)
     rows = g.node("Gather", [table, ids], "model.embed_tokens", shape=["batch", "sequence", config.hidden_size])
@@ -67,21 +70,18 @@ def build_llama(
     for block in range(config.num_layers):
         layer = f"model.layers.{block}"
         attention, feed = f"{layer}.self_attn", f"{layer}.mlp"
-        query = linear(f"{attention}.q_proj", normed)
-        key = linear(f"{attention}.k_proj", normed)
-        value = linear(f"{attention}.v_proj", normed)
+        query, key, value = linears(attention, ("q_proj", "k_proj", "v_proj"), normed)
         names = (f"present.{block}.key", f"present.{block}.value")
         attended, *updated = dialect.attention(g, attention, (query, key, value), past[block], names)
         presents += updated
-        projected = linear(f"{attention}.o_proj", attended)
+        (projected,) = linears(attention, ("o_proj",), attended)
         after = f"{layer}.post_attention_layernorm"
         normed, residual = dialect.add_rms_norm(
             g, after, projected, residual, norm(after), config.norm_eps, f"block.{block}.attention"
         )
-        gate = linear(f"{feed}.gate_proj", normed)
-        up = linear(f"{feed}.up_proj", normed)
+        gate, up = linears(feed, ("gate_proj", "up_proj"), normed)
         activated = g.node("Mul", [gate, g.node("Sigmoid", [gate], f"{feed}.sigmoid")], f"{feed}.silu")
-        down = linear(f"{feed}.down_proj", g.node("Mul", [activated, up], f"{feed}.product"))
+        (down,) = linears(feed, ("down_proj",), g.node("Mul", [activated, up], f"{feed}.product"))
         total = f"block.{block}.output"
         if block + 1 < config.num_layers:
             before = f"model.layers.{block + 1}.input_layernorm"

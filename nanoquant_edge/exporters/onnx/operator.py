@@ -1,39 +1,116 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator com.nanoquant::NanoQuantLinear, version 1 (docs/OPERATOR.md): its names, and emitting one node."""
+"""The operators com.nanoquant::NanoQuantLinear and NanoQuantLinearGroup, version 1 (docs/OPERATOR.md): their names, and
+emitting their nodes."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from ...checkpoint import PackedLayer
+from ...errors import NqEdgeError
 from .dtypes import onnx_type_of
 from .graph import GraphBuilder, dims_of
-from .scales import export_scales
+from .scales import ExportScales, export_scales
+from .tensors import TiledTensor
 
 __all__ = [
     "ATTRIBUTES",
     "DOMAIN",
+    "GROUP_ATTRIBUTES",
+    "GROUP_OP_TYPE",
     "INPUTS",
     "LAYOUT_ROWS_LSB_FIRST",
     "LAYOUT_TILES_16X256",
+    "MAX_GROUP",
     "OP_TYPE",
     "VERSION",
+    "LinearForm",
     "emit_linear",
+    "emit_linears",
 ]
 
 DOMAIN = "com.nanoquant"
 OP_TYPE = "NanoQuantLinear"
+GROUP_OP_TYPE = "NanoQuantLinearGroup"
 VERSION = 1
 INPUTS = ("X", "v_packed", "u_packed", "scale_in", "scale_mid", "scale_out", "bias")
 ATTRIBUTES = ("in_features", "rank", "out_features", "has_scale_mid", "has_bias", "layout")
+GROUP_ATTRIBUTES = ("in_features", "ranks", "out_features", "has_scale_mid", "has_bias", "layout")
+#: Most projections of one group, as many as one pass of the CUDA kernels takes.
+MAX_GROUP = 4
 #: int32 words, row-major, least significant bit first, 1 is -1.
 LAYOUT_ROWS_LSB_FIRST = 0
 #: Tensor-core tiles, for GPUs (nanoquant_edge.checkpoint.to_tiles).
 LAYOUT_TILES_16X256 = 1
 
 
-def emit_linear(g: GraphBuilder, name: str, x: ir.Value, layer: PackedLayer) -> ir.Value:
+@dataclass(frozen=True)
+class LinearForm:
+    """How compressed layers are written.
+
+    Attributes:
+        layout: order of the packed words, 0 (every kernel) or 1 (GPU kernels).
+        grouped: projections of one input become one NanoQuantLinearGroup node.
+
+    Raises:
+        NqEdgeError: NQ-OPTION for an unknown layout.
+    """
+
+    layout: int = LAYOUT_ROWS_LSB_FIRST
+    grouped: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layout not in (LAYOUT_ROWS_LSB_FIRST, LAYOUT_TILES_16X256):
+            raise NqEdgeError("NQ-OPTION", f"layout {self.layout!r} is not 0 or 1.")
+
+
+def emit_linears(
+    g: GraphBuilder, name: str, x: ir.Value, layers: Mapping[str, PackedLayer], form: LinearForm
+) -> list[ir.Value]:
+    """Add the projections of one input, as one node where `form` asks for it.
+
+    Args:
+        g: the graph.
+        name: the group's node name.
+        x: [..., in_features].
+        layers: module path -> factors, in the order of the results.
+        form: how they are written.
+
+    Returns:
+        One value [..., out_features] a layer, in x's type, called `{module path}.output`.
+    """
+    assert x.dtype is not None
+    scales = {path: export_scales(path, layer, x.dtype) for path, layer in layers.items()}
+    kinds = {parts.scale_out.dtype for parts in scales.values()}
+    # A node has one scale type; a bias of another type than the scales' can make them differ.
+    if not form.grouped or not 1 < len(layers) <= MAX_GROUP or len(kinds) > 1:
+        return [emit_linear(g, path, x, layer, form.layout) for path, layer in layers.items()]
+    inputs = [x]
+    for path, layer in layers.items():
+        inputs += _constants(g, path, layer, scales[path], form.layout)
+    outputs = [(f"{path}.output", x.dtype, [*dims_of(x)[:-1], layer.out_features]) for path, layer in layers.items()]
+    return g.nodes(
+        GROUP_OP_TYPE,
+        inputs,
+        name,
+        outputs,
+        DOMAIN,
+        in_features=next(iter(layers.values())).in_features,
+        ranks=[layer.rank for layer in layers.values()],
+        out_features=[layer.out_features for layer in layers.values()],
+        has_scale_mid=[int(parts.scale_mid is not None) for parts in scales.values()],
+        has_bias=[int(parts.bias is not None) for parts in scales.values()],
+        layout=form.layout,
+    )
+
+
+def emit_linear(
+    g: GraphBuilder, name: str, x: ir.Value, layer: PackedLayer, layout: int = LAYOUT_ROWS_LSB_FIRST
+) -> ir.Value:
     """Add one compressed layer; node and initializers are named after its module path.
 
     Args:
@@ -41,12 +118,30 @@ def emit_linear(g: GraphBuilder, name: str, x: ir.Value, layer: PackedLayer) -> 
         name: module path, e.g. `model.layers.0.self_attn.q_proj`.
         x: [..., in_features].
         layer: its factors.
+        layout: order of the packed words.
 
     Returns:
         [..., out_features] in x's type, called `{name}.output`.
     """
     assert x.dtype is not None
     scales = export_scales(name, layer, x.dtype)
+    return g.node(
+        OP_TYPE,
+        [x, *_constants(g, name, layer, scales, layout)],
+        name,
+        shape=[*dims_of(x)[:-1], layer.out_features],
+        domain=DOMAIN,
+        in_features=layer.in_features,
+        rank=layer.rank,
+        out_features=layer.out_features,
+        has_scale_mid=int(scales.scale_mid is not None),
+        has_bias=int(scales.bias is not None),
+        layout=layout,
+    )
+
+
+def _constants(g: GraphBuilder, name: str, layer: PackedLayer, scales: ExportScales, layout: int) -> list[ir.Value]:
+    """The six weights of a layer, in the operator's order."""
     kind = onnx_type_of(scales.scale_out)
 
     def unused(number: int) -> ir.Value:
@@ -54,28 +149,17 @@ def emit_linear(g: GraphBuilder, name: str, x: ir.Value, layer: PackedLayer) -> 
         label = f"constant.{kind.name.lower()}.{number}"
         return g.initializer(label, np.full(1, number, scales.scale_out.dtype))
 
-    has_mid, has_bias = scales.scale_mid is not None, scales.bias is not None
-    mid = unused(1) if scales.scale_mid is None else g.initializer(f"{name}.scale_mid", scales.scale_mid)
-    bias = unused(0) if scales.bias is None else g.initializer(f"{name}.bias", scales.bias)
-    inputs = [
-        x,
-        g.initializer(f"{name}.v_packed", layer.v_packed),
-        g.initializer(f"{name}.u_packed", layer.u_packed),
+    def signs(part: str, columns: int) -> ir.Value:
+        words = getattr(layer, part)
+        if layout == LAYOUT_TILES_16X256:
+            return g.weight(f"{name}.{part}", TiledTensor(words, columns, f"{name}.{part}"))
+        return g.initializer(f"{name}.{part}", words)
+
+    return [
+        signs("v_packed", layer.in_features),
+        signs("u_packed", layer.rank),
         g.initializer(f"{name}.scale_in", scales.scale_in),
-        mid,
+        unused(1) if scales.scale_mid is None else g.initializer(f"{name}.scale_mid", scales.scale_mid),
         g.initializer(f"{name}.scale_out", scales.scale_out),
-        bias,
+        unused(0) if scales.bias is None else g.initializer(f"{name}.bias", scales.bias),
     ]
-    return g.node(
-        OP_TYPE,
-        inputs,
-        name,
-        shape=[*dims_of(x)[:-1], layer.out_features],
-        domain=DOMAIN,
-        in_features=layer.in_features,
-        rank=layer.rank,
-        out_features=layer.out_features,
-        has_scale_mid=int(has_mid),
-        has_bias=int(has_bias),
-        layout=LAYOUT_ROWS_LSB_FIRST,
-    )

@@ -14,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ...checkpoint import tiles_shape, to_tiles
 from ...errors import NqEdgeError
 from .dtypes import numpy_dtype, onnx_type_of
 
-__all__ = ["StreamedTensor"]
+__all__ = ["StreamedTensor", "TiledTensor"]
 
 _PIECE_BYTES = 8 << 20
 
@@ -70,6 +71,25 @@ class StreamedTensor(ir.LazyTensor):
         if hole:  # the file must reach its full length
             file.seek(-1, 1)
             file.write(b"\0")
+
+
+class TiledTensor(ir.LazyTensor):
+    """Packed words of layout 0 that are stored as layout 1; reordered when they are read or written, and not kept.
+
+    Args:
+        words: int32 (rows, ceil(columns / 32)).
+        columns: signs in a row.
+        name: initializer name.
+    """
+
+    def __init__(self, words: NDArray[np.int32], columns: int, name: str = "") -> None:
+        super().__init__(self._whole, ir.DataType.INT32, ir.Shape(tiles_shape(len(words), columns)), name=name)
+        self._words, self._columns = words, columns
+
+    def _whole(self) -> ir.Tensor:
+        tiles = to_tiles(np.ascontiguousarray(self._words), self._columns)
+        _forget_pages(self._words)
+        return ir.Tensor(tiles, self.dtype, name=self.name)
 
 
 def _forget_pages(source: NDArray[np.generic]) -> None:

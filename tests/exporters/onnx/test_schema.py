@@ -80,7 +80,7 @@ def other_opset(model: ir.Model) -> None:
 
 
 def other_operator(model: ir.Model) -> None:
-    node_of(model).op_type = "NanoQuantLinearGroup"
+    node_of(model).op_type = "NanoQuantConv"
 
 
 def overloaded(model: ir.Model) -> None:
@@ -122,7 +122,7 @@ RULES: dict[str, tuple[Callable[[ir.Model], None], str]] = {
     "input type": (integer_input, "X has no floating type"),
     "output type": (output_type, "Y's type or shape"),
     "opset": (other_opset, "imports com.nanoquant 2"),
-    "operator": (other_operator, "NanoQuantLinearGroup"),
+    "operator": (other_operator, "NanoQuantConv is not an operator"),
     "overload": (overloaded, "overload name"),
     "function": (hidden_in_function, "inside the function Cover"),
 }
