@@ -58,7 +58,8 @@ class EngineKv:
         layers, kv_heads, head_dim: sizes.
         capacity: slots, which is the longest context in tokens.
         dtype: "float16", "bfloat16" or "float32".
-        in_place: `present.*` is written into the memory of `past_key_values.*`; else it needs memory of its own.
+        in_place: `present.*` is the whole cache, written into the memory of `past_key_values.*`; else it holds the new
+            rows alone, [batch, kv_heads, sequence, head_dim], which the runtime copies into the cache.
     """
 
     layers: int
@@ -194,7 +195,9 @@ def _profiles(entry: Any) -> dict[str, Profile]:
         found[name] = Profile(**spans)
     _need(len({profile.index for profile in found.values()}) == len(found), "profiles", "equal numbers")
     _need(found["decode"].sequence[0] == 1, "profiles.decode.sequence", list(found["decode"].sequence))
-    _need(found["prefill"].batch[0] == 1, "profiles.prefill.batch", list(found["prefill"].batch))
+    for span in ("batch", "sequence", "positions"):
+        smallest = getattr(found["prefill"], span)[0]
+        _need(smallest == 1, f"profiles.prefill.{span}", list(getattr(found["prefill"], span)))
     return found
 
 

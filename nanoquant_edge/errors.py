@@ -80,6 +80,22 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "There is no usable NVIDIA GPU, or a CUDA kernel failed or does not exist for this GPU or shape.",
         "Check the driver with nvidia-smi; build the kernels for this GPU, or use the CPU.",
     ),
+    "NQ-ENGINE": (
+        "The TensorRT engine is truncated, was built by another TensorRT, or failed while it ran.",
+        "Build it again with `nq-edge build`, with the TensorRT that is installed where it runs.",
+    ),
+    "NQ-PLUGIN": (
+        "The TensorRT plugin library is not the one that the engine was built with, or cannot be registered.",
+        "Build the engine again with the installed plugin, or install the nanoquant-edge that built it.",
+    ),
+    "NQ-TRUST": (
+        "Loading the bundle would run machine code that lies in the bundle.",
+        "Pass --trust-bundle-code if you trust whoever made it, or build the engine without embedded code.",
+    ),
+    "NQ-MEMORY": (
+        "The GPU has too little free memory for the engine, its key/value cache and its buffers.",
+        "End other programs on the GPU, use smaller batches, or build with a smaller --capacity.",
+    ),
     "NQ-OPERATOR": (
         "A model file is not valid ONNX, or one of its NanoQuantLinear nodes breaks the operator's schema.",
         "Export the model again; do not use a file from a source you do not trust.",

@@ -20,10 +20,12 @@ __all__ = [
     "CUDA_LIBRARY_NAME",
     "NATIVE_DIR_VARIABLE",
     "ORT_LIBRARY_NAME",
+    "TENSORRT_LIBRARY_NAME",
     "cuda_library_info",
     "cuda_library_path",
     "ort_library_info",
     "ort_library_path",
+    "tensorrt_library_path",
 ]
 
 #: environment variable that overrides the package's own folder
@@ -35,6 +37,9 @@ ORT_LIBRARY_NAME = "libnanoquant_ort.so"
 #: file name of the CUDA kernels
 CUDA_LIBRARY_NAME = "libnanoquant_cuda.so"
 
+#: file name of the TensorRT plugin
+TENSORRT_LIBRARY_NAME = "libnanoquant_tensorrt.so"
+
 _BUILD_HINT = (
     "Install a built wheel, or build it: cmake -S plugins -B build/native && cmake --build build/native && "
     "cmake --install build/native --prefix nanoquant_edge/_native"
@@ -42,6 +47,12 @@ _BUILD_HINT = (
 _CUDA_HINT = (
     "Build it where nvcc 12.6 or newer is installed: cmake -S plugins -B build/native -DNQ_CUDA=ON && "
     "cmake --build build/native && cmake --install build/native --prefix nanoquant_edge/_native"
+)
+
+_TENSORRT_HINT = (
+    "Install a built wheel, or build it where nvcc and TensorRT's headers are installed: cmake -S plugins "
+    "-B build/native -DNQ_TENSORRT=ON && cmake --build build/native && cmake --install build/native "
+    "--prefix nanoquant_edge/_native"
 )
 
 
@@ -93,6 +104,15 @@ def cuda_library_info() -> dict[str, Any]:
     """
     info = _library_info(cuda_library_path(), "nq_cuda_info", _CUDA_HINT)
     return {**info, "architectures": [name for name in str(info["architectures"]).split(",") if name]}
+
+
+def tensorrt_library_path() -> Path:
+    """Return the path of the TensorRT plugin's library; found as `ort_library_path` finds its own.
+
+    Raises:
+        NqEdgeError: `NQ-NATIVE-MISSING` when the file is not there.
+    """
+    return _library_path(TENSORRT_LIBRARY_NAME, _TENSORRT_HINT)
 
 
 def _library_path(name: str, hint: str) -> Path:

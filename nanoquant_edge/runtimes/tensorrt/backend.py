@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend on TensorRT: two contexts of one engine, a cache that stays on the GPU, decode steps as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+import numpy as np
+
+from ...bundle import Bundle
+from ...engine_info import EngineInfo
+from ...errors import NqEdgeError
+from ..inputs import check_inputs
+from .cache import DeviceCache, aligned
+from .device import Device
+from .engine import Engine
+from .execution import Execution, Shape
+from .interface import PRESENT, cache_names, check_interface
+from .loading import open_engine
+from .plan import attention_mask, check_batch, decodes, plan_row
+from .requirements import build_command, engine_of
+
+__all__ = ["UNPROVED", "TensorRTBackend"]
+
+#: What the project has not shown. Said wherever an engine runs or is judged.
+UNPROVED = (
+    "note: this project has built TensorRT engines but has never executed one on supported hardware; it proved the "
+    "graph, the plugin and this runtime's bookkeeping apart. Compare with `nq-edge validate` before you rely on it."
+)
+
+Opener = Callable[..., tuple[Device, Engine]]
+
+
+class TensorRTBackend:
+    """A bundle's engine; see `Backend` for what its methods promise.
+
+    Args:
+        bundle: an opened bundle with an engine.
+        max_context: most tokens of a sequence; None takes the engine's key/value capacity.
+        extra_outputs: inner values to return beside the logits; the engine must have been built with them.
+        trust_bundle_code: let machine code inside of the engine run.
+        graphs: record decode steps into CUDA graphs.
+        device_index: which GPU.
+        opener: how the engine is opened; for tests.
+
+    Raises:
+        NqEdgeError: as `open_engine`, NQ-BUNDLE when the engine is not the manifest's, NQ-OPTION for a `max_context`
+            beyond the engine's or for inner values that it does not return.
+    """
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        max_context: int | None = None,
+        extra_outputs: tuple[str, ...] = (),
+        trust_bundle_code: bool = False,
+        graphs: bool = True,
+        device_index: int = 0,
+        opener: Opener | None = None,
+    ) -> None:
+        info = engine_of(bundle)
+        _check_options(info, max_context, extra_outputs)
+        self.vocab_size = bundle.vocab_size
+        self.max_context = info.kv.capacity if max_context is None else max_context
+        self.kernel = "nanoquant" if info.plugin_layers else "none"
+        self.extra: dict[str, np.ndarray] = {}
+        self._info, self._extra_names = info, tuple(extra_outputs)
+        self._closers: list[Callable[[], None]] = []
+        device, engine = (opener or open_engine)(bundle, trusted=trust_bundle_code, device_index=device_index)
+        self._closers += [device.close, engine.close]
+        try:
+            check_interface(engine, info, bundle.vocab_size)
+            self._device, self._engine = device, engine
+            self._cache = DeviceCache(device, info.kv)
+            self._closers.append(self._cache.release)
+            sizes = [engine.scratch_bytes(info.profiles[title].index) for title in ("decode", "prefill")]
+            # The two contexts never run at once, so they share their activations' memory.
+            scratch_bytes = aligned(max(*sizes, 1))
+            scratch = device.allocate(scratch_bytes)
+            self._closers.append(lambda: device.free(scratch))
+            self._decode = self._execution("decode", scratch, scratch_bytes, graphs)
+            self._prefill = self._execution("prefill", scratch, scratch_bytes, False)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens in the cache for each sequence, int64 [batch]."""
+        return self._cache.lengths.copy()
+
+    @property
+    def capacity(self) -> int:
+        """Tokens for which cache memory is held: the engine's capacity from the first tokens on."""
+        return self._info.kv.capacity if self._cache.batch else 0
+
+    def forward(
+        self, input_ids: np.ndarray, positions: np.ndarray | None = None, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Append tokens and compute logits; see `Backend.forward`.
+
+        A batch is prefilled row by row and then continues one token at a time; a single sequence may be continued by
+        any number of tokens.
+        """
+        if not self._closers:
+            raise NqEdgeError("NQ-OPTION", "the backend is closed.", "Open the bundle again.")
+        input_ids, positions, lengths = self._checked(input_ids, positions, lengths)
+        batch, sequence = input_ids.shape
+        check_batch(self._info, batch)
+        if self._cache.batch != batch:
+            # Graphs hold addresses of the cache.
+            self._decode.forget_graph()
+            self._prefill.forget_graph()
+            self._device.synchronize()
+            self._cache.reserve(batch)
+        past = self._cache.lengths if self._cache.lengths.size else np.zeros(batch, dtype=np.int64)
+        self.extra = {}
+        if decodes(self._info, batch, sequence):
+            logits = np.repeat(self._step(input_ids, past), positions.shape[1], axis=1)
+        else:
+            logits = np.zeros((batch, positions.shape[1], self.vocab_size), dtype=np.float32)
+            for row in range(batch):
+                tokens = input_ids[row, : lengths[row]]
+                logits[row] = self._prompt(row, tokens, positions[row], int(past[row]), sequence)
+        self._cache.lengths = past + lengths
+        return logits
+
+    def reset(self) -> None:
+        """Forget all tokens; memory and graph stay."""
+        if self._closers:
+            self._cache.clear()
+        self.extra = {}
+
+    def close(self) -> None:
+        """Give back graphs, contexts, cache, engine and the stream, in this order."""
+        closers, self._closers = self._closers, []
+        self.extra = {}
+        for closer in reversed(closers):
+            closer()
+
+    def __enter__(self) -> TensorRTBackend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _execution(self, title: str, scratch: int, scratch_bytes: int, graphs: bool) -> Execution:
+        device, engine = self._device, self._engine
+        context = engine.context(self._info.profiles[title].index, device.stream, scratch, scratch_bytes)
+        execution = Execution(device, engine, context, graphs=graphs)
+        self._closers.append(execution.close)
+        return execution
+
+    def _checked(
+        self, input_ids: np.ndarray, positions: np.ndarray | None, lengths: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        try:
+            return check_inputs(
+                input_ids,
+                positions,
+                lengths,
+                past=self._cache.lengths,
+                vocab_size=self.vocab_size,
+                max_context=self.max_context,
+            )
+        except NqEdgeError as error:
+            if self.max_context < self._info.kv.capacity or "do not fit the context" not in error.message:
+                raise
+            raise NqEdgeError(
+                error.code,
+                f"{error.message} The engine's key/value cache has {self._info.kv.capacity} slots.",
+                f"Shorten the prompt or the text, or run `{build_command()} --capacity N` with more.",
+            ) from error
+
+    def _step(self, input_ids: np.ndarray, past: np.ndarray) -> np.ndarray:
+        """One token for each sequence; float32 [batch, 1, vocab_size]."""
+        batch, total = len(past), self._info.profiles["decode"].total[2]
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask(past + 1, total),
+            "logits_indices": np.zeros((batch, 1), dtype=np.int64),
+        }
+        caches = dict(self._cache.named())
+        shapes = self._output_shapes(batch, 1, 1)
+        addresses = self._decode.run(inputs, caches, self._cache_shape(batch), shapes)
+        for row in range(0 if self._info.kv.in_place else batch):
+            offset = row * self._info.kv.kv_heads * self._cache.token_bytes
+            for name, target in self._cache.named(row):
+                self._cache.store(target, addresses[PRESENT + name] + offset, int(past[row]), 1)
+        for name in self._extra_names:
+            self.extra[name] = self._decode.read(name, addresses[name], shapes[name])
+        return self._decode.read("logits", addresses["logits"], shapes["logits"])
+
+    def _prompt(self, row: int, tokens: np.ndarray, positions: np.ndarray, past: int, width: int) -> np.ndarray:
+        """The tokens of one row, piece by piece; float32 [k, vocab_size]."""
+        logits = np.zeros((len(positions), self.vocab_size), dtype=np.float32)
+        caches = dict(self._cache.named(row))
+        total = self._info.profiles["prefill"].total[2]
+        for piece in plan_row(self._info, len(tokens), positions):
+            count = piece.stop - piece.start
+            inputs = {
+                "input_ids": tokens[None, piece.start : piece.stop],
+                "attention_mask": attention_mask(np.array([past + count]), total),
+                "logits_indices": piece.picks[None],
+            }
+            shapes = self._output_shapes(1, count, piece.picks.size)
+            addresses = self._prefill.run(inputs, caches, self._cache_shape(1), shapes)
+            for name, target in {} if self._info.kv.in_place else caches.items():
+                self._cache.store(target, addresses[PRESENT + name], past, count)
+            past += count
+            if piece.wanted:
+                found = self._prefill.read("logits", addresses["logits"], shapes["logits"])[0]
+                inside = (positions >= piece.start) & (positions < piece.stop)
+                logits[inside] = found[np.searchsorted(piece.picks, positions[inside] - piece.start)]
+            for name in self._extra_names:
+                value = self._prefill.read(name, addresses[name], shapes[name])
+                batch = self._cache.batch
+                whole = self.extra.setdefault(name, np.zeros((batch, width, value.shape[2]), dtype=np.float32))
+                whole[row, piece.start : piece.stop] = value[0]
+        return logits
+
+    def _cache_shape(self, batch: int) -> Shape:
+        kv = self._info.kv
+        return (batch, kv.kv_heads, kv.capacity, kv.head_dim)
+
+    def _output_shapes(self, batch: int, sequence: int, positions: int) -> dict[str, Shape]:
+        """Shapes of the outputs that have buffers of their own."""
+        kv = self._info.kv
+        shapes: dict[str, Shape] = {"logits": (batch, positions, self.vocab_size)}
+        for name in self._info.debug_outputs:
+            shapes[name] = (batch, sequence, self._engine.tensors[name].shape[2])
+        for name in () if kv.in_place else cache_names(self._info):
+            shapes[PRESENT + name] = (batch, kv.kv_heads, sequence, kv.head_dim)
+        return shapes
+
+
+def _check_options(info: EngineInfo, max_context: int | None, extra_outputs: tuple[str, ...]) -> None:
+    limit = info.kv.capacity
+    if max_context is not None and not (isinstance(max_context, int) and 1 <= max_context <= limit):
+        raise NqEdgeError(
+            "NQ-OPTION",
+            f"max_context must be from 1 to the engine's {limit} tokens, got {max_context!r}.",
+            f"For more run `{build_command()} --capacity N`.",
+        )
+    if missing := sorted(set(extra_outputs) - set(info.debug_outputs)):
+        raise NqEdgeError(
+            "NQ-OPTION",
+            f"the engine does not return {missing[0]!r}.",
+            f"Run `{build_command()} --debug-outputs`.",
+        )
