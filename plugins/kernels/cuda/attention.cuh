@@ -7,7 +7,7 @@
 #define NQ_CUDA_ATTENTION_CUH
 
 #include "../nq_cuda_decode.h"
-#include "internal.h"
+#include "launch.h"
 #include "ptx.cuh"
 #include "values.cuh"
 
@@ -86,16 +86,7 @@ struct Head {
 template <typename Kernel>
 nq_status launch_overlapping(Kernel kernel, dim3 grid, int threads, const nq_cuda_device& device,
                              cudaStream_t stream, const nq_cuda_attention& attention) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = device.compute_capability >= 90 ? 1 : 0;
-  return check(cudaLaunchKernelEx(&config, kernel, attention), "attention");
+  return launch({"attention", grid, threads, 0, may_overlap(device)}, stream, kernel, attention);
 }
 
 // Sizes and types, and then what pointers must be too; in rotary_append.cu.

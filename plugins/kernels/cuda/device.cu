@@ -4,7 +4,7 @@
 
 #include <cstdio>
 
-#include "internal.h"
+#include "launch.h"
 
 namespace nq_cuda {
 
@@ -52,6 +52,18 @@ nq_status check(cudaError_t error, const char* what) {
   snprintf(g_error, sizeof g_error, "%s: %s (%s)", what, cudaGetErrorName(error),
            cudaGetErrorString(error));
   return NQ_CUDA_ERROR;
+}
+
+bool may_overlap(const nq_cuda_device& device) {
+  static int version = 0;  // of the code; racing threads find the same
+  int known = __atomic_load_n(&version, __ATOMIC_RELAXED);
+  if (known == 0) {
+    cudaFuncAttributes attributes = {};
+    if (cudaFuncGetAttributes(&attributes, probe) != cudaSuccess) return false;
+    known = attributes.ptxVersion;
+    __atomic_store_n(&version, known, __ATOMIC_RELAXED);
+  }
+  return known >= 90 && device.compute_capability >= 90;
 }
 
 nq_status describe(nq_cuda_device* device) {

@@ -40,13 +40,28 @@ __device__ __forceinline__ void transpose_bits(uint32_t& low, uint32_t& high) {
   high ^= t >> 4;
 }
 
-// Byte j of the four lanes 4 w to 4 w + 3 gathers in lane 4 w + j.
-__device__ __forceinline__ uint32_t gather_bytes(uint32_t value, int lane) {
-  uint32_t other = __shfl_xor_sync(0xffffffffu, value, 1);
-  value = __byte_perm(value, other, lane & 1 ? 0x3715 : 0x6240);
-  other = __shfl_xor_sync(0xffffffffu, value, 2);
-  return __byte_perm(value, other, lane & 2 ? 0x3276 : 0x5410);
-}
+// What dealing needs to know of a lane, to be made before the values are there.
+struct Dealer {
+  uint32_t first_mix, second_mix;  // byte selectors of the two exchanges
+  int low_slot, step_slot;         // places in the fragments, in bytes: bits, bytes
+
+  __device__ __forceinline__ explicit Dealer(int lane) {
+    first_mix = lane & 1 ? 0x3715 : 0x6240;
+    second_mix = lane & 2 ? 0x3276 : 0x5410;
+    const int j = lane & 3, q = (lane >> 2) & 3, half = lane >> 4;
+    low_slot = ((j * 4 + q) * 4 + half) * 4;
+    step_slot = (((j >> 1) * 8 + q) * 4 + (j & 1) * 2 + half) * 4;
+    keep(first_mix), keep(second_mix), keep(low_slot), keep(step_slot);
+  }
+
+  // Byte j of the four lanes 4 w to 4 w + 3 gathers in lane 4 w + j.
+  __device__ __forceinline__ uint32_t gather(uint32_t value) const {
+    uint32_t other = __shfl_xor_sync(0xffffffffu, value, 1);
+    value = __byte_perm(value, other, first_mix);
+    other = __shfl_xor_sync(0xffffffffu, value, 2);
+    return __byte_perm(value, other, second_mix);
+  }
+};
 
 // Deals the fixed-point values `fixed` (two's complement in the low 16 bits) out to `fragments`,
 // a shared-memory address.
@@ -58,7 +73,8 @@ __device__ __forceinline__ uint32_t gather_bytes(uint32_t value, int lane) {
 // 2 (s mod 2) + i is B register i of mma.m16n8k32 in step s, which takes the columns 8 b + s of
 // every word, for a lane with l mod 4 = q.
 template <bool BITS>
-__device__ __forceinline__ void deal(const uint32_t (&fixed)[8], uint32_t fragments, int lane) {
+__device__ __forceinline__ void deal(const uint32_t (&fixed)[8], uint32_t fragments,
+                                     const Dealer& dealer) {
   uint32_t planes[4];
   const uint32_t p01 = __byte_perm(fixed[0], fixed[1], 0x5410);
   const uint32_t p23 = __byte_perm(fixed[2], fixed[3], 0x5410);
@@ -79,13 +95,11 @@ __device__ __forceinline__ void deal(const uint32_t (&fixed)[8], uint32_t fragme
     planes[3] = __byte_perm(c45, c67, 0x7531);
   }
   // Lane 4 w + j now gathers word w of plane (step and digit) 4 i + j for each i.
-  const int j = lane & 3, q = (lane >> 2) & 3, half = lane >> 4;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int slot =
-        BITS ? ((4 * (i & 1) + j) * 4 + q) * 4 + (i >> 1) * 2 + half
-             : ((2 * (i & 1) + (j >> 1)) * 8 + (i >> 1) * 4 + q) * 4 + (j & 1) * 2 + half;
-    store_shared(fragments + slot * 4, gather_bytes(planes[i], lane));
+    const int slot = BITS ? dealer.low_slot + (i & 1) * 256 + (i >> 1) * 8
+                          : dealer.step_slot + (i & 1) * 256 + (i >> 1) * 64;
+    store_shared(fragments + slot, dealer.gather(planes[i]));
   }
 }
 

@@ -13,40 +13,18 @@
 #include "gemm_mma_kernel.cuh"
 #include "gemm_mma_plan.h"
 #include "gemm_mma_prepare.cuh"
+#include "launch.h"
 
 namespace nq_cuda {
 
 namespace mma {
 namespace {
 
-// Whether launches may overlap: the GPU and the code that it runs are sm_90 or newer (older PTX
-// compiled for a new GPU would not wait).
-bool may_overlap(const nq_cuda_device& device) {
-  static int version = 0;  // of the code; racing threads find the same
-  int known = __atomic_load_n(&version, __ATOMIC_RELAXED);
-  if (known == 0) {
-    cudaFuncAttributes attributes = {};
-    if (cudaFuncGetAttributes(&attributes, prepare) != cudaSuccess) return false;
-    known = attributes.ptxVersion;
-    __atomic_store_n(&version, known, __ATOMIC_RELAXED);
-  }
-  return known >= 90 && device.compute_capability >= 90;
-}
-
 template <typename Params>
-nq_status launch(void (*kernel)(const Params), const Params& params, dim3 grid, int threads,
-                 size_t shared_bytes, const nq_cuda_device& device, cudaStream_t stream) {
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = may_overlap(device) ? 1 : 0;
-  return check(cudaLaunchKernelEx(&config, kernel, params), "warp-level product");
+nq_status start(void (*kernel)(const Params), const Params& params, dim3 grid, int threads,
+                size_t shared_bytes, const nq_cuda_device& device, cudaStream_t stream) {
+  return nq_cuda::launch({"warp-level product", grid, threads, shared_bytes, may_overlap(device)},
+                         stream, kernel, params);
 }
 
 template <typename S, int PLANES>
@@ -59,8 +37,8 @@ nq_status launch_product(const ProductParams& params, int64_t blocks, const nq_c
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes),
             "shared memory of the product");
   if (status != NQ_OK) return status;
-  return launch(kernel, params, dim3(static_cast<unsigned>(blocks)), S::kThreads, S::kSharedBytes,
-                device, stream);
+  return start(kernel, params, dim3(static_cast<unsigned>(blocks)), S::kThreads, S::kSharedBytes,
+               device, stream);
 }
 
 template <int PLANES>
@@ -117,7 +95,7 @@ nq_status run_prepare(PrepareParams* params, int count, const nq_cuda_device& de
   const int64_t blocks = params->rows_padded / kRowGroup * params->max_k_tiles;
   if (blocks > NQ_MAX_DIM) return NQ_TOO_LARGE;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(count));
-  return launch(prepare, *params, grid, 256, 0, device, stream);
+  return start(prepare, *params, grid, 256, 0, device, stream);
 }
 
 struct Piece {

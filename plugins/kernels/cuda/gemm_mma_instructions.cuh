@@ -60,6 +60,13 @@ __device__ __forceinline__ void multiply(int (&acc)[4], const uint32_t (&a)[4], 
 #endif
 }
 
+// blockIdx.x, read anew each time.
+__device__ __forceinline__ uint32_t block_index() {
+  uint32_t block;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+  return block;
+}
+
 // Bits as bytes of 0 and -128: a left shift and a mask, which run on two different pipes.
 __device__ __forceinline__ void unpack(uint32_t (&a)[4], const uint4& w, int step) {
   a[0] = (w.x << (7 - step)) & 0x80808080u;

@@ -138,8 +138,7 @@ struct Place {
 // registers in between.
 template <typename S>
 __device__ __forceinline__ Place place_of(const ProductParams& p) {
-  uint32_t block;
-  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+  const uint32_t block = block_index();
   const int tile = static_cast<int>(block / p.row_tiles);
   Place place = {0, static_cast<int64_t>(block % p.row_tiles) * S::kRows, 0};
   while (place.layer + 1 < p.count && tile >= p.layer[place.layer + 1].first_tile) ++place.layer;

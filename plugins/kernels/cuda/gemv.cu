@@ -3,7 +3,7 @@
 // The matrix-vector family: how a pass is cut into launches and blocks. See gemv_stage.cuh.
 
 #include "gemv_stage.cuh"
-#include "internal.h"
+#include "launch.h"
 
 namespace nq_cuda {
 
@@ -15,7 +15,7 @@ constexpr int64_t kRankStep = 64;      // the middle vector's rows are padded to
 
 struct Limits {
   int shared;    // most bytes of shared memory of one block
-  bool chained;  // programmatic dependent launch
+  bool overlap;  // see may_overlap
 };
 
 int64_t middle_stride(const nq_linear& layer) { return round_up(layer.rank, kRankStep); }
@@ -45,22 +45,6 @@ nq_status raise_shared(Kernel kernel, int bytes, bool* raised) {
   return status;
 }
 
-template <typename Kernel>
-nq_status launch(Kernel kernel, dim3 grid, int threads, int shared, const GemvStage& stage,
-                 const Limits& limits, cudaStream_t stream) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = limits.chained ? 1 : 0;
-  return check(cudaLaunchKernelEx(&config, kernel, stage), "gemv");
-}
-
 template <int ROWS, int KPW, bool BITS, bool FIRST>
 nq_status run(GemvStage& stage, const nq_cuda_device& device, const Limits& limits,
               cudaStream_t stream) {
@@ -72,8 +56,8 @@ nq_status run(GemvStage& stage, const nq_cuda_device& device, const Limits& limi
   constexpr bool kConverted = ROWS > 1 || (FIRST && KPW > 2);
   if constexpr (kConverted) {
     const dim3 grid(static_cast<unsigned>(ceil_div(stage.slices, 4)), stage.batch, stage.count);
-    const nq_status status =
-        launch(gemv_convert<KPW, BITS, kSource>, grid, 128, 0, stage, limits, stream);
+    const nq_status status = launch({"gemv", grid, 128, 0, limits.overlap}, stream,
+                                    gemv_convert<KPW, BITS, kSource>, stage);
     if (status != NQ_OK) return status;
   }
   int row_tiles = 0;
@@ -93,12 +77,22 @@ nq_status run(GemvStage& stage, const nq_cuda_device& device, const Limits& limi
     stage.parts[i].first_block = grid;
     grid += static_cast<int>(ceil_div(stage.parts[i].row_tiles, stage.tiles_per_block));
   }
-  auto kernel = gemv_stage < ROWS, KPW, BITS, kConverted ? Source::kFragments : kSource > ;
+  constexpr Source kFrom = kConverted ? Source::kFragments : kSource;
+  const int shared = Shape::shared_bytes(warps, stage.tiles_per_pass);
+  const Launch how = {"gemv", dim3(static_cast<unsigned>(grid)), warps * 32,
+                      static_cast<size_t>(shared), limits.overlap};
+  if (phases == 1) {
+    auto kernel = gemv_stage<ROWS, KPW, BITS, kFrom, false>;
+    static bool raised[kMaxDevices];
+    const nq_status status = raise_shared(kernel, limits.shared, raised);
+    if (status != NQ_OK) return status;
+    return launch(how, stream, kernel, stage);
+  }
+  auto kernel = gemv_stage<ROWS, KPW, BITS, kFrom, true>;
   static bool raised[kMaxDevices];
   const nq_status status = raise_shared(kernel, limits.shared, raised);
   if (status != NQ_OK) return status;
-  return launch(kernel, dim3(grid), warps * 32, Shape::shared_bytes(warps, stage.tiles_per_pass),
-                stage, limits, stream);
+  return launch(how, stream, kernel, stage);
 }
 
 template <int ROWS, bool BITS, bool FIRST>
@@ -244,7 +238,7 @@ nq_status limits_of(const nq_cuda_device& device, Limits* limits) {
   status = check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
                  "attribute");
   limits->shared = bytes - kReservedShared;
-  limits->chained = device.compute_capability >= 90;
+  limits->overlap = may_overlap(device);
   return status;
 }
 

@@ -109,6 +109,13 @@ __device__ __forceinline__ void wait_for_predecessors() {
 #endif
 }
 
+// 1 / value to within two units in the last place; 0 and denormals give infinity.
+__device__ __forceinline__ float reciprocal(float value) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
+
 __device__ __forceinline__ uint32_t warp_max(uint32_t value) {
 #if __CUDA_ARCH__ >= 800
   return __reduce_max_sync(0xffffffffu, value);

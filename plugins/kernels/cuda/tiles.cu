@@ -2,7 +2,7 @@
 //
 // Layout 0 (row-major words) to layout 1 (tensor-core tiles) and back. See nq_kernels.h.
 
-#include "internal.h"
+#include "launch.h"
 
 namespace nq_cuda {
 
@@ -48,17 +48,18 @@ __global__ void unmake_tiles(const uint32_t* tiles, int64_t rows, int64_t column
   }
 }
 
-template <typename Kernel>
-nq_status run(Kernel kernel, const int32_t* from, int64_t rows, int64_t columns, int32_t* to,
+using TileKernel = void(const uint32_t*, int64_t, int64_t, uint32_t*, int64_t);
+
+nq_status run(TileKernel* kernel, const int32_t* from, int64_t rows, int64_t columns, int32_t* to,
               void* stream) {
   const int64_t total = nq_cuda_tile_words(rows, columns);
   if (total == 0 || from == nullptr || to == nullptr) return NQ_BAD_ARGUMENT;
   const int64_t blocks = ceil_div(total, kThreads);
   if (blocks > 0x7fffffff) return NQ_TOO_LARGE;
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      reinterpret_cast<const uint32_t*>(from), rows, columns, reinterpret_cast<uint32_t*>(to),
-      total);
-  return check(cudaGetLastError(), "tiles");
+  const Launch how = {"tiles", dim3(static_cast<unsigned>(blocks)), kThreads, 0, false};
+  return launch(how, static_cast<cudaStream_t>(stream), kernel,
+                reinterpret_cast<const uint32_t*>(from), rows, columns,
+                reinterpret_cast<uint32_t*>(to), total);
 }
 
 }  // namespace
