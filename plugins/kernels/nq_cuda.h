@@ -105,6 +105,10 @@ nq_status nq_cuda_synchronize(void* stream);
 // not looked at. 0 when the description is invalid.
 size_t nq_cuda_workspace_bytes(const nq_cuda_pass* pass);
 
+// Bytes of workspace that suffice for 1 to `rows` rows of the pass, whatever the algorithm and on
+// every GPU that this build has code for. Needs no device. 0 when the description is invalid.
+size_t nq_cuda_workspace_bound(const nq_cuda_pass* pass);
+
 // Enqueues the pass on `stream` (a cudaStream_t, null for the default one).
 nq_status nq_cuda_forward(const nq_cuda_pass* pass, void* stream);
 

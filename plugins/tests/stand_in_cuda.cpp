@@ -82,18 +82,17 @@ NQ_EXPORT nq_status nq_cuda_synchronize(void*) { return NQ_OK; }
 
 NQ_EXPORT size_t nq_cuda_workspace_bytes(const nq_cuda_pass*) { return kWorkspace; }
 
-NQ_EXPORT nq_status nq_cuda_forward(const nq_cuda_pass* pass, void*) {
-  const nq_linear& layer = *pass->layers;
+NQ_EXPORT size_t nq_cuda_workspace_bound(const nq_cuda_pass*) { return kWorkspace; }
+
+namespace {
+
+nq_status forward_one(const nq_cuda_pass* pass, int32_t index) {
+  const nq_linear& layer = pass->layers[index];
   if (layer.layout != NQ_LAYOUT_TILES_16X256) return NQ_BAD_LAYOUT;
-  if (!aligned(pass->x) || !aligned(pass->y[0])) return NQ_BAD_ARGUMENT;
-  if (pass->rows > 1 && (pass->x_stride % 8 != 0 || pass->y_stride[0] % 8 != 0)) {
+  if (!aligned(pass->x) || !aligned(pass->y[index])) return NQ_BAD_ARGUMENT;
+  if (pass->rows > 1 && (pass->x_stride % 8 != 0 || pass->y_stride[index] % 8 != 0)) {
     return NQ_BAD_ARGUMENT;
   }
-  if (reinterpret_cast<uintptr_t>(pass->workspace) % 256 != 0 ||
-      pass->workspace_bytes < kWorkspace) {
-    return NQ_WORKSPACE;
-  }
-  memset(pass->workspace, 0xff, pass->workspace_bytes);
   std::vector<double> hidden(static_cast<size_t>(layer.rank));
   for (int64_t row = 0; row < pass->rows; ++row) {
     const int64_t start = row * pass->x_stride;
@@ -114,9 +113,24 @@ NQ_EXPORT nq_status nq_cuda_forward(const nq_cuda_pass* pass, void*) {
       sum *= get(layer.scale_out, layer.scale_type, i);
       if (layer.bias != nullptr) sum += get(layer.bias, layer.scale_type, i);
       const float value = static_cast<float>(sum);
-      static_cast<uint16_t*>(pass->y[0])[row * pass->y_stride[0] + i] =
+      static_cast<uint16_t*>(pass->y[index])[row * pass->y_stride[index] + i] =
           pass->y_type == NQ_FLOAT16 ? float_to_half(value) : float_to_bfloat(value);
     }
+  }
+  return NQ_OK;
+}
+
+}  // namespace
+
+NQ_EXPORT nq_status nq_cuda_forward(const nq_cuda_pass* pass, void*) {
+  if (reinterpret_cast<uintptr_t>(pass->workspace) % 256 != 0 ||
+      pass->workspace_bytes < kWorkspace) {
+    return NQ_WORKSPACE;
+  }
+  memset(pass->workspace, 0xff, pass->workspace_bytes);
+  for (int32_t i = 0; i < pass->count; ++i) {
+    const nq_status status = forward_one(pass, i);
+    if (status != NQ_OK) return status;
   }
   return NQ_OK;
 }

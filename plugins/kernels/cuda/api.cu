@@ -2,6 +2,7 @@
 //
 // The C interface: checks what the caller says and chooses the kernels.
 
+#include "gemm_mma_plan.h"
 #include "internal.h"
 
 namespace nq_cuda {
@@ -109,6 +110,19 @@ size_t workspace_of(nq_algorithm algorithm, const nq_cuda_pass& pass,
   }
 }
 
+// The largest of the families' needs; none of them depends on the GPU.
+size_t bound_of(const nq_cuda_pass& pass) {
+  const nq_cuda_device any = {};
+  nq_cuda_pass piece = pass;
+  const int64_t most = mma::most_rows(pass);
+  if (piece.rows > most) piece.rows = most;
+  size_t bound = gemm_mma_workspace(piece, any);
+  for (const size_t other : {gemv_workspace(pass, any), gemm_wgmma_workspace(pass, any)}) {
+    if (other > bound) bound = other;
+  }
+  return bound;
+}
+
 }  // namespace
 
 }  // namespace nq_cuda
@@ -123,6 +137,11 @@ extern "C" size_t nq_cuda_workspace_bytes(const nq_cuda_pass* pass) {
     return 0;
   }
   return workspace_of(algorithm, *pass, device);
+}
+
+extern "C" size_t nq_cuda_workspace_bound(const nq_cuda_pass* pass) {
+  if (pass == nullptr || check_shape(*pass) != NQ_OK) return 0;
+  return bound_of(*pass);
 }
 
 extern "C" nq_status nq_cuda_forward(const nq_cuda_pass* pass, void* stream) {

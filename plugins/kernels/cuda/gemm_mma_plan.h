@@ -41,17 +41,28 @@ constexpr int64_t kAlign = 256;
 
 inline int64_t k_tiles(int64_t columns) { return ceil_div(columns, NQ_CUDA_TILE_COLUMNS); }
 
-inline Plan make_plan(const nq_cuda_pass& pass) {
-  Plan plan = {};
-  plan.planes = pass.precision == NQ_PRECISION_INT8 ? 1 : 2;
-  const int64_t in_tiles = k_tiles(pass.layers[0].in_features);
+inline int planes_of(const nq_cuda_pass& pass) {
+  return pass.precision == NQ_PRECISION_INT8 ? 1 : 2;
+}
+
+// Most rows of a piece. No row count needs a larger workspace than this one, or than all rows
+// where they are fewer: a piece is never longer, and within a piece more rows need more.
+inline int64_t most_rows(const nq_cuda_pass& pass) {
   int64_t row_bytes = 0;
   for (int i = 0; i < pass.count; ++i) {
-    row_bytes += in_tiles * NQ_CUDA_TILE_COLUMNS * plan.planes + pass.layers[i].rank * 4;
+    row_bytes += k_tiles(pass.layers[0].in_features) * NQ_CUDA_TILE_COLUMNS * planes_of(pass) +
+                 pass.layers[i].rank * 4;
   }
-  // Equal pieces, so that the last one is not a sliver.
   const int64_t fit = kPieceBytes / row_bytes / 64 * 64;
-  const int64_t pieces = ceil_div(pass.rows, fit < 64 ? 64 : fit);
+  return fit < 64 ? 64 : fit;
+}
+
+inline Plan make_plan(const nq_cuda_pass& pass) {
+  Plan plan = {};
+  plan.planes = planes_of(pass);
+  const int64_t in_tiles = k_tiles(pass.layers[0].in_features);
+  // Equal pieces, so that the last one is not a sliver.
+  const int64_t pieces = ceil_div(pass.rows, most_rows(pass));
   plan.rows_padded = round_up(ceil_div(pass.rows, pieces), 64);
   plan.piece = plan.rows_padded < pass.rows ? plan.rows_padded : pass.rows;
 
