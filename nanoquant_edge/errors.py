@@ -96,6 +96,14 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "The GPU has too little free memory for the engine, its key/value cache and its buffers.",
         "End other programs on the GPU, use smaller batches, or build with a smaller --capacity.",
     ),
+    "NQ-TARGET": (
+        "The target is not known, or this machine cannot build for it.",
+        "Name a target of the list, or build on the device itself.",
+    ),
+    "NQ-FIT": (
+        "The model does not fit the target's memory, or its build does not fit this machine's memory or disk.",
+        "Use a smaller --capacity, --batch or model, or another target.",
+    ),
     "NQ-OPERATOR": (
         "A model file is not valid ONNX, or one of its NanoQuantLinear nodes breaks the operator's schema.",
         "Export the model again; do not use a file from a source you do not trust.",
