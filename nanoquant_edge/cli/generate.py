@@ -42,6 +42,7 @@ MAX_PROMPT_BYTES = 64 << 20
 )
 @click.option("--max-context", type=int, help="Most tokens of prompt and text together.")
 @click.option("--allow-portable", is_flag=True, help="Run without the native kernels if they are missing (slow).")
+@click.option("--trust-bundle-code", is_flag=True, help="Let machine code inside of a TensorRT engine run.")
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def command(bundle: str, **options: Any) -> None:
@@ -49,12 +50,15 @@ def command(bundle: str, **options: Any) -> None:
 
     The text goes to standard output as it comes, a line of figures to standard error.
     """
-    from ..runtimes import Generator, SamplingConfig
+    from ..bundle import Bundle
+    from ..runtimes import Generator, SamplingConfig, remarks
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     sampling = SamplingConfig(**{name: options[name] for name in names})
     prompt = _read_prompt(options["prompt"], options["prompt_file"])
     chat = options["chat"] or options["system"] is not None
+    for remark in remarks(Bundle.open(bundle, verify=False)):
+        click.echo(f"note: {remark}", err=True)
     with Generator.from_bundle(
         bundle,
         threads=options["threads"],
@@ -63,6 +67,7 @@ def command(bundle: str, **options: Any) -> None:
         max_context=options["max_context"],
         spin=not options["no_spin"],
         provider=options["provider"],
+        trust_bundle_code=options["trust_bundle_code"],
     ) as generator:
         run = generator.stream(
             [{"role": "user", "content": prompt}] if chat else prompt,

@@ -29,6 +29,7 @@ __all__ = ["command"]
 @click.option(
     "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where the bundle runs."
 )
+@click.option("--trust-bundle-code", is_flag=True, help="Let machine code inside of a TensorRT engine run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     bundle: Path,
@@ -41,6 +42,7 @@ def command(
     threads: int | None,
     allow_portable: bool,
     provider: str,
+    trust_bundle_code: bool,
     as_json: bool,
 ) -> None:
     """Prove that BUNDLE computes what PyTorch computed.
@@ -69,6 +71,7 @@ def command(
             threads=threads,
             allow_portable=allow_portable,
             provider=provider,
+            trust_bundle_code=trust_bundle_code,
             progress=lambda done, what: bar.update(task, completed=done, description=what),
         )
     if as_json:

@@ -11,6 +11,7 @@ from .chat_template import ChatTemplate, load_chat_template
 from .generator import Generation, Generator, TextRun
 from .onnxruntime_backend import OnnxRuntimeBackend
 from .sampling import SamplingConfig
+from .selection import open_backend, remarks
 from .streaming import StopMatcher, TextStream
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -27,4 +28,6 @@ __all__ = [
     "Tokenizer",
     "load_chat_template",
     "load_tokenizer",
+    "open_backend",
+    "remarks",
 ]

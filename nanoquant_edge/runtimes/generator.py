@@ -19,6 +19,7 @@ from .backend import Backend
 from .chat_template import ChatTemplate, load_chat_template
 from .memory import peak_memory_mb
 from .sampling import SamplingConfig, make_sampler
+from .selection import open_backend
 from .streaming import StopMatcher, TextStream
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -105,6 +106,7 @@ class Generator:
         max_context: int | None = None,
         spin: bool = True,
         provider: str = "cpu",
+        trust_bundle_code: bool = False,
     ) -> Generator:
         """Open a bundle that `nq-edge export` wrote.
 
@@ -116,22 +118,22 @@ class Generator:
             max_context: most tokens of prompt and text together; None takes the model's limit.
             spin: let idle worker threads wait busily; False on a machine that others use too.
             provider: where ONNX Runtime computes: "cpu", or "cuda" for an NVIDIA GPU and a float16 bundle.
+            trust_bundle_code: let machine code inside of a TensorRT engine run.
 
         Raises:
-            NqEdgeError: NQ-BUNDLE, NQ-HASH, NQ-TOKENIZER, NQ-TEMPLATE, NQ-BACKEND, NQ-NATIVE-MISSING or NQ-OPTION.
+            NqEdgeError: NQ-BUNDLE, NQ-HASH, NQ-TOKENIZER, NQ-TEMPLATE, and what `open_backend` raises.
         """
-        from .onnxruntime_backend import OnnxRuntimeBackend
-
         bundle = Bundle.open(path, verify=verify)
         tokenizer = load_tokenizer(bundle.folder)
         template = load_chat_template(bundle.folder, tokenizer)
-        backend = OnnxRuntimeBackend(
+        backend = open_backend(
             bundle,
             threads=threads,
             allow_portable=allow_portable,
             max_context=max_context,
             spin=spin,
             provider=provider,
+            trust_bundle_code=trust_bundle_code,
         )
         return cls(backend, tokenizer, read_eos_ids(bundle, tokenizer), template)
 

@@ -26,7 +26,7 @@ from .expected import Reference
 from .perplexity import window_logits
 from .report import FAIL, PASS, SKIPPED, Rung
 
-__all__ = ["LIMITS", "MIN_POSITIONS", "MIN_WINDOWS", "Limits", "rung_greedy", "rung_inner", "rungs_logits"]
+__all__ = ["INNER", "LIMITS", "MIN_POSITIONS", "MIN_WINDOWS", "Limits", "rung_greedy", "rung_inner", "rungs_logits"]
 
 MIN_POSITIONS = 4096
 MIN_WINDOWS = 16
@@ -62,7 +62,7 @@ LIMITS = {
 }
 #: Room for a single channel over the whole value.
 _CHANNEL = 10
-_INNER = "layer and block outputs"
+INNER = "layer and block outputs"
 
 
 def rung_inner(
@@ -80,7 +80,7 @@ def rung_inner(
         The rung, and the name of the first value that differs.
     """
     if not expected:
-        return Rung(3, _INNER, SKIPPED, note="the reference has no inner values"), None
+        return Rung(3, INNER, SKIPPED, note="the reference has no inner values"), None
     backend.reset()
     backend.forward(ids[None])
     found = {name: value[0] for name, value in backend.extra.items()}
@@ -99,7 +99,7 @@ def rung_inner(
     if first is not None:
         note = f"{first} is the first that differs"
     bounds: dict[str, float | int] = {"largest error": limits.inner, "differing": 0}
-    return Rung(3, _INNER, PASS if first is None else FAIL, figures, bounds, note), first
+    return Rung(3, INNER, PASS if first is None else FAIL, figures, bounds, note), first
 
 
 def rungs_logits(

@@ -47,6 +47,7 @@ class Report:
         rungs: the ladder.
         first_diverging: name of the first layer or block that differs, in order of computation; None when none does.
         seconds: how long it took.
+        remarks: how far the backend itself is proved, where a passed validation does not say all.
     """
 
     bundle: str
@@ -59,6 +60,7 @@ class Report:
     rungs: tuple[Rung, ...]
     first_diverging: str | None
     seconds: float
+    remarks: tuple[str, ...] = ()
 
     @property
     def status(self) -> str:
@@ -108,6 +110,8 @@ class Report:
         if self.first_diverging:
             console.print(Text(_printable(f"first diverging: {self.first_diverging}")))
         console.print(f"outcome: {self.status}", highlight=False)
+        for remark in self.remarks:
+            console.print(Text(_printable(f"note: {remark}")))
 
 
 def _printable(text: str) -> str:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..checkpoint import Checkpoint
 from ..errors import NqEdgeError
-from ..runtimes import Backend, OnnxRuntimeBackend, load_tokenizer
+from ..runtimes import Backend, load_tokenizer, open_backend, remarks
 from .expected import Reference
-from .ladder import LIMITS, rung_greedy, rung_inner, rungs_logits
+from .ladder import INNER, LIMITS, rung_greedy, rung_inner, rungs_logits
 from .recorded import RecordedReference, Recorder
-from .report import PASS, Report, Rung
+from .report import PASS, SKIPPED, Report, Rung
 from .text import cut_windows, read_text
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["validate"]
 
 Progress = Callable[[float, str], None]
+#: Names of inner values to return -> an open backend.
+Opener = Callable[[tuple[str, ...]], Backend]
 
 #: Prompts of rung 5 when none are given: the first tokens of this many windows.
 _PROMPTS = 4
@@ -54,6 +56,7 @@ def validate(
     threads: int | None = None,
     allow_portable: bool = False,
     provider: str = "cpu",
+    trust_bundle_code: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Compare a bundle with PyTorch, or with what PyTorch recorded in it.
@@ -68,7 +71,8 @@ def validate(
         new_tokens: length of each continuation.
         threads: of both sides.
         allow_portable: accept a bundle that runs without the native kernels.
-        provider: where the bundle runs: "cpu", or "cuda" for an NVIDIA GPU.
+        provider: where the bundle runs: "cpu", or "cuda" for an NVIDIA GPU; an engine runs on its GPU.
+        trust_bundle_code: let machine code inside of a TensorRT engine run.
         progress: called with the fraction done and a text.
 
     Raises:
@@ -94,7 +98,18 @@ def validate(
         _choose(live, bundle, text, windows, length, prompts, new_tokens, progress)
         reference = live
     recorder = Recorder(reference) if record else None
-    report = _walk(bundle, recorder or reference, threads, allow_portable, provider, progress)
+
+    def opened(extra: tuple[str, ...]) -> Backend:
+        return open_backend(
+            bundle,
+            threads=threads,
+            allow_portable=allow_portable,
+            provider=provider,
+            trust_bundle_code=trust_bundle_code,
+            extra_outputs=extra,
+        )
+
+    report = _walk(bundle, recorder or reference, opened, progress)
     report = replace(report, seconds=time.monotonic() - started)
     if recorder is not None:
         _store(bundle, recorder, report)
@@ -158,20 +173,11 @@ def _choose(
     reference.use(cut, source, starts, new_tokens)
 
 
-def _walk(
-    bundle: Bundle,
-    reference: Reference,
-    threads: int | None,
-    allow_portable: bool,
-    provider: str,
-    progress: Progress,
-) -> Report:
+def _walk(bundle: Bundle, reference: Reference, opened: Opener, progress: Progress) -> Report:
     limits = LIMITS[bundle.dtype]
     progress(0.1, "layer and block outputs")
-    expected = reference.inner()
-    with _open(bundle, threads, allow_portable, provider, tuple(expected)) as backend:
-        inner, first = rung_inner(backend, reference.windows[0, : reference.inner_tokens], expected, limits)
-    with _open(bundle, threads, allow_portable, provider, ()) as backend:
+    inner, first = _rung_inner(bundle, reference, opened)
+    with opened(()) as backend:
         logits, loss, largest = rungs_logits(
             backend, reference, limits, lambda done, what: progress(0.15 + 0.75 * done, what)
         )
@@ -183,13 +189,33 @@ def _walk(
     rungs: tuple[Rung, ...] = (inner, logits, greedy, loss)
     count, length = reference.windows.shape
     folder = str(bundle.folder)
-    return Report(folder, bundle.dtype, kernel, reference.origin, reference.text, count, length, rungs, first, 0.0)
-
-
-def _open(bundle: Bundle, threads: int | None, allow_portable: bool, provider: str, extra: tuple[str, ...]) -> Backend:
-    return OnnxRuntimeBackend(
-        bundle, threads=threads, allow_portable=allow_portable, provider=provider, extra_outputs=extra
+    return Report(
+        folder,
+        bundle.dtype,
+        kernel,
+        reference.origin,
+        reference.text,
+        count,
+        length,
+        rungs,
+        first,
+        0.0,
+        remarks(bundle),
     )
+
+
+def _rung_inner(bundle: Bundle, reference: Reference, opened: Opener) -> tuple[Rung, str | None]:
+    """Rung 3; of an engine, whose outputs are fixed, on the inner values that it was built to return."""
+    expected = reference.inner()
+    if bundle.engine is not None:
+        known = set(bundle.engine.debug_outputs)
+        expected = {name: value for name, value in expected.items() if name in known}
+        if not expected:
+            note = "the engine returns no inner values; build it with --debug-outputs"
+            return Rung(3, INNER, SKIPPED, note=note), None
+    with opened(tuple(expected)) as backend:
+        ids = reference.windows[0, : reference.inner_tokens]
+        return rung_inner(backend, ids, expected, LIMITS[bundle.dtype])
 
 
 def _store(bundle: Bundle, recorder: Recorder, report: Report) -> None:

@@ -25,8 +25,8 @@ __all__ = ["UNPROVED", "TensorRTBackend"]
 
 #: What the project has not shown. Said wherever an engine runs or is judged.
 UNPROVED = (
-    "note: this project has built TensorRT engines but has never executed one on supported hardware; it proved the "
-    "graph, the plugin and this runtime's bookkeeping apart. Compare with `nq-edge validate` before you rely on it."
+    "This project has built TensorRT engines but never executed one on supported hardware: the graph, the plugin and "
+    "the runtime were each proved apart. Rely on an engine only after `nq-edge validate` passed on your device."
 )
 
 Opener = Callable[..., tuple[Device, Engine]]
