@@ -13,7 +13,7 @@ import torch
 
 from ...errors import NqEdgeError
 from .. import cuda_binding as binding
-from ..cuda_binding import Input, Precision
+from ..cuda_binding import Algorithm, Input, Precision
 from .layers import C_TYPES, TiledLayer
 from .tiles import tile_signs
 
@@ -72,6 +72,7 @@ class LinearGroup:
         norm_weight: (in_features,) in x's type, for `Input.RMS_NORM`.
         norm_eps: its epsilon.
         precision: `Precision.INT8` allows activations of 8 bits.
+        algorithm: which kernels run; other choices than AUTO are for measurements.
 
     Attributes:
         in_features: columns of x, without the gate's.
@@ -91,6 +92,7 @@ class LinearGroup:
         norm_weight: torch.Tensor | None = None,
         norm_eps: float = 0.0,
         precision: Precision = Precision.EXACT,
+        algorithm: Algorithm = Algorithm.AUTO,
     ) -> None:
         if not 1 <= len(layers) <= binding.MAX_GROUP:
             raise NqEdgeError("NQ-CUDA", f"a group has 1 to {binding.MAX_GROUP} layers, not {len(layers)}.", "")
@@ -110,6 +112,7 @@ class LinearGroup:
             count=len(layers),
             input=input,
             precision=precision,
+            algorithm=algorithm,
             norm_eps=norm_eps,
             norm_weight=None if norm_weight is None else norm_weight.data_ptr(),
         )
