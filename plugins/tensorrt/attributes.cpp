@@ -139,6 +139,10 @@ bool read_fields(Operator op, const PluginFieldCollection* from, Attributes* att
       return false;
     }
   }
+  if (op == Operator::kGroup && attributes->count < 2) {
+    snprintf(why, why_bytes, "a group has 2 to %d projections, and this one has 1", room);
+    return false;
+  }
   if (attributes->layout != NQ_LAYOUT_TILES_16X256) {
     snprintf(why, why_bytes,
              "layout is %d, and this plugin reads layout 1: `nq-edge build` writes it",

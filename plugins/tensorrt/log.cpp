@@ -2,11 +2,10 @@
 
 #include "log.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-
-#include <mutex>
 
 namespace nq_tensorrt {
 
@@ -15,7 +14,7 @@ namespace {
 constexpr size_t kBytes = 768;
 
 // Builders call plugins from threads of their own, so the text is the process's, not the thread's.
-std::mutex g_lock;
+pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;  // std::mutex would bring exceptions along
 char g_last[kBytes] = "";
 
 }  // namespace
@@ -29,14 +28,16 @@ void log_error(const char* plugin, const char* layer, const char* format, ...) {
   vsnprintf(text + used, sizeof text - static_cast<size_t>(used), format, arguments);
   va_end(arguments);
   fprintf(stderr, "%s\n", text);
-  const std::lock_guard<std::mutex> hold(g_lock);
+  pthread_mutex_lock(&g_lock);
   memcpy(g_last, text, sizeof text);
+  pthread_mutex_unlock(&g_lock);
 }
 
 const char* last_error() {
   static thread_local char copy[kBytes];
-  const std::lock_guard<std::mutex> hold(g_lock);
+  pthread_mutex_lock(&g_lock);
   memcpy(copy, g_last, sizeof copy);
+  pthread_mutex_unlock(&g_lock);
   return copy;
 }
 
