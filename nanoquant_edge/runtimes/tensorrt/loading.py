@@ -7,7 +7,9 @@ user's word (`trusted`). The plugin library comes from this package, never from 
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
 from typing import Any
 
 from ...bundle import Bundle
@@ -35,8 +37,6 @@ _SIGNS = (
     (("plugin", "creator"), "it needs a plugin that is not registered"),
     (("serialization version", "version tag", "version mismatch"), "it was built by another TensorRT"),
 )
-#: Module name -> plugin libraries that its registry holds already.
-_registered: dict[str, set[str]] = {}
 
 
 def open_engine(bundle: Bundle, *, trusted: bool = False, device_index: int = 0) -> tuple[Device, Engine]:
@@ -97,27 +97,41 @@ def make_logger(module: Any, log: list[str]) -> Any:
 
 
 def register_plugin(module: Any, library: str, log: list[str]) -> None:
-    """Load the plugin library into TensorRT's registry, once in the life of the process.
+    """Load the plugin library into TensorRT's registry, unless it is there already.
+
+    Args:
+        module: `tensorrt` or `tensorrt_rtx`.
+        library: path of the library.
+        log: of a logger that TensorRT knows.
 
     Raises:
         NqEdgeError: NQ-PLUGIN when TensorRT cannot load it, or it registers another plugin.
     """
     registry = module.get_plugin_registry()
-    known = _registered.setdefault(module.__name__, set())
-    if library not in known:
-        if registry.get_creator(*PLUGIN) is not None:
-            raise NqEdgeError(
-                "NQ-PLUGIN",
-                f"another library has registered {PLUGIN[0]} with TensorRT in this process already.",
-                f"Start a new process, and let nothing but nanoquant-edge load {library}.",
-            )
-        if registry.load_library(library) is None:
-            raise NqEdgeError("NQ-PLUGIN", f"TensorRT cannot load the plugin library {library}. {_words(log)}".strip())
-        known.add(library)
+    if registry.get_creator(*PLUGIN) is not None:
+        if _is_loaded(library):
+            return
+        raise NqEdgeError(
+            "NQ-PLUGIN",
+            f"another library has registered {PLUGIN[0]} with TensorRT in this process already.",
+            f"Start a new process, and let nothing but nanoquant-edge load {library}.",
+        )
+    log.clear()
+    if registry.load_library(library) is None:
+        raise NqEdgeError("NQ-PLUGIN", f"TensorRT cannot load the plugin library {library}. {_words(log)}")
     if registry.get_creator(*PLUGIN) is None:
         raise NqEdgeError(
             "NQ-PLUGIN", f"{library} does not register plugin {PLUGIN[0]} version {PLUGIN[1]} of {PLUGIN[2]}."
         )
+
+
+def _is_loaded(library: str) -> bool:
+    """Whether the process holds this very library, as after a build in the same process."""
+    try:
+        ctypes.CDLL(library, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except OSError:
+        return False
+    return True
 
 
 def deserialize(

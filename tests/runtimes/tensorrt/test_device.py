@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`CudaDevice` over an imitated CUDA runtime with cuda-python's calling convention: (error, result...)."""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.runtimes.tensorrt.device import CudaDevice
+
+
+class _Error(int):
+    name: str
+
+    def __new__(cls, value: int, name: str) -> _Error:
+        error = super().__new__(cls, value)
+        error.name = name
+        return error
+
+
+_OK = _Error(0, "cudaSuccess")
+
+
+class FakeCuda:
+    """Device memory is host memory; everything is done at once. `fail` names calls that fail, and how."""
+
+    cudaStreamNonBlocking = 1
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+
+    def __init__(self, **fail: tuple[int, str]) -> None:
+        self.fail = fail
+        self.calls: list[str] = []
+        self.blocks: dict[int, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cuda"):
+            raise AttributeError(name)
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.calls.append(name)
+            if name in self.fail:
+                return (_Error(*self.fail[name]), None)
+            result = getattr(self, f"do_{name}", lambda *_: ())(*arguments)
+            return (_OK, *(result if isinstance(result, tuple) else (result,)))
+
+        return call
+
+    def do_cudaGetDeviceProperties(self, _index: int) -> Any:
+        return SimpleNamespace(name=b"GeForce", major=8, minor=6)
+
+    def do_cudaStreamCreateWithFlags(self, flags: int) -> int:
+        assert flags == 1
+        return 99
+
+    def do_cudaMemGetInfo(self) -> tuple[int, int]:
+        return 5, 10
+
+    def do_cudaMalloc(self, size: int) -> int:
+        block = (ctypes.c_uint8 * size)()
+        self.blocks[ctypes.addressof(block)] = block
+        return ctypes.addressof(block)
+
+    do_cudaMallocHost = do_cudaMalloc
+
+    def do_cudaFree(self, address: int) -> tuple[()]:
+        del self.blocks[address]
+        return ()
+
+    do_cudaFreeHost = do_cudaFree
+
+    def do_cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[()]:
+        assert stream == 99
+        ctypes.memset(address, value, size)
+        return ()
+
+    def do_cudaMemcpyAsync(self, to: int, source: int, size: int, _kind: int, stream: int) -> tuple[()]:
+        assert stream == 99
+        ctypes.memmove(to, source, size)
+        return ()
+
+    def do_cudaMemcpy2DAsync(
+        self, to: int, to_pitch: int, source: int, pitch: int, width: int, rows: int, kind: int, stream: int
+    ) -> tuple[()]:
+        assert (kind, stream) == (3, 99)
+        for row in range(rows):
+            ctypes.memmove(to + row * to_pitch, source + row * pitch, width)
+        return ()
+
+    def do_cudaStreamEndCapture(self, _stream: int) -> str:
+        return "graph"
+
+    def do_cudaGraphInstantiate(self, graph: str, flags: int) -> str:
+        assert (graph, flags) == ("graph", 0)
+        return "executable"
+
+    def do_cudaGetErrorString(self, _error: Any) -> bytes:
+        return b"words of CUDA"
+
+
+def test_bytes_go_up_across_and_down() -> None:
+    cuda = FakeCuda()
+    device = CudaDevice(cuda)
+    assert (device.name, device.compute_capability, device.memory()) == ("GeForce", "8.6", (5, 10))
+    a, b = device.allocate(48), device.allocate(48)
+    device.clear(a, 48)
+    device.upload(b, np.arange(6, dtype=np.int64))
+    device.copy_rows(a + 8, 16, b, 8, 8, 3)  # three elements, every other place
+    found = device.host_array(48)
+    device.download(found, a)
+    assert found.view(np.int64).tolist() == [0, 0, 0, 1, 0, 2]
+    device.free(a)
+    device.free(a)
+    device.close()
+    device.close()
+    assert cuda.blocks == {} and cuda.calls.count("cudaStreamDestroy") == 1
+
+
+def test_a_graph_is_captured_instantiated_launched_and_destroyed() -> None:
+    cuda = FakeCuda()
+    device = CudaDevice(cuda)
+    device.begin_capture()
+    graph = device.end_capture(keep=True)
+    assert graph == "executable"
+    device.launch(graph)
+    device.release_graph(graph)
+    device.begin_capture()
+    assert device.end_capture(keep=False) is None
+    names = [name for name in cuda.calls if "Graph" in name]
+    assert names == [
+        "cudaGraphInstantiate",
+        "cudaGraphDestroy",
+        "cudaGraphLaunch",
+        "cudaGraphExecDestroy",
+        "cudaGraphDestroy",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "code", "words"),
+    [
+        ("cudaSetDevice", (35, "cudaErrorInsufficientDriver"), "NQ-CUDA", "needs an NVIDIA GPU and its driver"),
+        ("cudaSetDevice", (100, "cudaErrorNoDevice"), "NQ-CUDA", "needs an NVIDIA GPU"),
+        ("cudaSetDevice", (101, "cudaErrorInvalidDevice"), "NQ-CUDA", "cudaErrorInvalidDevice, words of CUDA"),
+    ],
+)
+def test_without_a_usable_gpu(call: str, error: tuple[int, str], code: str, words: str) -> None:
+    cuda = FakeCuda(**{call: error})
+    cuda.fail.pop("cudaGetErrorString", None)
+    with pytest.raises(NqEdgeError, match=words) as caught:
+        CudaDevice(cuda)
+    assert caught.value.code == code
+
+
+def test_failures_while_it_runs() -> None:
+    cuda = FakeCuda(cudaMalloc=(2, "cudaErrorMemoryAllocation"), cudaStreamSynchronize=(700, "cudaErrorIllegalAddress"))
+    device = CudaDevice(cuda)
+    with pytest.raises(NqEdgeError, match=r"GeForce has no 3\.0 MB free") as caught:
+        device.allocate(3_000_000)
+    assert caught.value.code == "NQ-MEMORY"
+    with pytest.raises(NqEdgeError, match="cudaStreamSynchronize failed: cudaErrorIllegalAddress") as caught:
+        device.synchronize()
+    assert caught.value.code == "NQ-CUDA"
+    device.close()  # gives back what it can all the same
+    assert cuda.calls[-1] == "cudaStreamDestroy"
+
+
+@pytest.mark.gpu
+def test_the_real_cuda_runtime() -> None:
+    cuda = pytest.importorskip("cuda.bindings.runtime")
+    device = CudaDevice(cuda)
+    free = device.memory()[0]
+    a, b = device.allocate(1 << 26), device.allocate(1 << 26)
+    assert a % 256 == b % 256 == 0 and device.memory()[0] < free
+    device.clear(a, 1 << 26)
+    numbers = np.arange(1 << 20, dtype=np.int64)
+    device.upload(b, numbers)
+    numbers[:] = -1  # what was passed is the device's own
+    device.copy_rows(a, 16, b, 8, 8, 1 << 20)
+    found = device.host_array(1 << 24).view(np.int64)
+    device.download(found, a)
+    assert (found[::2] == np.arange(1 << 20)).all() and not found[1::2].any()
+    device.clear(a, 16)  # what was put off is done before a capture
+    device.begin_capture()
+    device.copy_rows(a, 8, b, 8, 8, 2)
+    graph = device.end_capture(keep=True)
+    device.download(found[:2], a)
+    assert not found[:2].any()  # recorded, not done
+    device.upload(b, np.array([7, 8]))
+    device.launch(graph)
+    device.download(found[:2], a)
+    assert found[:2].tolist() == [7, 8]
+    device.release_graph(graph)
+    with pytest.raises(NqEdgeError) as caught:
+        device.allocate(1 << 50)
+    assert caught.value.code == "NQ-MEMORY"
+    device.close()
+    assert device.memory()[0] >= free - (1 << 20)
