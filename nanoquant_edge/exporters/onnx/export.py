@@ -20,7 +20,7 @@ from .dialects import dialect_named
 from .operator import VERSION
 from .schema import check_file
 
-__all__ = ["DATA_FILE", "MODEL_FILE", "export_onnx", "write_model"]
+__all__ = ["DATA_FILE", "MODEL_FILE", "export_onnx", "source_model", "write_model"]
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -89,7 +89,7 @@ def export_onnx(
             dtype=dtype,
             portable=portable,
             operator_version=VERSION,
-            source_model=_source_model(source, config),
+            source_model=source_model(source, config),
             target_bpw=source.settings.target_bpw,
             true_bpw=source.settings.true_bpw,
             compressed_linears=compressed,
@@ -128,7 +128,7 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
     )
 
 
-def _source_model(source: Checkpoint, config: DecoderConfig) -> dict[str, object]:
+def source_model(source: Checkpoint, config: DecoderConfig) -> dict[str, object]:
     """What a runtime or a reader wants to know of the model; everything else is in the other files."""
     kept = ("architectures", "model_type", "bos_token_id", "eos_token_id", "pad_token_id")
     entry: dict[str, object] = {name: source.config[name] for name in kept if name in source.config}

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder that a board builds its engine from: the graph is there already; what is added here says how to go on.
+
+Standard TensorRT builds on the device it builds for. The board needs its own TensorRT and this package, but neither
+`onnx` nor PyTorch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ...devices import Target
+from .plan import BuildPlan
+
+__all__ = ["BUILD_BACKEND", "write_board_files"]
+
+#: Backend in the manifest of a folder that holds no engine yet.
+BUILD_BACKEND = "tensorrt-build"
+#: What the plugin is built from, below the source tree's `plugins`.
+_SOURCES = ("CMakeLists.txt", "cmake", "kernels", "onnxruntime", "tensorrt")
+
+_SCRIPT = """\
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Builds the engine for {title} on the device itself. Usage: sh build.sh [OUTPUT FOLDER]
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+output=${{1:-"$here/../engine"}}
+
+python3 -c 'import tensorrt' || {{ echo "TensorRT's Python package is missing: {install}" >&2; exit 1; }}
+command -v nq-edge >/dev/null || {{ echo "nq-edge is missing: pip install nanoquant-edge=={version}" >&2; exit 1; }}
+
+# The plugin: the installed one, or built here for this GPU. NQ_EDGE_NATIVE_DIR names its folder, at run time too.
+if [ -z "${{NQ_EDGE_NATIVE_DIR:-}}" ] && ! python3 -c \\
+  'from nanoquant_edge.native import tensorrt_library_path as path; path()' 2>/dev/null; then
+  PATH="$PATH:/usr/local/cuda/bin"
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  cmake -S "$here/plugins" -B "$work" -DCMAKE_BUILD_TYPE=Release -DNQ_CUDA=ON -DNQ_TENSORRT=ON \\
+    -DNQ_CUDA_ARCHITECTURES={architecture} -DSKBUILD_PROJECT_VERSION_FULL={version}
+  cmake --build "$work" -j "$(nproc)"
+  NQ_EDGE_NATIVE_DIR="$HOME/.local/lib/nanoquant-edge"
+  cmake --install "$work" --prefix "$NQ_EDGE_NATIVE_DIR"
+  export NQ_EDGE_NATIVE_DIR
+  echo "Before running the engine: export NQ_EDGE_NATIVE_DIR=$NQ_EDGE_NATIVE_DIR"
+fi
+
+nq-edge build "$here" --target {target} --output "$output"
+"""
+
+_README = """\
+# Build folder for {title}
+
+There is no engine in this folder yet: TensorRT builds it on the device. On the board{jetpack}:
+
+    sh build.sh ../engine
+    nq-edge generate ../engine "Hello"
+
+`build.sh` needs TensorRT's Python package, `nq-edge` {version}, and, where no built plugin is installed, CMake, a C++17
+compiler and nvcc ({architecture} is compiled). It needs neither PyTorch nor `onnx`.
+
+| | |
+| --- | --- |
+| graph | {graph}, dialect {dialect}, {precision} |
+| compressed layers | {linears} in {nodes} plugin layers |
+| weights | {weights:.1f} MB |
+| cache | {capacity} tokens |
+
+Nothing of this was run on such a board by the project that wrote it.
+"""
+
+
+def write_board_files(folder: Path, plan: BuildPlan, target: Target) -> None:
+    """Add build.sh, README.md and the plugin's sources to a folder with a graph.
+
+    Args:
+        folder: holds the graph and its plan.
+        plan: what is built.
+        target: for whom.
+    """
+    from importlib.metadata import version
+
+    architecture = target.compute_capability.replace(".", "")
+    words = {
+        "title": target.title,
+        "target": target.name,
+        "architecture": architecture,
+        "version": version("nanoquant-edge"),
+        "install": "it comes with JetPack (apt install nvidia-jetpack)" if target.jetpack else "see NVIDIA's index",
+        "jetpack": f" (JetPack {target.jetpack} or later)" if target.jetpack else "",
+        "graph": plan.graph,
+        "dialect": plan.dialect,
+        "precision": plan.precision,
+        "linears": plan.compressed_linears,
+        "nodes": plan.plugin_layers,
+        "weights": plan.weights / 1e6,
+        "capacity": plan.kv.capacity,
+    }
+    script = folder / "build.sh"
+    script.write_text(_SCRIPT.format(**words), encoding="utf-8")
+    script.chmod(0o755)
+    (folder / "README.md").write_text(_README.format(**words), encoding="utf-8")
+    # From a source tree the plugin's sources travel along; an installed wheel does not have them.
+    plugins = Path(__file__).resolve().parents[3] / "plugins"
+    if (plugins / "CMakeLists.txt").is_file():
+        for name in _SOURCES:
+            source = plugins / name
+            if source.is_dir():
+                shutil.copytree(source, folder / "plugins" / name)
+            elif source.is_file():
+                (folder / "plugins").mkdir(exist_ok=True)
+                shutil.copyfile(source, folder / "plugins" / name)

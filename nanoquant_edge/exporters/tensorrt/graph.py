@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graph of an engine in the target's dialect, and the plan beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ...devices import Fit, ModelSizes, Target, fit_capacity
+from ...engine_info import EngineKv, Profile
+from ...errors import NqEdgeError
+from ..onnx.build import build_model
+from ..onnx.dialects import dialect_named
+from ..onnx.export import MODEL_FILE, write_model
+from ..onnx.extra_outputs import block_output
+from ..onnx.operator import DOMAIN, LAYOUT_TILES_16X256
+from ..onnx.trt103_operators import check_operators
+from .options import USUAL_CAPACITY, EngineOptions
+from .plan import BuildPlan
+from .source import Source
+
+__all__ = ["PlannedGraph", "plan_graph"]
+
+
+class PlannedGraph:
+    """A graph that is ready to be written, its plan, and how it fits its targets.
+
+    Attributes:
+        plan: for the compiler.
+        fits: memory needed and available, one a target.
+    """
+
+    def __init__(self, model: ir.Model, plan: BuildPlan, fits: list[Fit]) -> None:
+        self._model = model
+        self.plan, self.fits = plan, fits
+
+    def write(self, folder: Path) -> None:
+        """Write model.onnx, its weights and the plan; weights are streamed.
+
+        Raises:
+            NqEdgeError: NQ-NUMERIC when a weight is not finite in the graph's type.
+        """
+        write_model(self._model, folder / self.plan.graph)
+        self.plan.write(folder)
+
+
+def plan_graph(source: Source, targets: list[Target], dialect: str, options: EngineOptions) -> PlannedGraph:
+    """Choose the capacity, build the graph in memory (weights stay on disk), and plan its compilation.
+
+    Args:
+        source: the model.
+        targets: devices of one flavour.
+        dialect: "onnx24" or "trt103".
+        options: what the user chose.
+
+    Raises:
+        NqEdgeError: NQ-FIT or NQ-OPTION as `fit_capacity`; NQ-OPTION when a target has no bfloat16; NQ-OPERATOR when
+            the graph and the source disagree about the number of compressed layers.
+    """
+    config = source.config
+    old = next((target for target in targets if not target.bfloat16), None)
+    if options.dtype == "bfloat16" and old is not None:
+        raise NqEdgeError(
+            "NQ-OPTION", f"{old.name} has no bfloat16.", "Use --dtype float16, or a target from sm_80 on."
+        )
+    in_place = dialect_named(dialect).in_place
+
+    def build(capacity: int) -> ir.Model:
+        return build_model(
+            config,
+            source.weights,
+            dialect,
+            options.dtype,
+            max_length=capacity,
+            capacity=capacity,
+            layout=LAYOUT_TILES_16X256,
+            grouped=options.grouped,
+        )
+
+    limit = config.max_positions
+    first = max(1, min(options.capacity or (limit if options.capacity == 0 else USUAL_CAPACITY), limit))
+    model = build(first)
+    sizes = ModelSizes(
+        weights=_bytes(model),
+        layers=config.num_layers,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        heads=config.num_heads,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        batch=options.batch,
+        prefill=min(options.prefill, first),
+        positions=min(options.positions, options.prefill, first),
+        item=2,
+        max_positions=limit,
+        in_place=in_place,
+    )
+    fits = fit_capacity(targets, sizes, options.capacity, USUAL_CAPACITY)
+    capacity = fits[0].capacity
+    if capacity != first:
+        model = build(capacity)
+    debug = _mark_outputs(model, config.num_layers, options.debug_outputs)
+    if dialect == "trt103":
+        check_operators(model)
+    nodes = [node for node in model.graph.all_nodes() if node.domain == DOMAIN]
+    linears = sum(len(node.outputs) for node in nodes)
+    if linears != source.layers:
+        raise NqEdgeError("NQ-OPERATOR", f"the graph has {linears} of {source.layers} compressed layers.")
+    prefill = min(options.prefill, capacity)
+    whole = (capacity, capacity, capacity)
+    batch = (1, options.batch, options.batch)
+    plan = BuildPlan(
+        graph=MODEL_FILE,
+        targets=tuple(target.name for target in targets),
+        flavour=targets[0].flavour,
+        capabilities=tuple(dict.fromkeys(target.compute_capability for target in targets)),
+        dialect=dialect,
+        precision=options.dtype,
+        kv=EngineKv(config.num_layers, config.num_kv_heads, config.head_dim, capacity, options.dtype, in_place),
+        # The mask is as wide as the cache at every step, so that a decode step always has the same shapes. Prompts
+        # pass one sequence at a time.
+        profiles={
+            "decode": Profile(0, batch, (1, 1, 1), (1, 1, 1), whole),
+            "prefill": Profile(
+                1, (1, 1, 1), (1, prefill, prefill), (1, 1, max(1, min(options.positions, prefill))), whole
+            ),
+        },
+        plugin_layers=len(nodes),
+        compressed_linears=linears,
+        weights=_bytes(model),
+        refit=options.refit,
+        version_compatible=options.version_compatible,
+        embed_plugin=options.embed_plugin,
+        optimization_level=options.optimization_level,
+        workspace_mb=options.workspace_mb,
+        debug_outputs=debug,
+    )
+    return PlannedGraph(model, plan, fits)
+
+
+def _bytes(model: ir.Model) -> int:
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+
+
+def _mark_outputs(model: ir.Model, blocks: int, which: str) -> tuple[str, ...]:
+    """Make inner values graph outputs; returns their names in order of computation."""
+    if not which:
+        return ()
+    wanted = {block_output(block) for block in range(blocks)}
+    marked = []
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name in wanted or (which == "layers" and node.domain == DOMAIN):
+                model.graph.outputs.append(value)
+                marked.append(str(value.name))
+    return tuple(marked)

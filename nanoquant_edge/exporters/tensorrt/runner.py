@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the compiler in a child process: its progress, its error, or what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import CATALOGUE, NqEdgeError
+from .compile import MODULES
+
+__all__ = ["can_build", "run_compiler"]
+
+#: The module that the child runs; tests put others in its place.
+COMPILER = [sys.executable, "-m", "nanoquant_edge.exporters.tensorrt.compile"]
+_STDERR_BYTES = 2000
+
+Progress = Callable[[float, str], None]
+
+
+def can_build(flavour: str) -> bool:
+    """Whether the TensorRT of this flavour is installed here."""
+    try:
+        return importlib.util.find_spec(MODULES[flavour]) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def run_compiler(
+    folder: Path, output: Path, library: Path, timing_cache: Path | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Compile the graph of a folder; see `compile.compile_graph` for the result.
+
+    Args:
+        folder: holds the graph and its plan.
+        output: engine file to write.
+        library: the plugin.
+        timing_cache: file of measured kernel times.
+        progress: called with (fraction done, what is being done).
+
+    Raises:
+        NqEdgeError: what the compiler reported; NQ-FIT when it was killed, NQ-ENGINE when it died otherwise.
+    """
+    request = {
+        "folder": str(folder),
+        "output": str(output),
+        "library": str(library),
+        "timing_cache": None if timing_cache is None else str(timing_cache),
+    }
+    result: dict[str, Any] | None = None
+    with _environment() as environment, tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(
+            COMPILER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment, encoding="utf-8"
+        )
+        try:
+            assert child.stdin is not None and child.stdout is not None
+            with contextlib.suppress(BrokenPipeError):  # it died at once; its status tells
+                child.stdin.write(json.dumps(request))
+                child.stdin.close()
+            phases = _Phases()
+            for line in child.stdout:
+                entry = _parse(line)
+                if entry.get("event") == "done":
+                    result = entry
+                elif entry.get("event") == "error" and entry.get("code") in CATALOGUE:
+                    child.wait()
+                    raise NqEdgeError(entry["code"], str(entry["message"]), entry.get("hint"))
+                elif progress is not None:
+                    progress(phases.fraction(entry), phases.text)
+            status = child.wait()
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        said.seek(max(0, said.seek(0, os.SEEK_END) - _STDERR_BYTES))
+        words = " ".join(said.read().decode("utf-8", "replace").split())[-600:]
+    if result is not None and status == 0 and output.is_file():
+        result.pop("event")
+        return result
+    raise _death(status, words)
+
+
+def _death(status: int, words: str) -> NqEdgeError:
+    if status == -signal.SIGKILL:
+        return NqEdgeError(
+            "NQ-FIT",
+            "the builder was killed, most likely because memory ran out.",
+            "End other programs, add swap space, or use a smaller --capacity or --prefill.",
+        )
+    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    return NqEdgeError(
+        "NQ-ENGINE",
+        f"the builder {how} and wrote no engine: {words or 'it said nothing'}",
+        "Check that TensorRT and the plugin library belong together; otherwise report this message.",
+    )
+
+
+def _parse(line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+class _Phases:
+    """One fraction from the builder's nested phases: the outermost phase counts, inner ones move it a little."""
+
+    def __init__(self) -> None:
+        self.text = "parsing"
+        self._outer = ""
+        self._done = self._of = 0
+        self._shown = 0.0
+
+    def fraction(self, entry: dict[str, Any]) -> float:
+        name, done, of = (entry.get(key) for key in ("name", "done", "of"))
+        if not isinstance(name, str) or not isinstance(done, int) or not isinstance(of, int):
+            return self._shown
+        if not self._outer or (entry.get("parent") == "" and done == 0):
+            self._outer = name
+        self.text = f"building: {name}"
+        if name == self._outer:
+            self._done, self._of = done, of
+            inner = 0.0
+        else:
+            inner = done / of if of else 0.0
+        if self._of:
+            self._shown = max(self._shown, min(1.0, (self._done + min(inner, 0.99)) / self._of))
+        return self._shown
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[dict[str, str]]:
+    """Environment of the child.
+
+    At the first plugin node TensorRT for RTX's parser opens the library by its unversioned name, which the wheel does
+    not contain, and the process aborts. A link of that name in a folder of ours, on the library path, mends it.
+    """
+    environment = dict(os.environ)
+    root = str(Path(__file__).resolve().parents[3])
+    environment["PYTHONPATH"] = os.pathsep.join(part for part in (root, environment.get("PYTHONPATH", "")) if part)
+    with tempfile.TemporaryDirectory(prefix="nq-edge-") as links:
+        library = _rtx_library()
+        if library is not None:
+            (Path(links) / "libtensorrt_rtx.so").symlink_to(library)
+            old = environment.get("LD_LIBRARY_PATH", "")
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(part for part in (links, old) if part)
+        yield environment
+
+
+def _rtx_library() -> Path | None:
+    """The wheel's library with the version in its name."""
+    try:
+        found = importlib.util.find_spec("tensorrt_rtx_libs")
+    except (ImportError, ValueError):
+        return None
+    folders = list(found.submodule_search_locations or []) if found is not None else []
+    matches = [path for folder in folders for path in sorted(Path(folder).glob("libtensorrt_rtx.so.*"))]
+    return matches[0] if matches else None
