@@ -16,6 +16,11 @@ NATIVE := nanoquant_edge/_native/libnanoquant_ort.so
 # GPUs that the CUDA kernels are compiled for, where nvcc is found; "all" takes minutes on two cores.
 CUDA_ARCHS ?= 86;90
 NATIVE_SOURCES := $(shell find plugins -name tests -prune -o -type f -print)
+# Headers for the TensorRT plugin where neither JetPack nor an SDK has brought them, and the TensorRTs that tests load
+# it into: a builder that needs no GPU, and the lean runtime.
+TENSORRT_HEADERS ?= kernel-lens==2.0.1
+TENSORRT_WHEELS ?= tensorrt-rtx-cu13==1.7.1.116 tensorrt-lean-cu13==11.4.0.106
+HEADERS := build/tensorrt-headers
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
@@ -37,14 +42,20 @@ $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --upgrade "pip>=23.1"
 	$(PIP) install -q $(TORCH_ARGS) "$(TORCH)"
-	$(PIP) install -q "scikit-build-core>=0.10" "ninja>=1.11"
+	$(PIP) install -q wheel setuptools "scikit-build-core>=0.10" "ninja>=1.11"
 	$(PIP) install -q --no-build-isolation -C wheel.cmake=false -e ".[cpu,compress,export,dev]"
+	$(PIP) install -q --no-build-isolation $(TENSORRT_WHEELS) || echo "without TensorRT: its tests are skipped"
 	touch $@
 
 native: $(NATIVE)
 
+$(HEADERS)/.ready:
+	mkdir -p $(HEADERS)
+	$(PIP) install -q --no-deps --upgrade --target $(HEADERS) $(TENSORRT_HEADERS) && touch $@ \
+	  || echo "without TensorRT's headers: the plugin is built only where they are installed"
+
 # Installed beside the old files and renamed, so that a running process keeps the library it mapped.
-$(NATIVE): $(NATIVE_SOURCES)
+$(NATIVE): $(NATIVE_SOURCES) | $(HEADERS)/.ready
 	cmake -S plugins -B build/native -DCMAKE_BUILD_TYPE=Release "-DNQ_CUDA_ARCHITECTURES=$(CUDA_ARCHS)"
 	cmake --build build/native -j $(JOBS)
 	rm -rf build/native/stage

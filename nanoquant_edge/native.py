@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the native libraries are, and what they say about themselves.
 
-CMake builds two libraries into `nanoquant_edge/_native`: the ONNX Runtime custom operator, and, where nvcc is found,
-the CUDA kernels. The environment variable `NQ_EDGE_NATIVE_DIR` names another folder, which then is the only one looked
-at: a library is loaded from where the user said or from the installed package, never from a model's folder.
+CMake builds up to three libraries into `nanoquant_edge/_native`: the ONNX Runtime custom operator, where nvcc is found
+the CUDA kernels, and where TensorRT's headers are found too the TensorRT plugin. The environment variable
+`NQ_EDGE_NATIVE_DIR` names another folder, which then is the only one looked at: a library is loaded from where the user
+said or from the installed package, never from a model's folder.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ __all__ = [
     "cuda_library_path",
     "ort_library_info",
     "ort_library_path",
+    "tensorrt_last_error",
+    "tensorrt_library_info",
     "tensorrt_library_path",
 ]
 
@@ -48,7 +51,6 @@ _CUDA_HINT = (
     "Build it where nvcc 12.6 or newer is installed: cmake -S plugins -B build/native -DNQ_CUDA=ON && "
     "cmake --build build/native && cmake --install build/native --prefix nanoquant_edge/_native"
 )
-
 _TENSORRT_HINT = (
     "Install a built wheel, or build it where nvcc and TensorRT's headers are installed: cmake -S plugins "
     "-B build/native -DNQ_TENSORRT=ON && cmake --build build/native && cmake --install build/native "
@@ -115,6 +117,37 @@ def tensorrt_library_path() -> Path:
     return _library_path(TENSORRT_LIBRARY_NAME, _TENSORRT_HINT)
 
 
+def tensorrt_library_info(path: Path | None = None) -> dict[str, Any]:
+    """Ask the TensorRT plugin's library what it is; loads it into this process, which needs neither TensorRT nor a GPU.
+
+    Args:
+        path: the library; by default the installed one.
+
+    Returns:
+        `version` (of the build), `architectures` (compute capabilities it has machine code for), `headers` (the
+        TensorRT version it was compiled against), `operators`, `plugin_version`, `plugin_namespace` and `path`.
+
+    Raises:
+        NqEdgeError: `NQ-NATIVE-MISSING` when there is no library, or it cannot be loaded, or it is another library.
+    """
+    info = _library_info(path or tensorrt_library_path(), "nq_tensorrt_info", _TENSORRT_HINT)
+    return {**info, "architectures": [name for name in str(info["architectures"]).split(",") if name]}
+
+
+def tensorrt_last_error(path: Path | None = None) -> str:
+    """The last reason for which the TensorRT plugin refused something in this process; empty if there was none.
+
+    TensorRT itself only says that it could not create a plugin or build a layer.
+
+    Args:
+        path: the library that TensorRT loaded; by default the installed one.
+
+    Raises:
+        NqEdgeError: `NQ-NATIVE-MISSING` when there is no library, or it cannot be loaded, or it is another library.
+    """
+    return _library_text(path or tensorrt_library_path(), "nq_tensorrt_last_error", _TENSORRT_HINT)
+
+
 def _library_path(name: str, hint: str) -> Path:
     override = os.environ.get(NATIVE_DIR_VARIABLE)
     folder = Path(override) if override else Path(__file__).parent / "_native"
@@ -132,11 +165,16 @@ def _library_path(name: str, hint: str) -> Path:
 
 def _library_info(path: Path, function_name: str, hint: str) -> dict[str, Any]:
     """The JSON object that a library's `function_name` returns, and its path."""
+    info: dict[str, Any] = json.loads(_library_text(path, function_name, hint))
+    return {**info, "path": str(path)}
+
+
+def _library_text(path: Path, function_name: str, hint: str) -> str:
     try:
         function = getattr(ctypes.CDLL(str(path)), function_name)
     except (OSError, AttributeError) as error:
         raise NqEdgeError("NQ-NATIVE-MISSING", f"{path} cannot be used: {error}.", hint) from error
     function.argtypes = []
     function.restype = ctypes.c_char_p
-    info: dict[str, Any] = json.loads(function())
-    return {**info, "path": str(path)}
+    text: bytes = function()
+    return text.decode(errors="replace")
