@@ -14,6 +14,7 @@ _PUBLIC = {
     "NqEdgeError": "errors",
     "compress": "compression",
     "export_onnx": "exporters.onnx",
+    "build_engine": "exporters.tensorrt",
     "validate": "validation",
     "Generator": "runtimes",
     "Checkpoint": "checkpoint",

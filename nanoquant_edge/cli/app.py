@@ -20,6 +20,7 @@ VERBS = {
     "compress": "Compress a model to about B bits per weight.",
     "inspect": "Show a checkpoint's layers, ranks, true bits per weight and where its bytes are.",
     "export": "Write a bundle that a device runs, from a checkpoint.",
+    "build": "Build a TensorRT engine for a GPU or a board.",
     "validate": "Prove that a bundle computes what PyTorch computed.",
     "generate": "Generate text with a bundle.",
     "demo": "Run the whole path on SmolLM2-135M and print what came out.",

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from .engine_options import engine_options, make_engine
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -18,39 +20,45 @@ __all__ = ["command"]
 
 @click.command(name="export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--to", "target", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="What to make.")
+@click.option(
+    "--to", "kind", type=click.Choice(["onnx", "tensorrt"]), default="onnx", show_default=True, help="What to make."
+)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Type of activations and cache: float32 for CPUs, 16 bits for GPUs.",
+    help="Type of activations and cache: float32 for CPUs, 16 bits for GPUs [default: float32; tensorrt: float16].",
 )
 @click.option(
     "--dialect",
     type=click.Choice(["ort", "onnx24"]),
-    default="ort",
-    show_default=True,
-    help="ONNX Runtime's own operators, or standard ones of opset 24.",
+    help="ONNX Runtime's own operators, or standard ones of opset 24 [default: ort]; TensorRT's follows the target.",
 )
 @click.option("--portable", is_flag=True, help="Add a slow body of the operator for runtimes without our kernels.")
 @click.option("--max-length", type=click.IntRange(min=1), help="Longest context in tokens [default: the model's own].")
+@engine_options
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(
     checkpoint: Path,
-    target: str,
+    kind: str,
     output: Path,
-    dtype: str,
-    dialect: str,
+    dtype: str | None,
+    dialect: str | None,
     portable: bool,
     max_length: int | None,
     overwrite: bool,
     as_json: bool,
+    **engine: Any,
 ) -> None:
-    """Write a bundle that a device runs, from CHECKPOINT (a folder that `nq-edge compress` wrote)."""
-    del target  # ONNX is the only one so far
+    """Write a bundle that a device runs, from CHECKPOINT (a folder that `nq-edge compress` wrote).
+
+    Options from --target to --workspace go with --to tensorrt, --dialect, --portable and --max-length with --to onnx.
+    """
+    _check_kind(kind, {"--dialect": dialect, "--portable": portable, "--max-length": max_length}, engine)
+    if kind == "tensorrt":
+        make_engine(checkpoint, output, dtype, overwrite, as_json, **engine)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -69,8 +77,8 @@ def command(
         bundle = export_onnx(
             checkpoint,
             output,
-            dtype=dtype,
-            dialect=dialect,
+            dtype=dtype or "float32",
+            dialect=dialect or "ort",
             portable=portable,
             max_length=max_length,
             overwrite=overwrite,
@@ -81,6 +89,18 @@ def command(
         click.echo(json.dumps(_summary(bundle, seconds)))
     else:
         _print_table(bundle, seconds)
+
+
+def _check_kind(kind: str, onnx: dict[str, object], engine: dict[str, object]) -> None:
+    """Refuse options of the other kind of export, rather than ignore them."""
+    from ..errors import NqEdgeError
+
+    names = {"targets": "--target"}
+    theirs = {names.get(name, f"--{name.replace('_', '-')}"): value for name, value in engine.items()}
+    odd = [name for name, value in (onnx if kind == "tensorrt" else theirs).items() if value]
+    if odd:
+        other = "onnx" if kind == "tensorrt" else "tensorrt"
+        raise NqEdgeError("NQ-OPTION", f"{odd[0]} goes with --to {other}, not with --to {kind}.", "Leave it out.")
 
 
 def _summary(bundle: Bundle, seconds: float) -> dict[str, object]:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time and host memory of building an engine, against the size of what goes in.
+
+    python -m benchmarks.engine_build build/demo/checkpoint --target rtx-3060,rtx-4060,rtx-5070 --append
+    python -m benchmarks.engine_build --shape llama-3.2-1b --target rtx-4060 --append
+
+A shape stands for a model of that size with random signs at `--bpw`. Peak memory is that of the builder's process plus
+what this one holds; mapped weights count in both, so that it is an upper bound. Goal: 1.5 times the graph plus 1 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figures import append_rows
+from nanoquant_edge.checkpoint import PackedLayer, QuantizationSettings, words_for, write_checkpoint
+from nanoquant_edge.exporters.tensorrt import EngineOptions, build_engine
+from nanoquant_edge.models import DecoderConfig, family_of
+
+_COMMON = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "hidden_act": "silu"}
+#: Sizes from the models' config.json. The Qwen3 shape lacks its norms of query and key heads.
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 131072,
+    },
+    "qwen3-8b": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 40960,
+    },
+}
+
+
+def _random_checkpoint(shape: str, bpw: float, folder: Path) -> Path:
+    config = {**_COMMON, **SHAPES[shape], "dtype": "float16", "rope_parameters": {"rope_theta": 5e5}}
+    decoder = DecoderConfig.from_dict(config)
+    rng = np.random.default_rng(0)
+    hidden, ffn, keys = decoder.hidden_size, decoder.intermediate_size, decoder.num_kv_heads * decoder.head_dim
+    queries = decoder.num_heads * decoder.head_dim
+    sizes = {
+        "q_proj": (queries, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
+        "o_proj": (hidden, queries),
+        "gate_proj": (ffn, hidden),
+        "up_proj": (ffn, hidden),
+        "down_proj": (hidden, ffn),
+    }
+
+    def words(rows: int, columns: int) -> np.ndarray:
+        return rng.integers(-(2**31), 2**31, (rows, words_for(columns)), dtype=np.int32)
+
+    layers = {}
+    for name in family_of(config).layer_names(decoder.num_layers):
+        m, n = sizes[name.rsplit(".", 1)[1]]
+        rank = max(32, int(bpw * m * n / (m + n) - 16) // 32 * 32)
+        scales = [np.full(size, 0.02, np.float16) for size in (m, n)]
+        layers[name] = PackedLayer(words(m, rank), words(rank, n), scales[0], scales[1])
+    ones = np.ones(hidden, np.float16)
+    others = {"model.norm.weight": ones}
+    for block in range(decoder.num_layers):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            others[f"model.layers.{block}.{norm}.weight"] = ones
+    for name in ("model.embed_tokens.weight", *(() if decoder.tied else ("lm_head.weight",))):
+        others[name] = rng.standard_normal((decoder.vocab_size, hidden), np.float32).astype(np.float16)
+    ranks = {name: layer.rank for name, layer in layers.items()}
+    head = "tied" if decoder.tied else "float16"
+    settings = QuantizationSettings(target_bpw=bpw, true_bpw=bpw, ranks=ranks, scale_dtype="float16", head=head)
+    companions = folder / "companions"
+    companions.mkdir()
+    (companions / "tokenizer.json").write_text("{}")
+    write_checkpoint(folder / "checkpoint", config, settings, layers, others, companions)
+    return folder / "checkpoint"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="?", type=Path)
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--bpw", type=float, default=1.0)
+    parser.add_argument("--target", default="rtx-4060")
+    parser.add_argument("--capacity", type=int)
+    parser.add_argument("--append", action="store_true", help="add the row to docs/figures/engine_build.json")
+    given = parser.parse_args()
+    if (given.source is None) == (given.shape is None):
+        parser.error("pass a source or --shape")
+    with tempfile.TemporaryDirectory(prefix="nq-engine-") as scratch:
+        folder = Path(scratch)
+        source = given.source or _random_checkpoint(given.shape, given.bpw, folder)
+        options = EngineOptions(capacity=given.capacity)
+        bundle = build_engine(source, folder / "engine", target=given.target, options=options)
+    build, engine = bundle.measured["build"], bundle.engine
+    if engine is None:
+        parser.error(f"no engine for {given.target} can be built here")
+    # A random checkpoint's own arrays would count here, so only a given source tells what writing the graph took.
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if given.source else 0
+    graph = build["graph_bytes"]
+    row = {
+        "model": given.shape or bundle.source_model.get("name"),
+        "target_bpw": bundle.target_bpw,
+        "compute_capabilities": list(engine.compute_capabilities),
+        "capacity": bundle.kv.max_capacity,
+        "tensorrt": engine.tensorrt_version,
+        "graph_mb": round(graph / 1e6, 1),
+        "engine_mb": round(build["engine_bytes"] / 1e6, 1),
+        "parse_s": build["parse_seconds"],
+        "build_s": build["build_seconds"],
+        "seconds": build["seconds"],
+        "builder_peak_mb": round(build["peak_bytes"] / 1e6),
+        "own_peak_mb": round(own / 1e6) if own else None,
+        "goal_mb": round((1.5 * graph + (1 << 30)) / 1e6),
+    }
+    for name, value in row.items():
+        print(f"{name:22} {value}")
+    if given.append:
+        print(append_rows("engine_build", [row]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nq-edge build`: a bundle or a checkpoint becomes a TensorRT engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .engine_options import engine_options, make_engine
+
+__all__ = ["command"]
+
+
+@click.command(name="build")
+@click.argument("source", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
+@click.option(
+    "--dtype", type=click.Choice(["float16", "bfloat16"]), help="Type of activations and cache [default: float16]."
+)
+@engine_options
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --output.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def command(source: Path, output: Path, dtype: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
+    """Build a TensorRT engine for a GPU or a board.
+
+    BUNDLE is what `nq-edge export --to onnx` wrote, a checkpoint, or a board's build folder. Engines for GeForce RTX
+    GPUs are built on any machine, without a GPU. For a Jetson, a folder is written that the board builds from.
+    """
+    make_engine(source, output, dtype, overwrite, as_json, **given)
