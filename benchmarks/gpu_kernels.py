@@ -88,6 +88,7 @@ WAYS = {
     "bytes": (Algorithm.GEMV_BYTES, Precision.EXACT),
     "mma": (Algorithm.GEMM_MMA, Precision.EXACT),
     "wgmma": (Algorithm.GEMM_WGMMA, Precision.EXACT),
+    "bits16": (Algorithm.GEMM_BITS, Precision.EXACT),
 }
 
 

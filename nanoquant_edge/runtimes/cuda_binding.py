@@ -91,6 +91,7 @@ class Algorithm(IntEnum):
     GEMV_BYTES = 2
     GEMM_MMA = 3
     GEMM_WGMMA = 4
+    GEMM_BITS = 5
 
 
 class CLinear(Structure):

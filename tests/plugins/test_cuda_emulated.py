@@ -15,10 +15,10 @@ from nanoquant_edge.runtimes.cuda_binding import Algorithm, CType, Input
 from tests.plugins.emulated import Buffer, Emulated, run_pass
 
 ROOT = Path(__file__).parents[2]
-BITS, BYTES, MMA = Algorithm.GEMV_BITS, Algorithm.GEMV_BYTES, Algorithm.GEMM_MMA
+BITS, BYTES, MMA, BITS16 = Algorithm.GEMV_BITS, Algorithm.GEMV_BYTES, Algorithm.GEMM_MMA, Algorithm.GEMM_BITS
 #: rung 2 of the ladder for float16 activations
 LIMIT = 1e-3
-ALGORITHMS = pytest.mark.parametrize("algorithm", [BITS, BYTES, MMA], ids=["bits", "bytes", "mma"])
+ALGORITHMS = pytest.mark.parametrize("algorithm", [BITS, BYTES, MMA, BITS16], ids=["bits", "bytes", "mma", "bits16"])
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def test_each_gpu(emulate: Callable, algorithm: int, capability: int) -> None:
     emulated = emulate(capability)
     for rows in (1, 4, 8):
         result = run_pass(emulated, [(1536, 420, 576)], rows, algorithm=algorithm)
-        if algorithm == BITS and capability == 75:
+        if algorithm in (BITS, BITS16) and capability == 75:
             assert result.status == 5  # no one-bit tensor cores
             continue
         assert result.status == 0
@@ -117,6 +117,17 @@ def test_wide_layers(emulate: Callable, algorithm: int, sizes: tuple, rows: int,
     assert result.status == 0
     assert result.whole
     assert result.error() <= LIMIT
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 12, 16, 21])
+def test_columns_divided_over_blocks(emulate: Callable, rows: int) -> None:
+    """Few row tiles and many columns: blocks divide the columns, in one half, the other or both; mixed in a group."""
+    emulated = emulate(90)
+    for sizes in ([(9000, 30, 40)], [(40, 9000, 33)], [(5000, 5000, 24)], [(600, 3000, 20), (600, 30, 900)]):
+        result = run_pass(emulated, sizes, rows, algorithm=BITS16, residual=True, x_type=CType.BFLOAT16)
+        assert result.status == 0
+        assert result.whole
+        assert result.error() <= LIMIT
 
 
 def test_many_row_tiles(emulate: Callable) -> None:

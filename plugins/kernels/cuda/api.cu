@@ -33,7 +33,7 @@ nq_status check_shape(const nq_cuda_pass& pass) {
   if (pass.precision < NQ_PRECISION_EXACT || pass.precision > NQ_PRECISION_INT8) {
     return NQ_BAD_ARGUMENT;
   }
-  if (pass.algorithm < NQ_ALGORITHM_AUTO || pass.algorithm > NQ_ALGORITHM_GEMM_WGMMA) {
+  if (pass.algorithm < NQ_ALGORITHM_AUTO || pass.algorithm > NQ_ALGORITHM_GEMM_BITS) {
     return NQ_BAD_ARGUMENT;
   }
   for (int32_t i = 0; i < pass.count; ++i) {
@@ -93,7 +93,8 @@ nq_status choose(const nq_cuda_pass& pass, const nq_cuda_device& device, nq_algo
       *chosen = device.warpgroup_mma ? NQ_ALGORITHM_GEMM_WGMMA : NQ_ALGORITHM_GEMM_MMA;
     }
   }
-  if (*chosen == NQ_ALGORITHM_GEMV_BITS && !device.one_bit_tensor_cores) return NQ_NO_KERNEL;
+  const bool bits = *chosen == NQ_ALGORITHM_GEMV_BITS || *chosen == NQ_ALGORITHM_GEMM_BITS;
+  if (bits && !device.one_bit_tensor_cores) return NQ_NO_KERNEL;
   if (*chosen == NQ_ALGORITHM_GEMM_WGMMA && !device.warpgroup_mma) return NQ_NO_KERNEL;
   return NQ_OK;
 }
@@ -105,19 +106,24 @@ size_t workspace_of(nq_algorithm algorithm, const nq_cuda_pass& pass,
       return gemm_mma_workspace(pass, device);
     case NQ_ALGORITHM_GEMM_WGMMA:
       return gemm_wgmma_workspace(pass, device);
+    case NQ_ALGORITHM_GEMM_BITS:
+      return gemm_bits_workspace(pass, device);
     default:
       return gemv_workspace(pass, device);
   }
 }
 
-// The largest of the families' needs; none of them depends on the GPU.
+// The largest of the families' needs on any GPU: the one-bit product's grows with the number of
+// multiprocessors up to a limit, the others do not depend on the GPU.
 size_t bound_of(const nq_cuda_pass& pass) {
-  const nq_cuda_device any = {};
+  nq_cuda_device any = {};
+  any.multiprocessors = 1 << 20;
   nq_cuda_pass piece = pass;
   const int64_t most = mma::most_rows(pass);
   if (piece.rows > most) piece.rows = most;
   size_t bound = gemm_mma_workspace(piece, any);
-  for (const size_t other : {gemv_workspace(pass, any), gemm_wgmma_workspace(pass, any)}) {
+  for (const size_t other : {gemv_workspace(pass, any), gemm_bits_workspace(pass, any),
+                             gemm_wgmma_workspace(pass, any)}) {
     if (other > bound) bound = other;
   }
   return bound;
@@ -166,6 +172,8 @@ extern "C" nq_status nq_cuda_forward(const nq_cuda_pass* pass, void* stream) {
       return gemm_mma_forward(*pass, device, queue);
     case NQ_ALGORITHM_GEMM_WGMMA:
       return gemm_wgmma_forward(*pass, device, queue);
+    case NQ_ALGORITHM_GEMM_BITS:
+      return gemm_bits_forward(*pass, device, queue);
     default:
       return gemv_forward(*pass, device, algorithm == NQ_ALGORITHM_GEMV_BITS, queue);
   }

@@ -151,9 +151,28 @@ struct SliceReader {
   }
 };
 
-// Writes the fragments of the slice to the shared-memory address `fragments` (KPW times 512 bytes,
-// read by all lanes after a
-// __syncwarp) and returns its facts, without the squares, in all lanes.
+// Fixed-point values with `bound` as the largest magnitude, dealt out as fragments to the
+// shared-memory address `fragments` (KPW times 512 bytes, read by all lanes after a __syncwarp);
+// adds this lane's sum of them to `total`.
+template <int KPW, bool BITS>
+__device__ __forceinline__ void deal_slice(const float (&values)[KPW][8], float bound,
+                                           uint32_t fragments, const Dealer& dealer, int* total) {
+  // Where the quotient would overflow, the slice is so small that it counts as zero.
+  const float inverse = bound > 1e-33f ? kFixedMax * reciprocal(bound) : 0.0f;
+#pragma unroll
+  for (int k = 0; k < KPW; ++k) {
+    uint32_t fixed[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      fixed[i] = __float_as_uint(fmaf(values[k][i], inverse, kRoundMagic));
+      *total += static_cast<int>(fixed[i] - kRoundMagicBits);
+    }
+    deal<BITS>(fixed, fragments + k * kFragmentWords * 4, dealer);
+  }
+}
+
+// The same with the slice's own largest magnitude; returns its facts, without the squares, in all
+// lanes.
 template <int KPW, bool BITS>
 __device__ __forceinline__ SliceFacts convert_slice(const float (&values)[KPW][8],
                                                     uint32_t fragments, const Dealer& dealer) {
@@ -167,19 +186,8 @@ __device__ __forceinline__ SliceFacts convert_slice(const float (&values)[KPW][8
   }
   // Magnitudes order as their bits do; a NaN is the largest of all and stays.
   const float bound = __uint_as_float(warp_max(largest));
-  // Where the quotient would overflow, the slice is so small that it counts as zero.
-  const float inverse = bound > 1e-33f ? kFixedMax * reciprocal(bound) : 0.0f;
   int total = 0;
-#pragma unroll
-  for (int k = 0; k < KPW; ++k) {
-    uint32_t fixed[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      fixed[i] = __float_as_uint(fmaf(values[k][i], inverse, kRoundMagic));
-      total += static_cast<int>(fixed[i] - kRoundMagicBits);
-    }
-    deal<BITS>(fixed, fragments + k * kFragmentWords * 4, dealer);
-  }
+  deal_slice<KPW, BITS>(values, bound, fragments, dealer, &total);
   return {bound * (1.0f / kFixedMax), warp_sum(total), 0.0f, 0.0f};
 }
 

@@ -141,9 +141,10 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// d += popcount(a and b) over 256 columns: a is 16 rows of bits, b 8 columns of bits.
+// d += popcount(a and b) over 256 columns: a is 16 rows of bits, b 8 columns of bits. Only sm_80 to
+// sm_90 have it; newer GPUs would emulate it by slow calls, and api.cu never launches it there.
 __device__ __forceinline__ void mma_bits(int (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
-#if __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
   asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
