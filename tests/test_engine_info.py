@@ -231,6 +231,6 @@ def test_a_manifest_that_contradicts_itself(tmp_path: Path, change: dict[str, An
 def test_a_truncated_engine_is_noticed_by_its_size(tmp_path: Path) -> None:
     _bundle(tmp_path / "b")
     (tmp_path / "b/model.engine").write_bytes(b"engin")
-    with pytest.raises(NqEdgeError, match="model.engine has 5 bytes, the manifest says 6") as caught:
+    with pytest.raises(NqEdgeError, match=r"model\.engine has 5 bytes, the manifest says 6") as caught:
         Bundle.open(tmp_path / "b", verify=False)
     assert caught.value.code == "NQ-HASH"

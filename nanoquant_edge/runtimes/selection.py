@@ -41,6 +41,12 @@ def open_backend(
         return TensorRTBackend(
             bundle, max_context=max_context, extra_outputs=extra_outputs, trust_bundle_code=trust_bundle_code
         )
+    if bundle.backend == "tensorrt-build":
+        raise NqEdgeError(
+            "NQ-BACKEND",
+            f"{bundle.folder} holds a graph from which the board builds its engine, and no engine yet.",
+            "Copy the folder to the board, run build.sh there, and use the bundle that it writes.",
+        )
     if bundle.backend != "onnxruntime":
         raise NqEdgeError(
             "NQ-BACKEND",

@@ -216,8 +216,8 @@ class CudaDevice:
             return NqEdgeError(
                 "NQ-CUDA",
                 f"a TensorRT engine needs an NVIDIA GPU and its driver, and there is none that works ({name}).",
-                "Check with nvidia-smi (on a Jetson: that JetPack is installed); on a CPU use a bundle of "
-                "`nq-edge export --to onnx`.",
+                "Check with nvidia-smi (on a Jetson: that JetPack is installed). For a driver of CUDA 12, such as "
+                "JetPack 6's, run pip install 'cuda-python<13'. On a CPU use a bundle of `nq-edge export --to onnx`.",
             )
         text = self._cuda.cudaGetErrorString(error)[1]
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)

@@ -50,6 +50,10 @@ class Context(Protocol):
         """GPU memory of an input or output."""
         ...
 
+    def output_shape(self, name: str) -> tuple[int, ...]:
+        """Size of an output, which follows from those of the inputs; -1 where it does not."""
+        ...
+
     def capturable(self, stream: int) -> bool:
         """Whether `enqueue` may be recorded into a CUDA graph now."""
         ...
@@ -114,6 +118,9 @@ class _Context:
     def set_address(self, name: str, address: int) -> None:
         if not self._context.set_tensor_address(name, address):
             raise self._owner.refusal(f"the memory of {name}")
+
+    def output_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(int(size) for size in self._context.get_tensor_shape(name))
 
     def capturable(self, stream: int) -> bool:
         # Only TensorRT for RTX compiles while it runs and so has times when a capture would fail.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import NqEdgeError
 from .cache import ITEM_BYTES, aligned
 from .device import Device
 from .engine import Context, Engine
@@ -114,7 +115,7 @@ class Execution:
         for name, array in inputs.items():
             self._send(name, places[name], array)
         shapes = {name: array.shape for name, array in inputs.items()}
-        self._bind(places, addresses, shapes, caches, cache_shape)
+        self._bind(places, addresses, shapes, caches, cache_shape, outputs)
         self._launch()
         return addresses
 
@@ -169,8 +170,13 @@ class Execution:
         shapes: Mapping[str, Shape],
         caches: Mapping[str, int],
         cache_shape: Shape,
+        outputs: Mapping[str, Shape],
     ) -> None:
-        """Tell the context its shapes and addresses, unless they are those of the last run."""
+        """Tell the context its shapes and addresses, unless they are those of the last run.
+
+        Raises:
+            NqEdgeError: NQ-BUNDLE when an output would not have the size of its buffer.
+        """
         state = (places, addresses, shapes, tuple(caches.values()), cache_shape)
         if state == self._bound:
             return
@@ -184,6 +190,13 @@ class Execution:
             if PRESENT + name not in addresses:  # written in place
                 self._context.set_address(PRESENT + name, address)
         for name, address in addresses.items():
+            found = self._context.output_shape(name)
+            if found != outputs[name]:
+                raise NqEdgeError(
+                    "NQ-BUNDLE",
+                    f"the engine would write {name} of shape {list(found)}, expected is {list(outputs[name])}.",
+                    "Run `nq-edge build` again.",
+                )
             self._context.set_address(name, address)
         self._bound = state
 

@@ -36,6 +36,8 @@ def import_tensorrt(flavour: str) -> Any:
         if flavour == "standard":
             build += "; on a Jetson TensorRT comes with JetPack, elsewhere from NVIDIA's package index"
         hint = f"Run pip install 'nanoquant-edge[{EXTRAS[flavour]}]'."
+        if flavour == "rtx":  # its wheels are built on the spot and name nothing that they need for it
+            hint = "Run pip install wheel setuptools, then pip install --no-build-isolation 'nanoquant-edge[rtx]'."
         if importlib.util.find_spec(MODULES[other]) is not None:
             raise NqEdgeError(
                 "NQ-BACKEND",

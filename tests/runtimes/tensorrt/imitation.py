@@ -144,6 +144,7 @@ class OrtEngine:
         self.enqueued = 0
         self.capturable = True
         self.fail_with: str | None = None
+        self.output_sizes: dict[str, tuple[int, ...]] = {}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
@@ -213,6 +214,17 @@ class OrtContext:
     def set_address(self, name: str, address: int) -> None:
         assert name in self._engine.tensors and address and address % 256 == 0, (name, address)
         self._addresses[name], self._settled = address, False
+
+    def output_shape(self, name: str) -> tuple[int, ...]:
+        batch, sequence = self._shapes["input_ids"]
+        positions = self._shapes["logits_indices"][1]
+        known = self._engine.output_sizes.get(name)
+        if known is not None:
+            return known
+        shape = self._engine.tensors[name].shape
+        if name == "logits":
+            return (batch, positions, shape[2])
+        return (batch, *(sequence if size == -1 else size for size in shape[1:]))
 
     def capturable(self, stream: int) -> bool:
         return self._engine.capturable

@@ -209,6 +209,17 @@ def test_memory_that_is_not_there(open_imitation: Open) -> None:
     assert device.used == 0
 
 
+def test_an_output_larger_than_its_buffer_is_refused_before_it_is_written(open_imitation: Open) -> None:
+    backend, _, engine = open_imitation()
+    for shape in ((1, 2, 320), (1, 1, -1)):
+        engine.output_sizes = {"logits": shape}
+        with pytest.raises(NqEdgeError, match=r"would write logits of shape .*, expected is \[1, 1, 320\]") as caught:
+            backend.forward(_ids(1, 4))
+        assert caught.value.code == "NQ-BUNDLE" and engine.enqueued == 0
+    engine.output_sizes = {}
+    assert np.isfinite(backend.forward(_ids(1, 4))).all()
+
+
 @pytest.mark.parametrize("shape", [(1, 0), (3,)])
 def test_bad_arguments_are_refused(shape: tuple[int, ...], open_imitation: Open) -> None:
     backend, _, _ = open_imitation()

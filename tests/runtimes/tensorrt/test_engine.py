@@ -90,6 +90,8 @@ def test_a_context_gets_its_profile_and_our_memory() -> None:
     made.set_shape("input_ids", (1, 1))
     made.set_address("input_ids", 512)
     made.enqueue(99)
+    context.get_tensor_shape = lambda name: [1, 1, 7]  # type: ignore[method-assign]
+    assert made.output_shape("logits") == (1, 1, 7)
     assert context.calls[2:] == [
         ("set_input_shape", "input_ids", (1, 1)), ("set_tensor_address", "input_ids", 512), ("execute_async_v3", 99),
     ]  # fmt: skip
@@ -150,8 +152,8 @@ def test_the_attributes_that_are_used_exist_in_the_real_tensorrt_for_rtx() -> No
             "get_device_memory_size_for_profile_v2 create_runtime_config"
         ),
         "IExecutionContext": (
-            "set_input_shape set_tensor_address is_stream_capturable execute_async_v3 set_device_memory "
-            "set_optimization_profile_async"
+            "set_input_shape set_tensor_address get_tensor_shape is_stream_capturable execute_async_v3 "
+            "set_device_memory set_optimization_profile_async"
         ),
         "IRuntimeConfig": (
             "create_runtime_cache set_runtime_cache set_execution_context_allocation_strategy "
@@ -170,10 +172,7 @@ def test_the_attributes_that_are_used_exist_in_the_real_tensorrt_for_rtx() -> No
 def test_bytes_become_numbers() -> None:
     numbers = np.array([[1.5, -2.0, 0.25]], dtype=np.float32)
     assert as_float32(numbers.view(np.uint8).reshape(-1), "float32", (1, 3)).tolist() == numbers.tolist()
-    assert as_float32(numbers.astype(np.float16).view(np.uint8).reshape(-1), "float16", (3,)).tolist() == [
-        1.5,
-        -2,
-        0.25,
-    ]
+    half = numbers.astype(np.float16).view(np.uint8).reshape(-1)
+    assert as_float32(half, "float16", (3,)).tolist() == [1.5, -2, 0.25]
     upper = (numbers.view(np.uint32) >> 16).astype(np.uint16)
     assert as_float32(upper.view(np.uint8).reshape(-1), "bfloat16", (1, 3)).tolist() == numbers.tolist()

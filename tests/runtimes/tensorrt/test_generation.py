@@ -107,6 +107,9 @@ def test_the_manifest_chooses_the_backend(graph_bundle: Path, engine_bundle: Bun
     with open_backend(engine_bundle, max_context=50) as engine, open_backend(Bundle.open(graph_bundle)) as plain:
         assert (engine.name, engine.max_context, plain.name) == ("tensorrt", 50, "onnxruntime")
     assert (remarks(engine_bundle), remarks(Bundle.open(graph_bundle))) == ((UNPROVED,), ())
+    with pytest.raises(NqEdgeError, match="the board builds its engine") as caught:
+        open_backend(replace(engine_bundle, backend="tensorrt-build", engine=None))
+    assert caught.value.code == "NQ-BACKEND" and "build.sh" in caught.value.hint
     with pytest.raises(NqEdgeError, match="made for 'openvino'") as caught:
         open_backend(replace(engine_bundle, backend="openvino"))
     assert caught.value.code == "NQ-BACKEND"
@@ -149,7 +152,8 @@ from nanoquant_edge.runtimes import Generator
 try:
     Generator.from_bundle(sys.argv[1])
 except NqEdgeError as error:
-    print(json.dumps([error.code, [name for name in ("torch", "transformers", "onnx", "onnxruntime") if name in sys.modules]]))
+    heavy = {"torch", "transformers", "onnx", "onnxruntime"}
+    print(json.dumps([error.code, sorted(heavy & set(sys.modules))]))
 """
 
 

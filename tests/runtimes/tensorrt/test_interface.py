@@ -3,18 +3,28 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nanoquant_edge.bundle import Bundle
+from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.exporters.onnx import build_model, with_extra_outputs
+from nanoquant_edge.exporters.onnx.export import write_model
+from nanoquant_edge.exporters.tensorrt.runner import _environment as compiler_environment
+from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.native import tensorrt_library_path
 from nanoquant_edge.runtimes.tensorrt.engine import TensorInfo
 from nanoquant_edge.runtimes.tensorrt.interface import check_interface
-from tests.runtimes.tensorrt.conftest import engine_info
+from tests.runtimes.tensorrt.conftest import CAPACITY, engine_info
 from tests.runtimes.tensorrt.imitation import HostDevice, OrtEngine
 
 KV = "past_key_values.1.value"
@@ -93,3 +103,57 @@ def test_a_dimension_that_the_profiles_fix_may_be_fixed_in_the_engine(loaded: Or
     loaded.info = info = replace(info, profiles=profiles)
     _edit("attention_mask", shape=(-1, 96))(loaded)
     check_interface(loaded, info, 320)
+
+
+_PARSE = """
+import json, sys
+import tensorrt_rtx as trt
+from nanoquant_edge.native import tensorrt_library_path
+from nanoquant_edge.runtimes.tensorrt.loading import make_logger, register_plugin
+log = []
+logger = make_logger(trt, log)
+builder = trt.Builder(logger)
+register_plugin(trt, str(tensorrt_library_path()), log)
+network = builder.create_network(0)
+parser = trt.OnnxParser(network, logger)
+assert parser.parse_from_file(sys.argv[1]), log
+ins = [(network.get_input(i), True) for i in range(network.num_inputs)]
+outs = [(network.get_output(i), False) for i in range(network.num_outputs)]
+print(json.dumps([[t.name, is_input, t.dtype.name, list(t.shape)] for t, is_input in ins + outs]))
+"""
+
+
+@pytest.mark.parametrize(("dialect", "dtype"), [("onnx24", "float16"), ("onnx24", "bfloat16"), ("trt103", "float16")])
+def test_networks_that_the_real_parser_makes_have_the_tensors_that_this_runtime_expects(
+    dialect: str, dtype: str, graph_bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    try:
+        tensorrt_library_path()
+    except NqEdgeError:
+        pytest.skip("the TensorRT plugin is not built")
+    checkpoint = Checkpoint(graph_bundle.parent / "checkpoint")
+    config = DecoderConfig.from_dict(checkpoint.config)
+    model = build_model(config, checkpoint, dialect, dtype, capacity=CAPACITY, layout=1, grouped=True)
+    write_model(model, tmp_path / "model.onnx")
+    names = ("block.0.output", "block.1.output")
+    (tmp_path / "more.onnx").write_bytes(with_extra_outputs(tmp_path / "model.onnx", names, dtype))
+    with compiler_environment() as environment:
+        done = subprocess.run(
+            [sys.executable, "-c", _PARSE, str(tmp_path / "more.onnx")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    kv = replace(engine_info().kv, dtype=dtype, in_place=dialect == "onnx24")
+    info = engine_info(precision=dtype, kv=kv)
+    types = {"INT64": "int64", "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+    tensors = {
+        name: TensorInfo(name, is_input, types[kind], tuple(shape))
+        for name, is_input, kind, shape in json.loads(done.stdout.splitlines()[-1])
+    }
+    imitated = SimpleNamespace(tensors=tensors, profiles=2, alias=lambda _name: None, info=info)
+    imitated.profile_shape = lambda name, profile: OrtEngine.profile_shape(imitated, name, profile)  # type: ignore[arg-type]
+    check_interface(imitated, info, 320)  # type: ignore[arg-type]
