@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...bundle import MANIFEST_FILE, Bundle, KvLayout
+from ...bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle, KvLayout
 from ...checkpoint import COMPANION_FILES
 from ...devices import Target, check_host
 from ...devices.targets import targets_named
@@ -27,6 +27,8 @@ __all__ = ["BACKENDS", "build_engine"]
 
 #: Flavour -> the bundle's backend.
 BACKENDS = {"rtx": "tensorrt-rtx", "standard": "tensorrt"}
+#: Files that travel from the source to the bundle: the tokenizer's, and what PyTorch computed, to validate against.
+_COMPANIONS = (*COMPANION_FILES, REFERENCE_FILE)
 #: First standard TensorRT whose parser takes the operators of dialect onnx24.
 _ATTENTION_VERSION = (10, 15)
 
@@ -101,7 +103,7 @@ def build_engine(
         graph.mkdir(exist_ok=True)
         report(0.02, "writing the graph")
         planned.write(graph)
-        for name in COMPANION_FILES:
+        for name in _COMPANIONS:
             if (model.folder / name).is_file():
                 shutil.copyfile(model.folder / name, scratch / name)
         shell = Bundle(
@@ -239,7 +241,7 @@ def _build_on_board(
     plugin = _library(library)
     measured: dict[str, Any] = {"host": check_host(plan.weights, len(plan.capabilities), output)}
     with new_folder(output, overwrite) as scratch:
-        for name in COMPANION_FILES:
+        for name in _COMPANIONS:
             if name in prepared.files:
                 shutil.copyfile(source / name, scratch / name)
         result = _compile(source, scratch, plugin, options, progress)
