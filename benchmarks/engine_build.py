@@ -26,6 +26,17 @@ from nanoquant_edge.models import DecoderConfig, family_of
 _COMMON = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "hidden_act": "silu"}
 #: Sizes from the models' config.json. The Qwen3 shape lacks its norms of query and key heads.
 SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 8192,
+    },
     "llama-3.2-1b": {
         "vocab_size": 128256,
         "hidden_size": 2048,
@@ -99,6 +110,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--bpw", type=float, default=1.0)
     parser.add_argument("--target", default="rtx-4060")
+    parser.add_argument("--name", help="of the model, for the table")
     parser.add_argument("--capacity", type=int)
     parser.add_argument("--append", action="store_true", help="add the row to docs/figures/engine_build.json")
     given = parser.parse_args()
@@ -116,7 +128,7 @@ def main() -> None:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if given.source else 0
     graph = build["graph_bytes"]
     row = {
-        "model": given.shape or bundle.source_model.get("name"),
+        "model": given.name or given.shape or bundle.source_model.get("name"),
         "target_bpw": bundle.target_bpw,
         "compute_capabilities": list(engine.compute_capabilities),
         "capacity": bundle.kv.max_capacity,
