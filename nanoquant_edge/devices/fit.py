@@ -20,10 +20,11 @@ __all__ = ["HOST_BYTES", "SLOTS", "Fit", "ModelSizes", "check_fit", "check_host"
 HOST_BYTES = 1 << 30
 #: Host memory of a build for each byte of weights.
 HOST_SHARE = 1.5
-#: Disk space of a build for each byte of weights: the graph, and the engine, which may hold tied tables twice.
-_DISK_SHARE = 2.75
-#: Kernels' code in an engine, for each architecture.
-_CODE_BYTES = 16 << 20
+#: Disk space of a build for each byte of weights: the graph and the engine, and some room.
+_DISK_SHARE = 2.25
+#: An engine without its weights, for each decoder block: 1.1 MB were measured with two profiles, whatever the number of
+#: architectures (docs/figures/engine_build.json).
+_CODE_BYTES = 1_250_000
 #: Capacities are multiples of this many cache slots.
 SLOTS = 64
 _SMALLEST_CAPACITY = 256
@@ -58,6 +59,16 @@ class ModelSizes:
     item: int
     max_positions: int
     in_place: bool
+
+    @property
+    def code(self) -> int:
+        """Bytes of an engine besides its weights."""
+        return self.code_of(self.layers)
+
+    @staticmethod
+    def code_of(layers: int) -> int:
+        """Bytes of an engine with so many decoder blocks, besides its weights."""
+        return layers * _CODE_BYTES
 
     def cache(self, capacity: int) -> int:
         """Bytes of the key/value cache."""
@@ -115,6 +126,7 @@ def check_fit(target: Target, sizes: ModelSizes, capacity: int) -> Fit:
     """Memory needed and available at one capacity."""
     parts = {
         "weights": sizes.weights,
+        "engine code": sizes.code,
         "key/value cache": sizes.cache(capacity),
         "activations": sizes.activations(capacity),
     }
@@ -206,7 +218,7 @@ def memory_available() -> int | None:
 
 def check_host(
     weights: int,
-    architectures: int,
+    code: int,
     folder: Path,
     builds: bool = True,
     available: int | None = None,
@@ -216,7 +228,7 @@ def check_host(
 
     Args:
         weights: bytes of the graph's initializers.
-        architectures: how many the engine is for.
+        code: bytes of the engine besides them.
         folder: where it is written; its nearest existing parent is looked at.
         builds: an engine is built here; otherwise only a graph is written.
         available: bytes of free host memory; None asks the system.
@@ -230,7 +242,7 @@ def check_host(
     """
     above = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
     memory = int(HOST_SHARE * weights) + HOST_BYTES if builds else 256 << 20
-    disk = int(_DISK_SHARE * weights) + architectures * _CODE_BYTES if builds else int(1.2 * weights) + (16 << 20)
+    disk = int(_DISK_SHARE * weights) + code + (16 << 20) if builds else int(1.2 * weights) + (16 << 20)
     found = memory_available() if available is None else available
     space = shutil.disk_usage(above).free if free is None else free
     if found is not None and memory > found:

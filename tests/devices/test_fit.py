@@ -58,7 +58,7 @@ def test_the_smallest_device_decides() -> None:
 def test_a_capacity_that_does_not_fit_is_refused_with_one_that_does() -> None:
     with pytest.raises(NqEdgeError) as caught:
         fit_capacity([NANO], BIG, 131072, 2048)
-    assert caught.value.code == "NQ-FIT" and "at capacity 131072: weights 2300 MB" in caught.value.message
+    assert caught.value.code == "NQ-FIT" and "at capacity 131072: weights 2300 MB, engine code 20 MB" in caught.value.message
     words = caught.value.hint.split()
     fitting = int(words[words.index("--capacity") + 1].rstrip(","))
     assert fit_capacity([NANO], BIG, fitting, 2048)[0].fits
@@ -90,7 +90,7 @@ def test_the_host_is_looked_at(tmp_path: Path) -> None:
     with pytest.raises(NqEdgeError, match="building needs about 1224 MB of this machine's memory, 500 MB") as caught:
         check_host(100_000_000, 1, tmp_path, available=500_000_000)
     assert caught.value.code == "NQ-FIT"
-    with pytest.raises(NqEdgeError, match=r"needs about 292 MB, 100 MB are free there") as caught:
+    with pytest.raises(NqEdgeError, match=r"needs about 242 MB, 100 MB are free there") as caught:
         check_host(100_000_000, 1, tmp_path, available=1 << 40, free=100_000_000)
     assert caught.value.code == "NQ-FIT"
     assert check_host(100_000_000, 1, tmp_path, builds=False, available=1 << 30)["disk_needed"] < 140_000_000

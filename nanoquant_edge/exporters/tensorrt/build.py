@@ -12,7 +12,7 @@ from typing import Any
 
 from ...bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle, KvLayout
 from ...checkpoint import COMPANION_FILES
-from ...devices import Target, check_host
+from ...devices import ModelSizes, Target, check_host
 from ...devices.targets import targets_named
 from ...engine_info import ENGINE_FILE, EngineInfo, PluginInfo
 from ...errors import NqEdgeError
@@ -96,7 +96,7 @@ def build_engine(
     read_json(model.folder / "tokenizer.json", "NQ-TOKENIZER")
     planned = plan_graph(model, targets, _dialect(flavour), options)
     plan = planned.plan
-    host = check_host(plan.weights, len(plan.capabilities), output, builds=here)
+    host = check_host(plan.weights, planned.code, output, builds=here)
     measured: dict[str, Any] = {"preflight": [fit.to_dict() for fit in planned.fits], "host": host}
     with new_folder(output, overwrite) as scratch:
         graph = scratch / "graph" if here else scratch
@@ -239,7 +239,7 @@ def _build_on_board(
             "Copy the folder to the device and run build.sh there.",
         )
     plugin = _library(library)
-    measured: dict[str, Any] = {"host": check_host(plan.weights, len(plan.capabilities), output)}
+    measured: dict[str, Any] = {"host": check_host(plan.weights, ModelSizes.code_of(plan.kv.layers), output)}
     with new_folder(output, overwrite) as scratch:
         for name in _COMPANIONS:
             if name in prepared.files:

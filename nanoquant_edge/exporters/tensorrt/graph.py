@@ -35,6 +35,11 @@ class PlannedGraph:
         self._model = model
         self.plan, self.fits = plan, fits
 
+    @property
+    def code(self) -> int:
+        """Bytes of the engine besides its weights, estimated."""
+        return ModelSizes.code_of(self.plan.kv.layers)
+
     def write(self, folder: Path) -> None:
         """Write model.onnx, its weights and the plan; weights are streamed.
 
