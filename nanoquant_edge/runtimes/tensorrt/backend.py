@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from types import TracebackType
 
@@ -98,6 +99,11 @@ class TensorRTBackend:
         """Tokens for which cache memory is held: the engine's capacity from the first tokens on."""
         return self._info.kv.capacity if self._cache.batch else 0
 
+    @property
+    def graph_refusal(self) -> str:
+        """Why decode steps are enqueued one by one although graphs were asked for; "" when they are not."""
+        return self._decode.graph_refusal
+
     def forward(
         self, input_ids: np.ndarray, positions: np.ndarray | None = None, lengths: np.ndarray | None = None
     ) -> np.ndarray:
@@ -140,7 +146,9 @@ class TensorRTBackend:
         closers, self._closers = self._closers, []
         self.extra = {}
         for closer in reversed(closers):
-            closer()
+            # After an error of CUDA itself nothing can be freed singly; what follows is tried all the same.
+            with contextlib.suppress(NqEdgeError):
+                closer()
 
     def __enter__(self) -> TensorRTBackend:
         return self

@@ -75,7 +75,7 @@ class Device(Protocol):
         ...
 
     def end_capture(self, keep: bool) -> Any:
-        """The recorded work as a graph, or None and no graph when `keep` is false."""
+        """The recorded work as a graph, or None and no graph when `keep` is false; recording is over either way."""
         ...
 
     def launch(self, graph: Any) -> None:

@@ -157,6 +157,8 @@ class TensorRTEngine:
             kind = str(getattr(engine.get_tensor_dtype(name), "name", engine.get_tensor_dtype(name)))
             is_input = engine.get_tensor_mode(name) == module.TensorIOMode.INPUT
             shape = tuple(int(size) for size in engine.get_tensor_shape(name))
+            if engine.is_shape_inference_io(name):
+                kind = f"{kind} in host memory"  # its values decide on shapes; no input of ours does
             self.tensors[name] = TensorInfo(name, is_input, _DTYPES.get(kind, kind), shape)
 
     def profile_shape(self, name: str, profile: int) -> tuple[tuple[int, ...], ...]:
@@ -170,7 +172,9 @@ class TensorRTEngine:
 
     def scratch_bytes(self, profile: int) -> int:
         """See `Engine`."""
-        return int(self._engine.get_device_memory_size_for_profile_v2(profile))
+        name = "get_device_memory_size_for_profile"
+        new = getattr(self._engine, f"{name}_v2", None)  # the first 10.x have the older name only
+        return int(new(profile) if new is not None else getattr(self._engine, name)(profile))
 
     def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> Context:
         """See `Engine`."""
@@ -180,9 +184,12 @@ class TensorRTEngine:
         context = self._engine.create_execution_context(strategy if config is None else config)
         if context is None:
             raise self.refusal("an execution context")
-        context.set_device_memory(scratch, scratch_bytes)
         if not context.set_optimization_profile_async(profile, stream):
             raise self.refusal(f"optimization profile {profile}")
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(scratch, scratch_bytes)
+        else:
+            context.device_memory = scratch
         return _Context(self, context)
 
     def _config(self, strategy: Any) -> Any:

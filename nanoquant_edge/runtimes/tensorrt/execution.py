@@ -76,11 +76,15 @@ class Execution:
         engine: the loaded engine.
         context: on the wanted profile.
         graphs: record a step into a CUDA graph when its shapes and addresses come a second time.
+
+    Attributes:
+        graph_refusal: why steps are enqueued one by one although graphs were asked for, or "".
     """
 
     def __init__(self, device: Device, engine: Engine, context: Context, *, graphs: bool) -> None:
         self._device, self._engine, self._context = device, engine, context
         self._graphs = graphs
+        self.graph_refusal = ""
         self._buffers = Buffers(device)
         self._sent: dict[str, np.ndarray] = {}
         self._bound: tuple[Any, ...] | None = None
@@ -211,16 +215,23 @@ class Execution:
             self._device.launch(self._graph)
         elif self._graphs and self._warm and self._context.capturable(stream):
             self._graph = self._capture(stream)
-            self._device.launch(self._graph)
+            if self._graph is None:
+                self._context.enqueue(stream)
+            else:
+                self._device.launch(self._graph)
         else:
             self._context.enqueue(stream)
             self._warm = True
 
     def _capture(self, stream: int) -> Any:
+        """A graph of the step; None, now and for good, when it cannot be captured: enqueued it does the same."""
         self._device.begin_capture()
+        captured = False
         try:
             self._context.enqueue(stream)
-        except BaseException:
-            self._device.end_capture(keep=False)
-            raise
-        return self._device.end_capture(keep=True)
+            captured = True
+        except NqEdgeError as error:
+            self._graphs, self.graph_refusal = False, error.message
+        finally:
+            graph = self._device.end_capture(keep=captured)
+        return graph

@@ -144,6 +144,7 @@ class OrtEngine:
         self.enqueued = 0
         self.capturable = True
         self.fail_with: str | None = None
+        self.fail_in_capture = False
         self.output_sizes: dict[str, tuple[int, ...]] = {}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -236,6 +237,8 @@ class OrtContext:
             raise NqEdgeError("NQ-ENGINE", engine.fail_with)
         assert set(self._addresses) == set(engine.tensors), set(engine.tensors) ^ set(self._addresses)
         assert set(self._shapes) == {name for name, tensor in engine.tensors.items() if tensor.is_input}
+        if engine.fail_in_capture and device.recording:
+            raise NqEdgeError("NQ-ENGINE", "TensorRT refuses the step: not permitted when stream is capturing")
         assert self._settled or not device.recording, "the first enqueue with new shapes is not captured"
         self._settled = True
         shapes, addresses = dict(self._shapes), dict(self._addresses)

@@ -172,7 +172,18 @@ def test_no_capture_while_tensorrt_compiles(open_imitation: Open, plain: Any) ->
     assert (device.captures, device.launches) == (1, 3)
 
 
-def test_a_failed_capture_leaves_no_recording_behind(open_imitation: Open) -> None:
+def test_a_step_that_cannot_be_captured_is_enqueued(open_imitation: Open, plain: Any) -> None:
+    backend, device, engine = open_imitation()
+    engine.fail_in_capture = True
+    ids = _ids(1, 5)
+    for place in range(5):
+        step = ids[:, place : place + 1]
+        np.testing.assert_allclose(backend.forward(step), plain.forward(step), **TOLERANCE)
+    assert "stream is capturing" in backend.graph_refusal
+    assert (device.captures, device.launches, device.graphs) == (1, 0, 0)
+
+
+def test_a_failed_step_leaves_no_recording_behind(open_imitation: Open) -> None:
     backend, device, engine = open_imitation()
     backend.forward(_ids(1, 1))
     engine.fail_with = "TensorRT refuses the step: Error Code 1: Cuda Runtime"

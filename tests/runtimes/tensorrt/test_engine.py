@@ -18,9 +18,10 @@ class _Context:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.good = True
+        self.lacks = {"is_stream_capturable"}
 
     def __getattr__(self, name: str) -> Any:
-        if name == "is_stream_capturable":
+        if name in self.lacks:
             raise AttributeError(name)
 
         def call(*arguments: Any) -> bool:
@@ -30,7 +31,7 @@ class _Context:
         return call
 
 
-class _Engine:
+class _EarlyEngine:
     num_io_tensors = 3
     num_optimization_profiles = 2
 
@@ -50,15 +51,23 @@ class _Engine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (-1, 7)
 
+    def is_shape_inference_io(self, name: str) -> bool:
+        return name == "odd"
+
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(1, profile), (2, profile), (3, profile)]
 
-    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return 100 * (profile + 1)
+    def get_device_memory_size_for_profile(self, profile: int) -> int:
+        return 7
 
     def create_execution_context(self, how: Any) -> Any:
         self.made.append(how)
         return self._context
+
+
+class _Engine(_EarlyEngine):
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return 100 * (profile + 1)
 
 
 _MODULE = SimpleNamespace(
@@ -73,7 +82,7 @@ def test_what_a_standard_engine_says() -> None:
     assert {name: (value.is_input, value.dtype, value.shape) for name, value in engine.tensors.items()} == {
         "input_ids": (True, "int64", (-1, 7)),
         "logits": (False, "float32", (-1, 7)),
-        "odd": (False, "FP8", (-1, 7)),
+        "odd": (False, "FP8 in host memory", (-1, 7)),
     }
     assert engine.profile_shape("input_ids", 1) == ((1, 1), (2, 1), (3, 1))
     assert engine.scratch_bytes(1) == 200
@@ -86,7 +95,7 @@ def test_a_context_gets_its_profile_and_our_memory() -> None:
     engine = TensorRTEngine(_MODULE, None, _Engine(context), log)
     made = engine.context(1, 99, 4096, 200)
     assert engine._engine.made == ["managed"]
-    assert context.calls == [("set_device_memory", 4096, 200), ("set_optimization_profile_async", 1, 99)]
+    assert context.calls == [("set_optimization_profile_async", 1, 99), ("set_device_memory", 4096, 200)]
     made.set_shape("input_ids", (1, 1))
     made.set_address("input_ids", 512)
     made.enqueue(99)
@@ -106,6 +115,15 @@ def test_a_context_gets_its_profile_and_our_memory() -> None:
     with pytest.raises(NqEdgeError) as caught:
         made.enqueue(99)
     assert caught.value.code == "NQ-MEMORY"
+
+
+def test_an_early_tensorrt_10_has_older_names() -> None:
+    context = _Context()
+    context.lacks.add("set_device_memory")
+    engine = TensorRTEngine(_MODULE, None, _EarlyEngine(context), [])
+    assert engine.scratch_bytes(0) == 7
+    engine.context(0, 99, 4096, 200)
+    assert context.device_memory == 4096
 
 
 def test_a_context_that_tensorrt_refuses() -> None:

@@ -119,6 +119,7 @@ parser = trt.OnnxParser(network, logger)
 assert parser.parse_from_file(sys.argv[1]), log
 ins = [(network.get_input(i), True) for i in range(network.num_inputs)]
 outs = [(network.get_output(i), False) for i in range(network.num_outputs)]
+assert not any(t.is_shape_tensor for t, _ in ins + outs), "the runtime passes inputs in GPU memory"
 print(json.dumps([[t.name, is_input, t.dtype.name, list(t.shape)] for t, is_input in ins + outs]))
 """
 
