@@ -64,6 +64,8 @@ def compile_graph(
     strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strong is None else 1 << int(strong))
     parser = trt.OnnxParser(network, logger)
+    if plan.version_compatible:
+        parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)  # such engines allow no plugin for it
     start = time.perf_counter()
     if not parser.parse_from_file(str(folder / plan.graph)):
         errors = [str(parser.get_error(place)) for place in range(parser.num_errors)]

@@ -22,6 +22,9 @@ from .source import Source
 
 __all__ = ["PlannedGraph", "plan_graph"]
 
+#: Addresses that TensorRT gets are multiples of this.
+_ALIGNMENT = 256
+
 
 class PlannedGraph:
     """A graph that is ready to be written, its plan, and how it fits its targets.
@@ -104,6 +107,14 @@ def plan_graph(source: Source, targets: list[Target], dialect: str, options: Eng
     )
     fits = fit_capacity(targets, sizes, options.capacity, USUAL_CAPACITY)
     capacity = fits[0].capacity
+    row = sizes.cache(capacity) // (2 * sizes.layers * sizes.batch)
+    if options.batch > 1 and row % _ALIGNMENT:
+        raise NqEdgeError(
+            "NQ-OPTION",
+            f"a sequence's cache of {capacity} slots has {row} bytes a layer; for several sequences TensorRT wants a "
+            f"multiple of {_ALIGNMENT}.",
+            "Use --batch 1, or a --capacity that is a multiple of 64.",
+        )
     if capacity != first:
         model = build(capacity)
     debug = _mark_outputs(model, config.num_layers, options.debug_outputs)

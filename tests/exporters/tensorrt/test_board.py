@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import check_file
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine
 from nanoquant_edge.exporters.tensorrt.plan import PLAN_FILE, BuildPlan
-from tests.exporters.tensorrt.support import DONE, stand_in
+from tests.exporters.tensorrt.support import DONE, needs_builder, stand_in
 from tests.tiny import tiny_checkpoint
 
 TARGET = "jetson-orin-nano-8gb"
@@ -64,6 +66,38 @@ def test_the_board_step(folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(NqEdgeError, match="was prepared for jetson-orin-nano-8gb, not for jetson-agx-thor") as caught:
         build_engine(folder, tmp_path / "f", target="jetson-agx-thor", library=library)
     assert caught.value.code == "NQ-TARGET"
+
+
+@needs_builder
+def test_the_board_step_with_a_real_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT for RTX under the name of the standard one: the whole step on the board but for the version.
+
+    It is no proof for TensorRT 10.3; it shows that the graph and the plan are enough, and that `onnx` is not needed.
+    """
+    checkpoint = tiny_checkpoint(tmp_path / "c").folder
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "can_build", lambda flavour: False)
+        build_engine(checkpoint, tmp_path / "b", target=TARGET, options=EngineOptions(capacity=64))
+    package = tmp_path / "site" / "tensorrt"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from tensorrt_rtx import *\n__version__ = '10.3.0'\n")
+    script = (
+        "import sys\nsys.modules.update(onnx=None, onnx_ir=None, torch=None)\n"
+        "from nanoquant_edge.exporters.tensorrt import EngineOptions, build_engine\n"
+        f"build_engine('{tmp_path}/b', '{tmp_path}/e', target={TARGET!r})"
+    )
+    path = os.pathsep.join([str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert result.returncode == 0, result.stderr
+    engine = Bundle.open(tmp_path / "e", verify=True).engine
+    assert engine is not None and engine.tensorrt_version == "10.3.0" and engine.compressed_linears == 14
+    assert not engine.kv.in_place and engine.flavour == "standard"
 
 
 def test_without_tensorrt_it_says_where_to_go_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,7 @@ def test_options_out_of_range(values: dict[str, Any], message: str) -> None:
         ("sm_86", {"version_compatible": True}, "NQ-OPTION", "no version-compatible"),
         ("sm_86", {"timing_cache": Path("t")}, "NQ-OPTION", "no timing cache"),
         ("sm_75", {"dtype": "bfloat16"}, "NQ-OPTION", "sm_75 has no bfloat16"),
+        ("sm_86", {"capacity": 5, "batch": 2}, "NQ-OPTION", "5 slots has 320 bytes a layer"),
         ("sm_86", {"capacity": 257}, "NQ-OPTION", "capacity 257 is not between 1 and the model's 256"),
     ],
 )
