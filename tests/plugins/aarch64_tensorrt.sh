@@ -33,7 +33,8 @@ fetch cuda "nvidia-cuda-runtime==$cuda_version.*"
 fetch site "tensorrt-rtx-cu13-libs==$rtx" "tensorrt-rtx-cu13-bindings==$rtx" numpy "onnx==1.18.*" protobuf \
   typing_extensions
 # The package itself is plain Python and comes as source, the same for every processor.
-cp -r "$("$python" -c 'import importlib.util as u; print(u.find_spec("tensorrt_rtx").submodule_search_locations[0])')" site/
+here="$("$python" -c 'import importlib.util; print(importlib.util.find_spec("tensorrt_rtx").origin)')"
+cp -r "$(dirname "$here")" site/
 
 echo "== cross-compilation"
 cuda="$work/cuda/nvidia/cu13"
@@ -60,7 +61,8 @@ debian() { # suite, architecture, folder, package...
   [[ -e $folder/.ready ]] && return
   mkdir -p "$state/lists/partial" "$state/cache/archives/partial" "$folder" "$folder-debs"
   echo "deb [signed-by=$keyring] http://deb.debian.org/debian $suite main" >"$state/sources.list"
-  local apt=(apt-get -qq -o APT::Sandbox::User=root -o "Dir::State=$state" -o Dir::State::status=/dev/null -o "Dir::Cache=$state/cache"
+  local apt=(apt-get -qq -o APT::Sandbox::User=root -o Dir::State::status=/dev/null
+    -o "Dir::State=$state" -o "Dir::Cache=$state/cache"
     -o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=/dev/null
     -o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture")
   "${apt[@]}" update
