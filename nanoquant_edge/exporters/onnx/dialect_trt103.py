@@ -27,7 +27,7 @@ __all__ = ["DIALECT", "Trt103Dialect"]
 
 #: Added to the score of a masked slot: its exponential is 0 in float32, and sums of two stay finite.
 _MASKED = -1e30
-_FLOAT = ir.DataType.FLOAT
+_FLOAT, _INTEGER = ir.DataType.FLOAT, ir.DataType.INT32
 
 
 class Trt103Dialect(Dialect):
@@ -44,13 +44,15 @@ class Trt103Dialect(Dialect):
     def prepare(self, g: GraphBuilder, config: DecoderConfig, inputs: DecoderInputs) -> None:
         """Cosines and sines of the new positions, and what is added to the scores of old and of new slots."""
         self._config = config
-        valid = g.node(
-            "ReduceSum", [inputs.attention_mask, g.integers([1])], "lengths.valid", shape=["batch"], keepdims=0
-        )
+        # Positions are int32 and the mask is summed as float32 (exact below 2**24): the parser's table lists int64 for
+        # neither comparisons nor ReduceSum.
+        mask = g.cast(inputs.attention_mask, _FLOAT, "lengths.mask")
+        summed = g.node("ReduceSum", [mask, g.integers([1])], "lengths.summed", shape=["batch"], keepdims=0)
+        valid = g.cast(summed, _INTEGER, "lengths.valid")
         new = _size(g, inputs.input_ids, 1, "lengths.new")
         before = g.node("Sub", [valid, new], "lengths.before")
         # A prompt padded on the right has fewer valid tokens than columns: it starts at 0 all the same.
-        start = g.node("Max", [before, g.integers(0)], "lengths.start")
+        start = g.node("Max", [before, _number(g, 0)], "lengths.start")
         column = g.node("Unsqueeze", [start, g.integers([1])], "positions.start", shape=["batch", 1])
         steps = _count(g, new, "positions.steps", "sequence")
         positions = g.node("Add", [column, steps], "positions", shape=["batch", "sequence"])
@@ -67,7 +69,7 @@ class Trt103Dialect(Dialect):
         # Query heads that share a key head lie one below the other, so the causal square is repeated for each.
         copies = [self._bias(g, causal, "mask.new.bias")] * (config.num_heads // config.num_kv_heads)
         self._new = g.node("Concat", copies, "mask.new", shape=["queries", "sequence"], axis=0)
-        self._split = [g.integers([0]), self._extent(g, inputs.past_key), g.integers([1 << 31]), g.integers([-1])]
+        self._split = [g.integers([0]), self._extent(g, inputs.past_key), g.integers([(1 << 31) - 1]), g.integers([-1])]
 
     def _extent(self, g: GraphBuilder, past: ir.Value) -> ir.Value:
         """Capacity as a vector of one number, constant where it is fixed."""
@@ -186,14 +188,19 @@ class Trt103Dialect(Dialect):
         return g.node("Concat", [first, second], f"{name}.rotary", shape=dims_of(x), output=output, axis=-1)
 
 
+def _number(g: GraphBuilder, number: int) -> ir.Value:
+    return g.initializer(f"constant.int32.scalar.{number}", np.asarray(number, np.int32))
+
+
 def _count(g: GraphBuilder, length: ir.Value, name: str, dim: int | str | None) -> ir.Value:
-    return g.node("Range", [g.integers(0), length, g.integers(1)], name, shape=[dim])
+    """int32 0, 1, ... below a length."""
+    return g.node("Range", [_number(g, 0), length, _number(g, 1)], name, shape=[dim])
 
 
 def _size(g: GraphBuilder, value: ir.Value, axis: int, name: str) -> ir.Value:
-    """One dimension of a value, an int64 scalar."""
+    """One dimension of a value, an int32 scalar."""
     shape = g.node("Shape", [value], f"{name}.shape", dtype=ir.DataType.INT64, shape=[len(dims_of(value))])
-    return g.node("Gather", [shape, g.integers(axis)], name, shape=[])
+    return g.cast(g.node("Gather", [shape, g.integers(axis)], f"{name}.wide", shape=[]), _INTEGER, name)
 
 
 DIALECT = Trt103Dialect

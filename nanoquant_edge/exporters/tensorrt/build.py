@@ -197,7 +197,7 @@ def _engine_bundle(
         compressed_linears=result["compressed_linears"],
         debug_outputs=plan.debug_outputs,
     )
-    names = ("layers", "parse_seconds", "build_seconds", "engine_bytes", "peak_bytes")
+    names = ("layers", "parse_seconds", "build_seconds", "engine_bytes", "peak_bytes", "peak_private_bytes")
     measured = {**measured, **{name: result[name] for name in names}, "graph_bytes": plan.weights}
     measured["seconds"] = round(time.perf_counter() - start, 3)
     version = result["tensorrt_version"]

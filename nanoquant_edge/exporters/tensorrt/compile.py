@@ -8,10 +8,12 @@ one a line, on standard output. Needs TensorRT and the standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -45,7 +47,8 @@ def compile_graph(
 
     Returns:
         tensorrt_version, plugin_layers, compressed_linears, layers, parse_seconds, build_seconds, engine_bytes,
-        peak_bytes (host memory of this process).
+        peak_bytes (host memory of this process, mapped weights included) and peak_private_bytes (without them; 0
+        where the system does not tell).
 
     Raises:
         NqEdgeError: NQ-ENGINE when parsing or building fails or the layers' numbers differ, NQ-PLUGIN when the plugin
@@ -84,7 +87,8 @@ def compile_graph(
             "Export again; a graph with a portable body must not be given to TensorRT.",
         )
     config = _config(trt, builder, network, plan, library, timing_cache, event)
-    written = _build(trt, builder, network, config, output, log)
+    with _PrivateMemory() as memory:
+        written = _build(trt, builder, network, config, output, log)
     if timing_cache is not None and (cache := config.get_timing_cache()) is not None:
         timing_cache.write_bytes(bytes(cache.serialize()))
     return {
@@ -96,7 +100,32 @@ def compile_graph(
         "build_seconds": round(time.perf_counter() - parsed, 3),
         "engine_bytes": written,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_private_bytes": memory.peak,
     }
+
+
+class _PrivateMemory:
+    """Samples this process's own memory, without pages that are mapped from files, which the system can drop."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _PrivateMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                for line in Path("/proc/self/status").read_text().splitlines():
+                    if line.startswith("RssAnon:"):
+                        self.peak = max(self.peak, int(line.split()[1]) * 1024)
 
 
 def _logger(trt: Any, log: list[str]) -> Any:

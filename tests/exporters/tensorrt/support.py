@@ -35,6 +35,7 @@ DONE = {
     "build_seconds": 1.0,
     "engine_bytes": 6,
     "peak_bytes": 1000,
+    "peak_private_bytes": 500,
 }
 
 

@@ -52,6 +52,8 @@ def test_one_engine_for_several_architectures(checkpoint: Checkpoint, tmp_path: 
     assert engine.profiles["decode"].total == (64, 64, 64)
     assert {"model.engine", "tokenizer.json"} <= set(bundle.files) and not any("onnx" in name for name in bundle.files)
     assert bundle.files["model.engine"].size == bundle.measured["build"]["engine_bytes"] > 1 << 20
+    measured = bundle.measured["build"]
+    assert 1 << 20 < measured["peak_private_bytes"] < measured["peak_bytes"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e"]
     assert [fraction for fraction, _ in seen] == sorted(fraction for fraction, _ in seen) and len(seen) > 5
     assert any("building" in text for _, text in seen)
