@@ -87,7 +87,8 @@ def plan_graph(source: Source, targets: list[Target], dialect: str, options: Eng
         )
 
     limit = config.max_positions
-    first = max(1, min(options.capacity or (limit if options.capacity == 0 else USUAL_CAPACITY), limit))
+    # Position tables grow with the capacity, so a first graph never has more than the usual number unasked.
+    first = min(options.capacity or USUAL_CAPACITY, limit)
     model = build(first)
     sizes = ModelSizes(
         weights=_bytes(model),
