@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.native import tensorrt_library_path
 from tests.plugins.tensorrt_headers import cuda_headers, tensorrt_headers
 from tests.plugins.test_build import SOURCE, call, needs
 
@@ -41,6 +43,15 @@ def test_every_step_of_its_life(build: Path) -> None:
     assert found, log[-4000:]
     assert int(found[1]) > 800
     assert log.count("ok     NanoQuantLinearGroup") == 3
+
+
+def test_the_real_library_up_to_enqueue(build: Path) -> None:
+    try:
+        library = tensorrt_library_path()
+    except NqEdgeError as error:
+        pytest.skip(str(error))
+    log = call(build / "nq_tensorrt_conformance_host", library, "all-but-enqueue")
+    assert re.search(r"\d+ checks, 0 failures", log), log[-4000:]
 
 
 def test_a_missing_library_is_told(build: Path, tmp_path: Path) -> None:

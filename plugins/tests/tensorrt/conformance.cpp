@@ -5,10 +5,11 @@
 // again, clone, attachToContext, onShapeChange, enqueue (directly, on two streams, and through a
 // captured graph), against float64.
 //
-//   nq_tensorrt_conformance LIBRARY        on the GPU
-//   nq_tensorrt_conformance_host LIBRARY   without one, on the plugin over the stand-in kernels
+//   nq_tensorrt_conformance LIBRARY            on the GPU
+//   nq_tensorrt_conformance_host LIBRARY       without one, on the plugin over the stand-in kernels
+//   nq_tensorrt_conformance_host LIBRARY all-but-enqueue      without one, on any plugin
 //
-// Exit status 0: all is well; 1: something failed.
+// Exit status 0: all is well; 1: something failed; 77: no usable GPU.
 
 #include "build_checks.h"
 #include "run_checks.h"
@@ -16,10 +17,18 @@
 using namespace conformance;
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    printf("usage: %s LIBRARY\n", argv[0]);
+  const bool enqueue = argc != 3 || strcmp(argv[2], "all-but-enqueue") != 0;
+  if (argc < 2 || argc > 3 || (argc == 3 && enqueue)) {
+    printf("usage: %s LIBRARY [all-but-enqueue]\n", argv[0]);
     return 1;
   }
+#ifdef NQ_ON_GPU
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+    printf("no usable GPU\n");
+    return 77;
+  }
+#endif
   Library library;
   if (!library.load(argv[1])) return 1;
   library.set_finder(nullptr);
@@ -54,7 +63,7 @@ int main(int argc, char** argv) {
     Node node(c);
     check_fields(library, node, &report);
     check_build(library, node, &report);
-    const double error = check_run(library, node, &report);
+    const double error = check_run(library, node, enqueue, &report);
     printf("%s %s: error %.2e\n", report.failures == failed ? "ok    " : "FAILED",
            report.where.c_str(), error);
   }

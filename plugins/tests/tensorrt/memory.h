@@ -62,6 +62,7 @@ class Buffer {
   void fill(int value) {
 #ifdef NQ_ON_GPU
     cuda(cudaMemset(at_, value, bytes_));
+    cuda(cudaDeviceSynchronize());  // the plugin's streams do not wait for the default one
 #else
     memset(at_, value, bytes_);
 #endif
@@ -70,6 +71,7 @@ class Buffer {
     if (bytes_ == 0) return;
 #ifdef NQ_ON_GPU
     cuda(cudaMemcpy(at_, from, bytes_, cudaMemcpyHostToDevice));
+    cuda(cudaDeviceSynchronize());
 #else
     memcpy(at_, from, bytes_);
 #endif
