@@ -112,6 +112,14 @@ def test_a_step_sends_the_token_and_one_element_of_the_mask(open_imitation: Open
     assert device.used == memory
 
 
+def test_an_array_that_the_caller_changes_and_passes_again(open_imitation: Open, plain: Any) -> None:
+    backend, _, _ = open_imitation()
+    step = np.zeros((1, 1), dtype=np.int64)
+    for token in (7, 8, 9, 10):
+        step[0, 0] = token
+        np.testing.assert_allclose(backend.forward(step), plain.forward(step), **TOLERANCE)
+
+
 def test_a_nan_of_one_text_does_not_reach_the_next(open_imitation: Open) -> None:
     backend, device, _ = open_imitation()
     ids = _ids(1, 12)

@@ -113,8 +113,8 @@ class TestManifestFirst:
         _refused(older, "NQ-PLUGIN")  # the version passed
         newer = replace(older, engine=replace(older.engine, tensorrt_version="1.9.0.1"))
         _refused(newer, "NQ-BACKEND", "needs it or newer 1.x")
-        other = replace(older, engine=replace(older.engine, tensorrt_version="2.0.0.1"))
-        _refused(other, "NQ-BACKEND")
+        other = replace(older, engine=replace(older.engine, tensorrt_version="0.9.0.1"))
+        _refused(other, "NQ-BACKEND", "needs it or newer 0.x")
 
     def test_another_version_of_the_operator(self, make: Any) -> None:
         _refused(replace(make(), operator_version=2), "NQ-BACKEND", "version 2 of NanoQuantLinear", "has version 1")
