@@ -19,7 +19,7 @@ NATIVE_SOURCES := $(shell find plugins -name tests -prune -o -type f -print)
 # Headers for the TensorRT plugin where neither JetPack nor an SDK has brought them, and the TensorRTs that tests load
 # it into: a builder that needs no GPU, and the lean runtime.
 TENSORRT_HEADERS ?= kernel-lens==2.0.1
-TENSORRT_WHEELS ?= tensorrt-rtx-cu13==1.7.1.116 tensorrt-lean-cu13==11.4.0.106
+TENSORRT_WHEELS ?= tensorrt-rtx-cu13==1.7.1.116 tensorrt-lean-cu13==11.4.0.106 cuda-bindings==13.*
 HEADERS := build/tensorrt-headers
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
