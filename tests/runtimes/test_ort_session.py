@@ -174,7 +174,7 @@ def test_a_library_inside_the_bundle_is_never_loaded(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"backend": "tensorrt"}, "built for tensorrt"),
+        ({"backend": "tensorrt-build"}, "built for tensorrt-build"),
         ({"backend_versions": ["99.1", ""]}, "needs onnxruntime 99.1 or newer, installed is 1."),
         ({"backend_versions": ["1.0", "1.2"]}, "needs onnxruntime 1.0 to 1.2, installed is 1."),
         ({"operator_version": 2}, "version 2 of NanoQuantLinear"),
