@@ -181,11 +181,16 @@ inline void check_build(const Library& library, const Node& node, Report* report
   const Plugin same = create(library, node, node.fields());
   report->expect(build->getTimingCacheID() == std::string(build_of(same)->getTimingCacheID()),
                  "one timing for layers of one size");
-  Fields other = node.fields();
-  other.add("in_features", std::vector<int32_t>{static_cast<int32_t>(node.of.n + 1)});
-  report->expect(std::string(build->getTimingCacheID()) !=
-                     build_of(create(library, node, other))->getTimingCacheID(),
-                 "another timing for another size");
+  std::vector<int32_t> flipped;
+  for (const Projection& p : node.of.projections) flipped.push_back(!p.bias);
+  Fields wider = node.fields(), other_bias = node.fields();
+  wider.add("in_features", std::vector<int32_t>{static_cast<int32_t>(node.of.n + 1)});
+  other_bias.add("has_bias", flipped);
+  for (const Fields& other : {wider, other_bias}) {
+    report->expect(std::string(build->getTimingCacheID()) !=
+                       build_of(create(library, node, other))->getTimingCacheID(),
+                   "another timing for another layer");
+  }
 }
 
 }  // namespace conformance
