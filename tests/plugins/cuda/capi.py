@@ -101,8 +101,9 @@ class Cuda:
         lib.nq_cuda_tile_words.restype = c_int64
         for name in ("nq_cuda_make_tiles", "nq_cuda_unmake_tiles"):
             getattr(lib, name).argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
-        lib.nq_cuda_workspace_bytes.argtypes = [POINTER(Pass)]
-        lib.nq_cuda_workspace_bytes.restype = c_size_t
+        for name in ("nq_cuda_workspace_bytes", "nq_cuda_workspace_bound"):
+            getattr(lib, name).argtypes = [POINTER(Pass)]
+            getattr(lib, name).restype = c_size_t
         lib.nq_cuda_forward.argtypes = [POINTER(Pass), c_void_p]
         lib.nq_cuda_error_text.restype = c_char_p
         lib.nq_status_text.restype = c_char_p
@@ -122,6 +123,10 @@ class Cuda:
     def workspace_bytes(self, call: Pass) -> int:
         """nq_cuda_workspace_bytes."""
         return int(self.lib.nq_cuda_workspace_bytes(byref(call)))
+
+    def workspace_bound(self, call: Pass) -> int:
+        """nq_cuda_workspace_bound."""
+        return int(self.lib.nq_cuda_workspace_bound(byref(call)))
 
     def forward(self, call: Pass, stream: int) -> int:
         """nq_cuda_forward."""
