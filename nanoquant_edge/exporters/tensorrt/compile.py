@@ -8,12 +8,10 @@ one a line, on standard output. Needs TensorRT and the standard library only.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +19,9 @@ from typing import Any
 
 from ...engine_info import FLAVOURS
 from ...errors import NqEdgeError
+from .memory import MemoryWatch
 from .plan import BuildPlan, input_shapes
+from .weights import LentWeights
 
 __all__ = ["MODULES", "compile_graph"]
 
@@ -70,7 +70,8 @@ def compile_graph(
     if plan.version_compatible:
         parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)  # such engines allow no plugin for it
     start = time.perf_counter()
-    if not parser.parse_from_file(str(folder / plan.graph)):
+    lent = LentWeights(folder / plan.graph) if hasattr(parser, "load_initializer") else None
+    if not _parse(parser, folder / plan.graph, lent):
         errors = [str(parser.get_error(place)) for place in range(parser.num_errors)]
         raise NqEdgeError(
             "NQ-ENGINE",
@@ -87,7 +88,7 @@ def compile_graph(
             "Export again; a graph with a portable body must not be given to TensorRT.",
         )
     config = _config(trt, builder, network, plan, library, timing_cache, event)
-    with _PrivateMemory() as memory:
+    with MemoryWatch(lent.forget if lent is not None else None) as memory:
         written = _build(trt, builder, network, config, output, log)
     if timing_cache is not None and (cache := config.get_timing_cache()) is not None:
         timing_cache.write_bytes(bytes(cache.serialize()))
@@ -100,32 +101,17 @@ def compile_graph(
         "build_seconds": round(time.perf_counter() - parsed, 3),
         "engine_bytes": written,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "peak_private_bytes": memory.peak,
+        "peak_private_bytes": memory.private,
     }
 
 
-class _PrivateMemory:
-    """Samples this process's own memory, without pages that are mapped from files, which the system can drop."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> _PrivateMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.02):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                for line in Path("/proc/self/status").read_text().splitlines():
-                    if line.startswith("RssAnon:"):
-                        self.peak = max(self.peak, int(line.split()[1]) * 1024)
+def _parse(parser: Any, model: Path, lent: LentWeights | None) -> bool:
+    if lent is None:
+        return bool(parser.parse_from_file(str(model)))
+    if not parser.load_model_proto(lent.content, str(model)):
+        return False
+    lent.lend(parser)
+    return bool(parser.parse_model_proto())
 
 
 def _logger(trt: Any, log: list[str]) -> Any:

@@ -16,9 +16,10 @@ from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine
+from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine, runner
 from nanoquant_edge.exporters.tensorrt.plan import BuildPlan
 from nanoquant_edge.exporters.tensorrt.runner import run_compiler
+from nanoquant_edge.exporters.tensorrt.weights import external_tensors
 from nanoquant_edge.files import sha256_of
 from nanoquant_edge.native import ort_library_path, tensorrt_library_path
 from tests.exporters.tensorrt.support import needs_builder
@@ -150,10 +151,39 @@ def test_a_broken_graph_is_refused_in_the_parsers_words(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = planned(checkpoint, tmp_path, monkeypatch)
-    (graph / "model.onnx").write_bytes((graph / "model.onnx").read_bytes()[:-1000])
+    whole = (graph / "model.onnx").read_bytes()
+    (graph / "model.onnx").write_bytes(whole[:-1000])
+    with pytest.raises(NqEdgeError, match="not valid ONNX") as caught:
+        run_compiler(graph, tmp_path / "model.engine", tensorrt_library_path())
+    assert caught.value.code == "NQ-BUNDLE"
+    (graph / "model.onnx").write_bytes(whole.replace(b"TensorScatter", b"TensorScattex"))
     with pytest.raises(NqEdgeError, match=r"does not parse model\.onnx") as caught:
         run_compiler(graph, tmp_path / "model.engine", tensorrt_library_path())
     assert caught.value.code == "NQ-ENGINE"
+
+
+def test_lent_weights_make_the_same_engine(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parser reads the file itself, or is lent our mapping of it: the same weights at the same places.
+
+    The files are not equal: TensorRT orders some outputs by addresses.
+    """
+    graph = planned(checkpoint, tmp_path, monkeypatch)
+    run_compiler(graph, tmp_path / "lent.engine", tensorrt_library_path())
+    script = (
+        "import sys, nanoquant_edge.exporters.tensorrt.compile as compile\n"
+        "compile.LentWeights = lambda model: None\nsys.exit(compile.main())"
+    )
+    monkeypatch.setattr(runner, "COMPILER", [sys.executable, "-c", script])
+    run_compiler(graph, tmp_path / "read.engine", tensorrt_library_path())
+    lent, read = ((tmp_path / name).read_bytes() for name in ("lent.engine", "read.engine"))
+    weights = (graph / "model.onnx.data").read_bytes()
+    places = external_tensors((graph / "model.onnx").read_bytes()).values()
+    assert len(lent) == len(read) and len(places) > 50
+    for _, start, length in places:
+        weight = weights[start : start + length]
+        assert lent.find(weight) == read.find(weight) > 0
 
 
 def test_another_library_is_not_the_plugin(checkpoint: Checkpoint, tmp_path: Path) -> None:
