@@ -55,7 +55,7 @@ _README = """\
 There is no engine in this folder yet: TensorRT builds it on the device. On the board{jetpack}:
 
     sh build.sh ../engine
-    nq-edge generate ../engine "Hello"
+    nq-edge generate ../engine --prompt "Hello"
 
 `build.sh` needs TensorRT's Python package, `nq-edge` {version}, and, where no built plugin is installed, CMake, a C++17
 compiler and nvcc ({architecture} is compiled). It needs neither PyTorch nor `onnx`.
