@@ -58,7 +58,8 @@ def test_the_smallest_device_decides() -> None:
 def test_a_capacity_that_does_not_fit_is_refused_with_one_that_does() -> None:
     with pytest.raises(NqEdgeError) as caught:
         fit_capacity([NANO], BIG, 131072, 2048)
-    assert caught.value.code == "NQ-FIT" and "at capacity 131072: weights 2300 MB, engine code 20 MB" in caught.value.message
+    assert caught.value.code == "NQ-FIT"
+    assert "at capacity 131072: weights 2300 MB, engine code 20 MB" in caught.value.message
     words = caught.value.hint.split()
     fitting = int(words[words.index("--capacity") + 1].rstrip(","))
     assert fit_capacity([NANO], BIG, fitting, 2048)[0].fits
