@@ -34,3 +34,14 @@ def script(library: str) -> Script:
         return json.loads(done.stdout)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CUDA library over the emulator, compiled here."""
+    folder = tmp_path_factory.mktemp("emulator")
+    source = Path(__file__).parents[2] / "plugins" / "tests" / "emulator"
+    for command in (["cmake", "-S", source, "-B", folder], ["cmake", "--build", folder, "-j", "2"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "libnanoquant_cuda_emulated.so"

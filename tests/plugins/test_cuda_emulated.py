@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,18 +21,7 @@ ALGORITHMS = pytest.mark.parametrize("algorithm", [BITS, BYTES, MMA, BITS16], id
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The emulated library, compiled here."""
-    folder = tmp_path_factory.mktemp("emulator")
-    source = ROOT / "plugins" / "tests" / "emulator"
-    for command in (["cmake", "-S", source, "-B", folder], ["cmake", "--build", folder, "-j", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder / "libnanoquant_cuda_emulated.so"
-
-
-@pytest.fixture(scope="session")
-def emulate(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Emulated]:
+def emulate(emulated_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Emulated]:
     """A library that believes to run on a GPU of the given compute capability."""
     made: dict[int, Emulated] = {}
 
@@ -41,7 +29,7 @@ def emulate(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         if capability not in made:
             # A copy has its own state, so that several GPUs can be had in one process.
             copy = tmp_path_factory.mktemp("gpu") / f"sm_{capability}.so"
-            shutil.copy(library, copy)
+            shutil.copy(emulated_library, copy)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("NQ_EMULATED_SM", str(capability))
                 made[capability] = Emulated(copy)
