@@ -3,6 +3,7 @@
 // The one-bit product for a few rows: workspace, splits and launches. See gemm_bits.cuh.
 
 #include "gemm_bits.cuh"
+#include "gemv_half.h"
 #include "launch.h"
 
 namespace nq_cuda {
@@ -11,10 +12,8 @@ namespace {
 
 constexpr int64_t kStrideStep = 64;  // rows of sums are padded to this
 
-int tiles_of(int64_t columns) { return static_cast<int>(ceil_div(columns, NQ_CUDA_TILE_COLUMNS)); }
-
 // Slices are four warps of one or two column tiles wide.
-int slice_tiles_of(int column_tiles) { return column_tiles > 4 ? 8 : 4; }
+int slice_tiles_of(int tiles) { return tiles > 4 ? 8 : 4; }
 
 // How one half is cut, the same for workspace and launch.
 struct Cut {
@@ -28,7 +27,8 @@ Cut cut(const nq_cuda_pass& pass, bool first, int rows, const nq_cuda_device& de
   int blocks = 0;
   for (int i = 0; i < pass.count; ++i) {
     const nq_linear& layer = pass.layers[i];
-    made.column_tiles = max(made.column_tiles, tiles_of(first ? layer.in_features : layer.rank));
+    made.column_tiles =
+        max(made.column_tiles, column_tiles(first ? layer.in_features : layer.rank));
     const int64_t row_tiles = ceil_div(first ? layer.rank : layer.out_features, NQ_CUDA_TILE_ROWS);
     blocks += static_cast<int>(ceil_div(row_tiles, kBitsWarps * bits_row_tiles(rows)));
   }
@@ -38,7 +38,7 @@ Cut cut(const nq_cuda_pass& pass, bool first, int rows, const nq_cuda_device& de
   for (int i = 0; i < pass.count; ++i) {
     const nq_linear& layer = pass.layers[i];
     const int64_t slices =
-        ceil_div(tiles_of(first ? layer.in_features : layer.rank), made.slice_tiles);
+        ceil_div(column_tiles(first ? layer.in_features : layer.rank), made.slice_tiles);
     const int64_t each = ceil_div(slices, min(static_cast<int64_t>(wanted), slices));
     made.splits[i] = static_cast<int>(ceil_div(slices, each));
   }
@@ -75,7 +75,7 @@ Plan plan(const nq_cuda_pass& pass, int rows, const nq_cuda_device& device) {
   };
   for (int i = 0; i < pass.count; ++i) {
     const nq_linear& layer = pass.layers[i];
-    const int columns = max(tiles_of(layer.in_features), tiles_of(layer.rank));
+    const int columns = max(column_tiles(layer.in_features), column_tiles(layer.rank));
     made.middle_stride[i] = round_up(layer.rank, kStrideStep);
     made.sums_stride[i] = round_up(layer.out_features, kStrideStep);
     Space& space = made.space[i];
@@ -91,64 +91,26 @@ Plan plan(const nq_cuda_pass& pass, int rows, const nq_cuda_device& device) {
   return made;
 }
 
-const void* advance(const void* pointer, int64_t elements, nq_type type) {
-  if (pointer == nullptr) return nullptr;
-  return static_cast<const char*>(pointer) + elements * (type == NQ_FLOAT32 ? 4 : 2);
-}
-
-// What both halves of a piece of the batch, `batch` rows from `row` on, are told.
-BitsStage describe_half(const nq_cuda_pass& pass, const Plan& plan, bool first, int64_t row,
-                        int batch) {
+// One half with its scratch memory and how it is cut.
+BitsStage half_of(const nq_cuda_pass& pass, const Plan& plan, bool first, int64_t row, int batch) {
   BitsStage all = {};
   const Cut& cut = first ? plan.first : plan.second;
-  GemvStage& stage = all.half;
-  stage.count = pass.count;
-  stage.batch = batch;
-  stage.slices = cut.slices;
-  stage.input = first ? pass.input : NQ_INPUT_PLAIN;
-  stage.in_type = first ? pass.x_type : NQ_FLOAT32;
-  stage.scale_type = pass.layers[0].scale_type;
-  stage.out_type = first ? NQ_FLOAT32 : pass.y_type;
-  stage.norm_weight = pass.norm_weight;
-  stage.norm_eps = pass.norm_eps;
+  all.half = describe_half(pass, first, row, batch);
+  all.half.slices = cut.slices;
   all.slice_tiles = cut.slice_tiles;
   all.last = !first;
   for (int i = 0; i < pass.count; ++i) {
-    const nq_linear& layer = pass.layers[i];
     const Space& space = plan.space[i];
-    GemvPart& part = stage.parts[i];
+    GemvPart& part = all.half.parts[i];
     part.fragments = space.fragments;
     part.facts = space.facts;
     all.splits[i] = cut.splits[i];
     all.in_splits[i] = plan.first.splits[i];
-    const int64_t rows = first ? layer.rank : layer.out_features;
-    const int64_t columns = first ? layer.in_features : layer.rank;
-    part.rows = static_cast<int>(rows);
-    part.columns = static_cast<int>(columns);
-    part.row_tiles = static_cast<int>(ceil_div(rows, NQ_CUDA_TILE_ROWS));
-    part.column_tiles = tiles_of(columns);
-    if (first) {
-      part.tiles = reinterpret_cast<const uint4*>(layer.v_words);
-      part.in = advance(pass.x, row * pass.x_stride, pass.x_type);
-      part.in_stride = pass.x_stride;
-      part.in_scale = layer.scale_in;
-      part.out_scale = layer.scale_mid;
-      part.padded_rows = static_cast<int>(round_up(rows, 8));
-      all.sums[i] = space.middle;
-      all.sums_stride[i] = plan.middle_stride[i];
-    } else {
-      part.tiles = reinterpret_cast<const uint4*>(layer.u_words);
+    all.sums[i] = first ? space.middle : space.sums;
+    all.sums_stride[i] = first ? plan.middle_stride[i] : plan.sums_stride[i];
+    if (!first) {
       part.in = space.middle;
       part.in_stride = plan.middle_stride[i];
-      part.out_scale = layer.scale_out;
-      part.bias = layer.bias;
-      const int64_t offset = row * pass.y_stride[i];
-      part.residual = advance(pass.residual[i], offset, pass.y_type);
-      part.out = const_cast<void*>(advance(pass.y[i], offset, pass.y_type));
-      part.out_stride = pass.y_stride[i];
-      part.padded_rows = part.rows;
-      all.sums[i] = space.sums;
-      all.sums_stride[i] = plan.sums_stride[i];
     }
   }
   return all;
@@ -168,11 +130,7 @@ nq_status convert(const BitsStage& all, bool overlap, cudaStream_t stream) {
 template <int ROWS>
 nq_status product(BitsStage& all, bool overlap, cudaStream_t stream) {
   constexpr int kShared = kBitsStages * bits_stage_bytes(ROWS, kBitsWarps);
-  nq_status status =
-      check(cudaFuncSetAttribute(bits_product<ROWS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 kShared),
-            "shared memory of the one-bit product");
-  if (status != NQ_OK) return status;
+  static_assert(kShared <= 48 * 1024, "what every GPU gives a block without being asked");
   int blocks = 0, widest = 0;
   bool finish = false;
   for (int i = 0; i < all.half.count; ++i) {
@@ -185,7 +143,7 @@ nq_status product(BitsStage& all, bool overlap, cudaStream_t stream) {
   }
   const Launch how = {"one-bit product", dim3(static_cast<unsigned>(blocks)), kBitsWarps * 32,
                       kShared, overlap};
-  status = launch(how, stream, bits_product<ROWS>, all);
+  const nq_status status = launch(how, stream, bits_product<ROWS>, all);
   if (status != NQ_OK || !finish) return status;
   const Launch last = {
       "one-bit product",
@@ -222,11 +180,11 @@ nq_status gemm_bits_forward(const nq_cuda_pass& pass, const nq_cuda_device& devi
     const int batch = static_cast<int>(pass.rows - row < kBitsRows ? pass.rows - row : kBitsRows);
     const int rows = rows_for(batch);
     const Plan made = plan(pass, rows, device);
-    BitsStage all = describe_half(pass, made, true, row, batch);
+    BitsStage all = half_of(pass, made, true, row, batch);
     status = convert<Source::kInput>(all, overlap, stream);
     if (status == NQ_OK) status = product_of(rows, all, overlap, stream);
     if (status != NQ_OK) break;
-    all = describe_half(pass, made, false, row, batch);
+    all = half_of(pass, made, false, row, batch);
     status = convert<Source::kMiddle>(all, overlap, stream);
     if (status == NQ_OK) status = product_of(rows, all, overlap, stream);
   }

@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(128) bits_convert(const __grid_constant__ Bits
   float factors[KPW][8], values[KPW][8], squares = 0.0f;
   if (SOURCE == Source::kInput) load_factors<KPW>(stage, part, column, factors);
   const Dealer dealer(lane);
-  const SliceReader<KPW, SOURCE> reader(stage, part, row, column);
+  // Only x is read by it; the middle vector comes in splits.
+  const SliceReader<KPW, Source::kInput> reader(part, row, column);
   wait_for_predecessors();
   release_dependents();
   if constexpr (SOURCE == Source::kInput) {

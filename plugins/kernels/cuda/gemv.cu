@@ -2,6 +2,7 @@
 //
 // The matrix-vector family: how a pass is cut into launches and blocks. See gemv_stage.cuh.
 
+#include "gemv_half.h"
 #include "gemv_stage.cuh"
 #include "launch.h"
 
@@ -20,29 +21,28 @@ struct Limits {
 
 int64_t middle_stride(const nq_linear& layer) { return round_up(layer.rank, kRankStep); }
 
-int column_tiles(int64_t columns) {
-  return static_cast<int>(ceil_div(columns, NQ_CUDA_TILE_COLUMNS));
-}
-
 int widest(const GemvStage& stage) {
   int columns = 0;
   for (int i = 0; i < stage.count; ++i) columns = max(columns, stage.parts[i].column_tiles);
   return columns;
 }
 
-// Raises the kernel's shared-memory limit once for each device.
-template <typename Kernel>
-nq_status raise_shared(Kernel kernel, int bytes, bool* raised) {
+// Launches a kernel whose shared-memory limit is raised once for each device.
+template <void (*KERNEL)(GemvStage)>
+nq_status raise_and_launch(const Launch& how, int most_shared, const GemvStage& stage,
+                           cudaStream_t stream) {
+  static bool raised[kMaxDevices];
   int index = 0;
   nq_status status = check(cudaGetDevice(&index), "cudaGetDevice");
   if (status != NQ_OK) return status;
-  if (index < kMaxDevices && __atomic_load_n(&raised[index], __ATOMIC_ACQUIRE)) return NQ_OK;
-  status = check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-                 "shared memory of gemv");
-  if (status == NQ_OK && index < kMaxDevices) {
-    __atomic_store_n(&raised[index], true, __ATOMIC_RELEASE);
+  if (index >= kMaxDevices || !__atomic_load_n(&raised[index], __ATOMIC_ACQUIRE)) {
+    status = check(
+        cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared),
+        "shared memory of gemv");
+    if (status != NQ_OK) return status;
+    if (index < kMaxDevices) __atomic_store_n(&raised[index], true, __ATOMIC_RELEASE);
   }
-  return status;
+  return launch(how, stream, KERNEL, stage);
 }
 
 template <int ROWS, int KPW, bool BITS, bool FIRST>
@@ -81,18 +81,10 @@ nq_status run(GemvStage& stage, const nq_cuda_device& device, const Limits& limi
   const int shared = Shape::shared_bytes(warps, stage.tiles_per_pass);
   const Launch how = {"gemv", dim3(static_cast<unsigned>(grid)), warps * 32,
                       static_cast<size_t>(shared), limits.overlap};
-  if (phases == 1) {
-    auto kernel = gemv_stage<ROWS, KPW, BITS, kFrom, false>;
-    static bool raised[kMaxDevices];
-    const nq_status status = raise_shared(kernel, limits.shared, raised);
-    if (status != NQ_OK) return status;
-    return launch(how, stream, kernel, stage);
-  }
-  auto kernel = gemv_stage<ROWS, KPW, BITS, kFrom, true>;
-  static bool raised[kMaxDevices];
-  const nq_status status = raise_shared(kernel, limits.shared, raised);
-  if (status != NQ_OK) return status;
-  return launch(how, stream, kernel, stage);
+  return phases == 1 ? raise_and_launch<gemv_stage<ROWS, KPW, BITS, kFrom, false>>(
+                           how, limits.shared, stage, stream)
+                     : raise_and_launch<gemv_stage<ROWS, KPW, BITS, kFrom, true>>(
+                           how, limits.shared, stage, stream);
 }
 
 template <int ROWS, bool BITS, bool FIRST>
@@ -120,11 +112,6 @@ nq_status run_rows(GemvStage& stage, const nq_cuda_device& device, const Limits&
   if (stage.batch == 2) return run_columns<2, BITS, FIRST>(stage, device, limits, stream);
   if (stage.batch <= 4) return run_columns<4, BITS, FIRST>(stage, device, limits, stream);
   return run_columns<8, BITS, FIRST>(stage, device, limits, stream);
-}
-
-const void* advance(const void* pointer, int64_t elements, nq_type type) {
-  if (pointer == nullptr) return nullptr;
-  return static_cast<const char*>(pointer) + elements * (type == NQ_FLOAT32 ? 4 : 2);
 }
 
 // The workspace: for each projection its middle vectors, fragments and slice facts.
@@ -159,17 +146,9 @@ int64_t space_bytes(const nq_linear& layer, int64_t slices, void* base, Space* s
   return middle + fragments + facts;
 }
 
-// The half of the layer through V: x to the middle vector in the workspace, float32.
-GemvStage first_half(const nq_cuda_pass& pass, int64_t row, int batch) {
-  GemvStage stage = {};
-  stage.count = pass.count;
-  stage.batch = batch;
-  stage.input = pass.input;
-  stage.in_type = pass.x_type;
-  stage.scale_type = pass.layers[0].scale_type;
-  stage.out_type = NQ_FLOAT32;
-  stage.norm_weight = pass.norm_weight;
-  stage.norm_eps = pass.norm_eps;
+// One half with its scratch memory: the middle vectors are the first's output, the second's input.
+GemvStage half_of(const nq_cuda_pass& pass, bool first, int64_t row, int batch) {
+  GemvStage stage = describe_half(pass, first, row, batch);
   char* base = static_cast<char*>(pass.workspace);
   const int64_t slices = most_slices(pass);
   for (int i = 0; i < pass.count; ++i) {
@@ -179,53 +158,13 @@ GemvStage first_half(const nq_cuda_pass& pass, int64_t row, int batch) {
     base += space_bytes(layer, slices, base, &space);
     part.fragments = space.fragments;
     part.facts = space.facts;
-    part.tiles = reinterpret_cast<const uint4*>(layer.v_words);
-    part.in = advance(pass.x, row * pass.x_stride, pass.x_type);
-    part.in_stride = pass.x_stride;
-    part.in_scale = layer.scale_in;
-    part.out_scale = layer.scale_mid;
-    part.out = space.middle;
-    part.out_stride = middle_stride(layer);
-    part.rows = static_cast<int>(layer.rank);
-    part.padded_rows = static_cast<int>(round_up(layer.rank, 8));
-    part.columns = static_cast<int>(layer.in_features);
-    part.row_tiles = static_cast<int>(ceil_div(layer.rank, NQ_CUDA_TILE_ROWS));
-    part.column_tiles = column_tiles(layer.in_features);
-  }
-  return stage;
-}
-
-// The half through U: the middle vector to y.
-GemvStage second_half(const nq_cuda_pass& pass, int64_t row, int batch) {
-  GemvStage stage = {};
-  stage.count = pass.count;
-  stage.batch = batch;
-  stage.input = NQ_INPUT_PLAIN;
-  stage.in_type = NQ_FLOAT32;
-  stage.scale_type = pass.layers[0].scale_type;
-  stage.out_type = pass.y_type;
-  char* base = static_cast<char*>(pass.workspace);
-  const int64_t slices = most_slices(pass);
-  for (int i = 0; i < pass.count; ++i) {
-    const nq_linear& layer = pass.layers[i];
-    GemvPart& part = stage.parts[i];
-    Space space;
-    base += space_bytes(layer, slices, base, &space);
-    part.fragments = space.fragments;
-    part.facts = space.facts;
-    part.tiles = reinterpret_cast<const uint4*>(layer.u_words);
-    part.in = space.middle;
-    part.in_stride = middle_stride(layer);
-    part.out_scale = layer.scale_out;
-    part.bias = layer.bias;
-    const int64_t offset = row * pass.y_stride[i];
-    part.residual = advance(pass.residual[i], offset, pass.y_type);
-    part.out = const_cast<void*>(advance(pass.y[i], offset, pass.y_type));
-    part.out_stride = pass.y_stride[i];
-    part.rows = part.padded_rows = static_cast<int>(layer.out_features);
-    part.columns = static_cast<int>(layer.rank);
-    part.row_tiles = static_cast<int>(ceil_div(layer.out_features, NQ_CUDA_TILE_ROWS));
-    part.column_tiles = column_tiles(layer.rank);
+    if (first) {
+      part.out = space.middle;
+      part.out_stride = middle_stride(layer);
+    } else {
+      part.in = space.middle;
+      part.in_stride = middle_stride(layer);
+    }
   }
   return stage;
 }
@@ -258,11 +197,11 @@ nq_status gemv_forward(const nq_cuda_pass& pass, const nq_cuda_device& device, b
   nq_status status = limits_of(device, &limits);
   for (int64_t row = 0; status == NQ_OK && row < pass.rows; row += kGemvRows) {
     const int batch = static_cast<int>(pass.rows - row < kGemvRows ? pass.rows - row : kGemvRows);
-    GemvStage stage = first_half(pass, row, batch);
+    GemvStage stage = half_of(pass, true, row, batch);
     status = bits ? run_rows<true, true>(stage, device, limits, stream)
                   : run_rows<false, true>(stage, device, limits, stream);
     if (status != NQ_OK) break;
-    stage = second_half(pass, row, batch);
+    stage = half_of(pass, false, row, batch);
     status = bits ? run_rows<true, false>(stage, device, limits, stream)
                   : run_rows<false, false>(stage, device, limits, stream);
   }

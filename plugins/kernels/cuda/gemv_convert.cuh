@@ -81,14 +81,12 @@ struct SliceReader {
   const void* from;
   int column, columns;
 
-  __device__ __forceinline__ SliceReader(const GemvStage& stage, const GemvPart& part, int row,
-                                         int first_column)
+  __device__ __forceinline__ SliceReader(const GemvPart& part, int row, int first_column)
       : column(first_column), columns(part.columns) {
     const int64_t begin = static_cast<int64_t>(row) * part.in_stride + first_column;
     from = SOURCE == Source::kMiddle
                ? static_cast<const void*>(static_cast<const float*>(part.in) + begin)
                : static_cast<const void*>(static_cast<const uint16_t*>(part.in) + begin);
-    (void)stage;
     keep(from), keep(column), keep(columns);
   }
 

@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
   if (SOURCE == Source::kInput) {
     load_factors<KPW>(stage, part, warp * KPW * 256 + lane * 8, factors);
   }
-  SliceReader<KPW, SOURCE> reader(stage, part, 0, warp * KPW * 256 + lane * 8);
+  SliceReader<KPW, SOURCE> reader(part, 0, warp * KPW * 256 + lane * 8);
   Dealer dealer(lane);
   int q = lane & 3, sign = q == 3 ? -512 : 512;
   keep(q), keep(sign);
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
       if (MANY && phase > 0) {
         const int column = (phase * warps + warp) * KPW * 256 + lane * 8;
         if (SOURCE == Source::kInput) load_factors<KPW>(stage, part, column, factors);
-        reader = SliceReader<KPW, SOURCE>(stage, part, 0, column);
+        reader = SliceReader<KPW, SOURCE>(part, 0, column);
       }
       reader.read(stage, part, factors, values, &square[0]);
       if (phase == 0 && residual != nullptr) {
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(128) gemv_convert(const __grid_constant__ Gemv
   const int first_column = slice * KPW * 256 + lane * 8;
   float factors[KPW][8], values[KPW][8], squares = 0.0f;
   if (SOURCE == Source::kInput) load_factors<KPW>(stage, part, first_column, factors);
-  SliceReader<KPW, SOURCE> reader(stage, part, row, first_column);
+  SliceReader<KPW, SOURCE> reader(part, row, first_column);
   Dealer dealer(lane);
   wait_for_predecessors();
   release_dependents();
