@@ -15,10 +15,15 @@ from typing import Any
 
 from nanoquant_edge.files import write_json
 
-__all__ = ["append_rows", "machine"]
+__all__ = ["append_rows", "listed", "machine"]
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "figures"
 _PACKAGES = ("torch", "transformers", "onnxruntime", "onnx", "onnx-ir", "numpy")
+
+
+def listed(kind: type) -> Any:
+    """A click callback for options that hold values of `kind`, separated by commas."""
+    return lambda _context, _option, text: tuple(kind(part) for part in text.split(",") if part)
 
 
 def machine() -> str:

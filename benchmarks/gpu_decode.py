@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.dense_decoder import dense_decoder
-from benchmarks.figures import FOLDER, append_rows
+from benchmarks.figures import FOLDER, append_rows, listed
 from nanoquant_edge.compression.ranks import layer_bits, rank_for_rate
 from nanoquant_edge.runtimes.torch import SHAPES, DecoderModel, TorchBackend, random_model
 from nanoquant_edge.runtimes.torch.random_model import linear_shapes
@@ -109,16 +109,12 @@ def measure(backend: TorchBackend, batch: int, prompt: int, new: int, energy: En
     }
 
 
-def numbers(kind: type) -> Any:
-    return lambda _context, _option, text: tuple(kind(part) for part in text.split(",") if part)
-
-
 @click.command()
-@click.option("--models", default=",".join(SHAPES), callback=numbers(str), show_default=True)
-@click.option("--batches", default="1,4,16", callback=numbers(int), show_default=True)
-@click.option("--new", default="128,1024", callback=numbers(int), show_default=True, help="New tokens.")
+@click.option("--models", default=",".join(SHAPES), callback=listed(str), show_default=True)
+@click.option("--batches", default="1,4,16", callback=listed(int), show_default=True)
+@click.option("--new", default="128,1024", callback=listed(int), show_default=True, help="New tokens.")
 @click.option("--prompt", default=128, show_default=True)
-@click.option("--rates", default="1.0", callback=numbers(float), show_default=True, help="Bits per weight.")
+@click.option("--rates", default="1.0", callback=listed(float), show_default=True, help="Bits per weight.")
 @click.option("--bf16/--no-bf16", default=True, show_default=True, help="Measure the dense model too.")
 @click.option("--host-embedding", is_flag=True, help="Keep the embedding of compressed models in host memory.")
 @click.option("--layers", type=int, help="Fewer blocks, for a trial; such rows are not appended.")

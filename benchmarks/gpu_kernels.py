@@ -23,7 +23,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.figures import FOLDER, append_rows
+from benchmarks.figures import FOLDER, append_rows, listed
 from nanoquant_edge.compression.ranks import rank_for_rate
 from nanoquant_edge.runtimes.cuda_binding import Algorithm, Precision
 from nanoquant_edge.runtimes.torch.layers import TiledLayer
@@ -186,14 +186,10 @@ def row_of(shape: Shape, rows: int, way: str, copy: float, dense: float) -> dict
     return row
 
 
-def numbers(kind: type) -> Any:
-    return lambda _context, _option, text: tuple(kind(part) for part in text.split(",") if part)
-
-
 @click.command()
-@click.option("--rows", default="1,4,16,64,128,512,2048", callback=numbers(int), show_default=True)
+@click.option("--rows", default="1,4,16,64,128,512,2048", callback=listed(int), show_default=True)
 @click.option("--layers", default="", help="Only layers whose name begins so, for example llama.")
-@click.option("--ways", default="exact", callback=numbers(str), show_default=True, help=", ".join(WAYS))
+@click.option("--ways", default="exact", callback=listed(str), show_default=True, help=", ".join(WAYS))
 @click.option("--append", is_flag=True, help="Add the rows to the figure file.")
 @click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure file is.")
 def main(rows: tuple[int, ...], layers: str, ways: tuple[str, ...], append: bool, folder: Path) -> None:
