@@ -13,9 +13,16 @@ namespace {
 constexpr int64_t kPassRows = 4096;  // more rows are taken in pieces: bounds the workspace
 constexpr int kMaxDevices = 64;
 
+// How many clusters of 1, 2, 4 and 8 blocks (by that number) run at once.
+struct Limits {
+  int clusters[9];
+};
+
 struct Choice {
-  int n;        // rows of x a tile
-  int cluster;  // blocks that share a tile
+  int n;         // rows of x a tile
+  int cluster;   // blocks that share one of the last tiles
+  int64_t main;  // tiles that blocks compute alone
+  int64_t rest;  // tiles after them that clusters share
 };
 
 // Bytes of one projection's part of the workspace, in the order in which they lie there.
@@ -35,80 +42,138 @@ Room room_of(const nq_linear& layer, int64_t rows, bool bytes) {
   return room;
 }
 
-// Nanoseconds of a stage, a fit to times measured on an H200 (rows 16 to 512, ranks 992 to 6336):
-// every step of 256 columns, every tile, and the exchange within a cluster.
-int64_t cost(const WgmmaStage& stage, int n, int cluster, bool bytes, int multiprocessors) {
-  int64_t most = 0, tiles = 0;
-  const int64_t columns = ceil_div(stage.rows, n);
-  for (int i = 0; i < stage.count; ++i) {
-    const WgmmaPart& part = stage.parts[i];
-    tiles += ceil_div(part.rows, kTileM) * columns;
-    most = max(most, int64_t{part.steps});
-  }
-  const int64_t blocks = tiles * cluster;
-  // Clusters of 4 and 8 leave some multiprocessors of a GPU's parts over: 100 of 132 were seen to
-  // run at once, 128 were not.
-  if (cluster > 1 && blocks > (cluster == 2 ? multiprocessors : multiprocessors * 13 / 16)) {
-    return INT64_MAX;
-  }
-  const int64_t exact = n == 16 ? 1130 : (n == 32 ? 1510 : (n == 64 ? 1670 : 2320));
-  const int64_t rounded = n == 16 ? 910 : (n == 32 ? 920 : (n == 64 ? 930 : 1350));
-  const int64_t each = ceil_div(most, cluster) * (bytes ? rounded : exact) + 3000 + 26 * n +
-                       (cluster > 1 ? 800 + 40 * n : 0);
-  return ceil_div(blocks, multiprocessors) * each;
+int largest_steps(const WgmmaStage& stage) {
+  int most = 0;
+  for (int i = 0; i < stage.count; ++i) most = max(most, stage.parts[i].steps);
+  return most;
 }
 
-Choice choose(const WgmmaStage& stage, bool bytes, int multiprocessors) {
-  Choice best = {16, 1};
+// Estimated cycles of `tiles` tiles, fitted to times measured on an H200. A step of 256 columns
+// takes the tensor cores 32 N cycles (16 N for bytes), and some 800 for unpacking and waiting.
+int64_t cost(int64_t tiles, int64_t steps, int n, int cluster, bool bytes, const Limits& limits) {
+  if (tiles == 0) return 0;
+  const int64_t step = max(int64_t{32 * n} / (bytes ? 2 : 1), int64_t{500}) + (n < 128 ? 350 : 50);
+  const int64_t each =
+      ceil_div(steps, cluster) * step + 5000 + 30 * n + (cluster > 1 ? 1500 + 20 * n : 0);
+  return ceil_div(tiles, limits.clusters[cluster]) * each;
+}
+
+// Tiles that do not fill the last wave of blocks are computed by clusters, in a launch of their
+// own.
+Choice choose(const WgmmaStage& stage, bool bytes, const Limits& limits) {
+  Choice best = {};
   int64_t least = INT64_MAX;
+  const int64_t steps = largest_steps(stage);
   for (int n = 128; n >= 16; n /= 2) {
     if (n > 16 && stage.rows <= n / 2) continue;
-    for (int cluster = 1; cluster <= 8; cluster *= 2) {
-      const int64_t now = cost(stage, n, cluster, bytes, multiprocessors);
-      if (now < least) {
-        least = now;
-        best = {n, cluster};
+    const int64_t tiles = stage.m_tiles * ceil_div(stage.rows, n);
+    const int64_t whole = tiles / limits.clusters[1] * limits.clusters[1];
+    for (int64_t main : {tiles, whole}) {
+      const int64_t rest = tiles - main;
+      for (int cluster = main == tiles ? 1 : 2; cluster <= (rest > 0 ? 8 : 1); cluster *= 2) {
+        if (rest > limits.clusters[cluster]) continue;
+        const int64_t now =
+            cost(main, steps, n, 1, bytes, limits) + cost(rest, steps, n, cluster, bytes, limits);
+        if (now < least) {
+          least = now;
+          best = {n, cluster, main, rest};
+        }
       }
     }
   }
   return best;
 }
 
+// The launch's configuration but for the grid; `attributes` has room for two.
 template <int N, bool FIRST, bool BYTES>
-nq_status launch(WgmmaStage& stage, int cluster, int multiprocessors, cudaStream_t stream) {
+nq_status configure(int cluster, cudaLaunchConfig_t* config, cudaLaunchAttribute* attributes) {
   auto kernel = gemm_wgmma_stage<N, FIRST, BYTES>;
-  constexpr int kShared = WgmmaShape<N, BYTES>::kBytes;
+  constexpr int shared = WgmmaShape<N, BYTES>::kBytes;
   static bool raised[kMaxDevices];
   int index = 0;
   nq_status status = check(cudaGetDevice(&index), "cudaGetDevice");
   if (status != NQ_OK) return status;
   if (index >= kMaxDevices || !__atomic_load_n(&raised[index], __ATOMIC_ACQUIRE)) {
     status =
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
               "shared memory of gemm_wgmma");
     if (status != NQ_OK) return status;
     if (index < kMaxDevices) __atomic_store_n(&raised[index], true, __ATOMIC_RELEASE);
   }
-  stage.n_tiles = static_cast<int>(ceil_div(stage.rows, N));
-  const int64_t tiles = int64_t{stage.m_tiles} * stage.n_tiles;
-  if (tiles > 0x7fffffff / 8) return NQ_TOO_LARGE;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(
-      static_cast<unsigned>(cluster > 1 ? tiles * cluster : min(tiles, int64_t{multiprocessors})));
-  config.blockDim = dim3(kWgmmaThreads);
-  config.dynamicSmemBytes = kShared;
-  config.stream = stream;
-  cudaLaunchAttribute attributes[2];
+  config->blockDim = dim3(kWgmmaThreads);
+  config->dynamicSmemBytes = shared;
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim.x = cluster;
   attributes[1].val.clusterDim.y = 1;
   attributes[1].val.clusterDim.z = 1;
-  config.attrs = attributes;
-  config.numAttrs = cluster > 1 ? 2 : 1;
+  config->attrs = attributes;
+  config->numAttrs = cluster > 1 ? 2 : 1;
+  return NQ_OK;
+}
+
+// Asks once per device; threads that race write the same values.
+nq_status find_limits(const nq_cuda_device& device, Limits* limits) {
+  static Limits known[kMaxDevices];
+  static int ready[kMaxDevices];
+  int index = 0;
+  nq_status status = check(cudaGetDevice(&index), "cudaGetDevice");
+  if (status != NQ_OK) return status;
+  if (index < kMaxDevices && __atomic_load_n(&ready[index], __ATOMIC_ACQUIRE)) {
+    *limits = known[index];
+    return NQ_OK;
+  }
+  // Every kernel of the family fills a multiprocessor: any of them stands for all.
+  auto kernel = gemm_wgmma_stage<128, false, false>;
+  Limits found = {};
+  found.clusters[1] = device.multiprocessors;
+  for (int cluster = 2; cluster <= 8; cluster *= 2) {
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attributes[2];
+    status = configure<128, false, false>(cluster, &config, attributes);
+    if (status != NQ_OK) return status;
+    config.gridDim = dim3(device.multiprocessors / cluster * cluster);
+    config.attrs = attributes + 1;
+    config.numAttrs = 1;
+    status = check(cudaOccupancyMaxActiveClusters(&found.clusters[cluster], kernel, &config),
+                   "clusters of gemm_wgmma");
+    if (status != NQ_OK) return status;
+  }
+  if (index < kMaxDevices) {
+    known[index] = found;
+    __atomic_store_n(&ready[index], 1, __ATOMIC_RELEASE);
+  }
+  *limits = found;
+  return NQ_OK;
+}
+
+template <int N, bool FIRST, bool BYTES>
+nq_status launch(WgmmaStage& stage, int cluster, int64_t begin, int64_t tiles, const Limits& limits,
+                 cudaStream_t stream) {
+  if (tiles == 0) return NQ_OK;
+  auto kernel = gemm_wgmma_stage<N, FIRST, BYTES>;
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attributes[2];
+  const nq_status status = configure<N, FIRST, BYTES>(cluster, &config, attributes);
+  if (status != NQ_OK) return status;
+  if (begin + tiles > 0x7fffffff) return NQ_TOO_LARGE;
+  stage.n_tiles = static_cast<int>(ceil_div(stage.rows, N));
+  stage.begin = static_cast<int>(begin);
+  stage.tiles = static_cast<int>(tiles);
+  config.gridDim = dim3(static_cast<unsigned>(
+      cluster > 1 ? tiles * cluster : min(tiles, int64_t{limits.clusters[1]})));
+  config.stream = stream;
   return check(cudaLaunchKernelEx(&config, kernel, static_cast<const WgmmaStage&>(stage)),
                "gemm_wgmma");
+}
+
+template <int N, bool FIRST, bool BYTES>
+nq_status launch_both(WgmmaStage& stage, const Choice& choice, const Limits& limits,
+                      cudaStream_t stream) {
+  const nq_status status = launch<N, FIRST, BYTES>(stage, 1, 0, choice.main, limits, stream);
+  if (status != NQ_OK) return status;
+  return launch<N, FIRST, BYTES>(stage, choice.cluster, choice.main, choice.rest, limits, stream);
 }
 
 template <bool FIRST, bool BYTES>
@@ -118,16 +183,19 @@ nq_status launch_stage(WgmmaStage& stage, const nq_cuda_device& device, cudaStre
     stage.parts[i].first_tile = stage.m_tiles;
     stage.m_tiles += static_cast<int>(ceil_div(stage.parts[i].rows, kTileM));
   }
-  const Choice choice = choose(stage, BYTES, device.multiprocessors);
+  Limits limits;
+  const nq_status status = find_limits(device, &limits);
+  if (status != NQ_OK) return status;
+  const Choice choice = choose(stage, BYTES, limits);
   switch (choice.n) {
     case 16:
-      return launch<16, FIRST, BYTES>(stage, choice.cluster, device.multiprocessors, stream);
+      return launch_both<16, FIRST, BYTES>(stage, choice, limits, stream);
     case 32:
-      return launch<32, FIRST, BYTES>(stage, choice.cluster, device.multiprocessors, stream);
+      return launch_both<32, FIRST, BYTES>(stage, choice, limits, stream);
     case 64:
-      return launch<64, FIRST, BYTES>(stage, choice.cluster, device.multiprocessors, stream);
+      return launch_both<64, FIRST, BYTES>(stage, choice, limits, stream);
     default:
-      return launch<128, FIRST, BYTES>(stage, choice.cluster, device.multiprocessors, stream);
+      return launch_both<128, FIRST, BYTES>(stage, choice, limits, stream);
   }
 }
 

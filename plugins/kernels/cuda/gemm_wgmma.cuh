@@ -22,38 +22,47 @@ namespace nq_cuda {
 
 template <int N, bool BYTES>
 __device__ __forceinline__ void produce_signs(const WgmmaStage& stage, uint32_t base, uint32_t full,
-                                              uint32_t empty, int tiles, int rank, int ranks) {
+                                              uint32_t empty, int turn, int rank, int ranks) {
   using Shape = WgmmaShape<N, BYTES>;
+  // Plain asynchronous copies: bulk copies of 512 bytes take a warp longer than the multiplies do.
+  constexpr int kTiles = 16 / kSignWarps;
   const int lane = threadIdx.x % 32;
   Ring<Shape::kSignStages> ring;
-  for (int index = blockIdx.x / ranks; index < tiles; index += gridDim.x / ranks) {
+  for (int index = blockIdx.x / ranks; index < stage.tiles; index += gridDim.x / ranks) {
     const WgmmaTile tile = wgmma_tile(stage, index, rank, ranks);
     const WgmmaPart& part = stage.parts[tile.part];
-    const int present = min(16, (part.rows + 15) / 16 - tile.m * 16);
-    const char* from =
-        static_cast<const char*>(part.signs) + static_cast<int64_t>(tile.m * 16) * part.steps * 512;
-    const int64_t pitch = static_cast<int64_t>(part.steps) * 512;
+    const int first = tile.m * 16 + turn * kTiles;
+    const int present = min(kTiles, (part.rows + 15) / 16 - first);
+    int pitch = part.steps * 512;
+    const char* from = static_cast<const char*>(part.signs) + static_cast<int64_t>(first) * pitch +
+                       tile.begin * 512 + lane * 16;
 #pragma unroll 1
     for (int step = tile.begin; step < tile.end; ++step) {
       barrier_wait(empty + ring.index * 8, ring.parity ^ 1u);
-      if (lane == 0) barrier_expect(full + ring.index * 8, present * 512);
-      __syncwarp();
-      if (lane < present) {
-        bulk_copy(base + Shape::kSignsAt + ring.index * kSignBytes + lane * 512,
-                  from + lane * pitch + static_cast<int64_t>(step) * 512, 512,
-                  full + ring.index * 8);
+      uint32_t to =
+          base + Shape::kSignsAt + ring.index * kSignBytes + turn * kTiles * 512 + lane * 16;
+      const char* here = from;
+      asm volatile("" : "+r"(pitch));  // or eight addresses are kept, and spilled
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        if (i < present) async_copy(to, here);
+        to += 512;
+        here += pitch;
       }
+      async_copies_arrive(full + ring.index * 8);
+      from += 512;
       ring.next();
     }
   }
+  async_copies_wait();
 }
 
 template <int N, bool BYTES>
 __device__ __forceinline__ void produce_panel(const WgmmaStage& stage, uint32_t base, uint32_t full,
-                                              uint32_t empty, int tiles, int rank, int ranks) {
+                                              uint32_t empty, int rank, int ranks) {
   using Shape = WgmmaShape<N, BYTES>;
   Ring<Shape::kPanelStages> ring;
-  for (int index = blockIdx.x / ranks; index < tiles; index += gridDim.x / ranks) {
+  for (int index = blockIdx.x / ranks; index < stage.tiles; index += gridDim.x / ranks) {
     const WgmmaTile tile = wgmma_tile(stage, index, rank, ranks);
     const uint32_t bytes = min(N / 8, stage.groups - tile.n * (N / 8)) * 1024;
     const char* from = static_cast<const char*>(stage.parts[tile.part].panel) + tile.n * (N * 128);
@@ -85,7 +94,6 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   const uint32_t empty_signs = full_signs + 8 * Shape::kSignStages;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int ranks = cluster_size(), rank = rank_in_cluster();
-  const int tiles = stage.m_tiles * stage.n_tiles;
   release_dependents();
   if (threadIdx.x == 0) {
     for (int i = 0; i < Shape::kPanelStages; ++i) {
@@ -93,7 +101,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
       barrier_init(empty_panel + 8 * i, kGroups * 4);
     }
     for (int i = 0; i < Shape::kSignStages; ++i) {
-      barrier_init(full_signs + 8 * i, 1);
+      barrier_init(full_signs + 8 * i, 32 * kSignWarps);
       barrier_init(empty_signs + 8 * i, kGroups * 4);
     }
     barrier_init_fence();
@@ -101,12 +109,13 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   __syncthreads();
   if (warp >= kGroups * 4) {
     give_registers<kProducerRegisters>();
-    if (warp == kGroups * 4) {
-      produce_signs<N, BYTES>(stage, base, full_signs, empty_signs, tiles, rank, ranks);
-    } else if (warp == kGroups * 4 + 1 && lane == 0) {
+    if (warp < kGroups * 4 + kSignWarps) {
+      produce_signs<N, BYTES>(stage, base, full_signs, empty_signs, warp - kGroups * 4, rank,
+                              ranks);
+    } else if (warp == kGroups * 4 + kSignWarps && lane == 0) {
       wait_for_predecessors();
       global_to_async_fence();
-      produce_panel<N, BYTES>(stage, base, full_panel, empty_panel, tiles, rank, ranks);
+      produce_panel<N, BYTES>(stage, base, full_panel, empty_panel, rank, ranks);
     }
   } else {
     take_registers<kConsumerRegisters>();
@@ -114,7 +123,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
                                        empty_signs, warp, lane,       {},          {}};
     const Finisher<N, FIRST, BYTES> finisher{stage, base, warp, lane};
     typename Sum<BYTES>::Type sums[N / 2];
-    for (int index = blockIdx.x / ranks; index < tiles; index += gridDim.x / ranks) {
+    for (int index = blockIdx.x / ranks; index < stage.tiles; index += gridDim.x / ranks) {
       const WgmmaTile tile = wgmma_tile(stage, index, rank, ranks);
       if constexpr (Shape::kWarps) {
         consumer.accumulate_in_warps(tile, sums);
@@ -122,14 +131,15 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
         consumer.accumulate(tile, sums);
       }
       wait_for_predecessors();
+      const auto terms = finisher.load_terms(tile);
       if (ranks > 1) {
         consumer.share(sums);
         cluster_barrier();
         if (consumer.owns(0, rank, ranks)) consumer.template gather<0>(sums, ranks);
         if (consumer.owns(1, rank, ranks)) consumer.template gather<1>(sums, ranks);
       }
-      if (consumer.owns(0, rank, ranks)) finisher.template finish<0>(tile, sums);
-      if (consumer.owns(1, rank, ranks)) finisher.template finish<1>(tile, sums);
+      if (consumer.owns(0, rank, ranks)) finisher.template finish<0>(tile, terms, sums);
+      if (consumer.owns(1, rank, ranks)) finisher.template finish<1>(tile, terms, sums);
       if (ranks > 1) cluster_barrier();  // others read this block's sums
     }
   }

@@ -79,6 +79,17 @@ __device__ __forceinline__ void load_input(const PanelInput& in, int64_t begin, 
   }
 }
 
+// The same times scale_in: what the panel holds but for the row's factor.
+__device__ __forceinline__ void load_scaled(const PanelInput& in, const PanelPart& part,
+                                            int64_t begin, int column, float (&v)[8],
+                                            float* squares) {
+  float scale[8];
+  load_input(in, begin, column, v, squares);
+  load_eight(part.scale_in, 0, column, in.columns, in.scale_type, true, scale);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] *= scale[i];
+}
+
 __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
   const __half2 pair = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
@@ -170,77 +181,54 @@ __device__ float row_factor(const PanelInput& in, const PanelPart& part, int row
 }
 
 template <bool BYTES>
-__global__ void __launch_bounds__(kMostThreads, 2) prepare(const __grid_constant__ PanelInput in) {
-  __shared__ float scratch[kMostThreads / 32][2 * NQ_CUDA_MAX_GROUP + 1];
+__global__ void __launch_bounds__(kMostThreads, 3) prepare(const __grid_constant__ PanelInput in) {
+  __shared__ float scratch[2][3][kMostThreads / 32];
   __shared__ alignas(16) char tile[kMostThreads * 16];
   release_dependents();
   wait_for_predecessors();
-  const int row = blockIdx.x, width = blockDim.x * 8;
+  const int row = blockIdx.x, width = blockDim.x * 8, warps = blockDim.x / 32;
   if (row == in.rows) {
-    if (blockIdx.y == 0) write_mid_range(in, scratch[0]);
+    if (blockIdx.y == 0) write_mid_range(in, scratch[0][0]);
     return;
   }
   const int64_t begin = row * in.stride;
-  float most[NQ_CUDA_MAX_GROUP] = {}, sum[NQ_CUDA_MAX_GROUP] = {}, squares = 0.0f;
-  float v[8];  // of the last projection and tile
-  for (int column = threadIdx.x * 8; column < in.columns; column += width) {
-    float f[8];
-    load_input(in, begin, column, f, &squares);
-#pragma unroll
-    for (int i = 0; i < NQ_CUDA_MAX_GROUP; ++i) {
-      if (i >= in.count) break;
-      load_eight(in.parts[i].scale_in, 0, column, in.columns, in.scale_type, true, v);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        v[j] *= f[j];
-        most[i] = fmaxf(most[i], fabsf(v[j]));
-        sum[i] += fabsf(v[j]);
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < NQ_CUDA_MAX_GROUP; ++i) {
-    if (i >= in.count) break;
-    most[i] = warp_most(most[i]);
-    sum[i] = warp_sum(sum[i]);
-    if (threadIdx.x % 32 == 0) {
-      scratch[threadIdx.x / 32][2 * i] = most[i];
-      scratch[threadIdx.x / 32][2 * i + 1] = sum[i];
-    }
-  }
-  squares = warp_sum(squares);
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32][2 * NQ_CUDA_MAX_GROUP] = squares;
-  __syncthreads();
-  const int warps = blockDim.x / 32;
-  float norm = 1.0f;
-  if (in.input == NQ_INPUT_RMS_NORM) {
-    float total = 0.0f;
-    for (int w = 0; w < warps; ++w) total += scratch[w][2 * NQ_CUDA_MAX_GROUP];
-    norm = rsqrtf(total / in.columns + in.norm_eps);
-  }
-  const bool once = in.columns <= width && in.count == 1;
+  const bool once = in.columns <= width;  // then nothing is read twice
 #pragma unroll 1
   for (int i = 0; i < in.count; ++i) {
     const PanelPart& part = in.parts[i];
-    float largest = 0.0f, total = 0.0f;
-    for (int w = 0; w < warps; ++w) {
-      largest = fmaxf(largest, scratch[w][2 * i]);
-      total += scratch[w][2 * i + 1];
+    float most = 0.0f, sum = 0.0f, squares = 0.0f;
+    float v[8] = {};
+#pragma unroll 1
+    for (int column = threadIdx.x * 8; column < in.columns; column += width) {
+      load_scaled(in, part, begin, column, v, &squares);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        most = fmaxf(most, fabsf(v[j]));
+        sum += fabsf(v[j]);
+      }
     }
-    const float factor = row_factor<BYTES>(in, part, row, largest * norm, total * norm) * norm;
+    most = warp_most(most);
+    sum = warp_sum(sum);
+    if (in.input == NQ_INPUT_RMS_NORM) squares = warp_sum(squares);
+    float (*shared)[kMostThreads / 32] = scratch[i % 2];
+    if (threadIdx.x % 32 == 0) {
+      shared[0][threadIdx.x / 32] = most;
+      shared[1][threadIdx.x / 32] = sum;
+      shared[2][threadIdx.x / 32] = squares;
+    }
+    __syncthreads();
+    most = sum = squares = 0.0f;
+    for (int w = 0; w < warps; ++w) {
+      most = fmaxf(most, shared[0][w]);
+      sum += shared[1][w];
+      squares += shared[2][w];
+    }
+    const float norm =
+        in.input == NQ_INPUT_RMS_NORM ? rsqrtf(squares / in.columns + in.norm_eps) : 1.0f;
+    const float factor = row_factor<BYTES>(in, part, row, most * norm, sum * norm) * norm;
 #pragma unroll 1
     for (int first = blockIdx.y * width; first < in.columns; first += gridDim.y * width) {
-      const int column = first + threadIdx.x * 8;
-      if (!once) {
-        float f[8], unused = 0.0f;
-        load_input(in, begin, column, f, &unused);
-        load_eight(part.scale_in, 0, column, in.columns, in.scale_type, true, v);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) v[j] *= f[j];
-      } else if (column >= in.columns) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) v[j] = 0.0f;
-      }
+      if (!once) load_scaled(in, part, begin, first + threadIdx.x * 8, v, &squares);
       if (BYTES) {
         uint32_t words[2] = {};
 #pragma unroll

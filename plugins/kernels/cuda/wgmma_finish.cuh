@@ -15,6 +15,7 @@ template <int N, bool FIRST, bool BYTES>
 struct Finisher {
   using Shape = WgmmaShape<N, BYTES>;
   using Value = typename Sum<BYTES>::Type;
+  static constexpr int kFactors = (N + 31) / 32;
 
   const WgmmaStage& stage;
   uint32_t base;
@@ -28,8 +29,42 @@ struct Finisher {
   }
 
   // Scales a half of the sums and writes them through shared memory, 16 bytes at a time.
+  // What a lane needs to finish a tile: its rows' scale and bias, and the factor of every 32nd row
+  // of x, which the lanes tell each other.
+  struct Terms {
+    float scale[2], bias[2], factor[kFactors];
+  };
+
+  __device__ __forceinline__ Terms load_terms(const WgmmaTile& tile) const {
+    const WgmmaPart& part = stage.parts[tile.part];
+    Terms terms;
+    const float range = *part.range;
+#pragma unroll
+    for (int i = 0; i < kFactors; ++i) {
+      const int n = tile.n * N + i * 32 + lane;
+      terms.factor[i] = n < stage.rows ? part.factor[n] : 0.0f;
+    }
+#pragma unroll
+    for (int high = 0; high < 2; ++high) {
+      const int row = row_of(tile, high);
+      const bool inside = row < part.rows;
+      terms.scale[high] = inside ? 1.0f : 0.0f;
+      terms.bias[high] = 0.0f;
+      if (inside && part.scale != nullptr) {
+        terms.scale[high] = load_value(part.scale, row, stage.scale_type);
+      }
+      if (inside && part.bias != nullptr) {
+        terms.bias[high] = load_value(part.bias, row, stage.scale_type);
+      }
+    }
+#pragma unroll
+    for (int high = 0; high < 2; ++high) terms.scale[high] *= range;
+    return terms;
+  }
+
   template <int HALF>
-  __device__ __forceinline__ void finish(const WgmmaTile& tile, const Value (&sums)[N / 2]) const {
+  __device__ __forceinline__ void finish(const WgmmaTile& tile, const Terms& terms,
+                                         const Value (&sums)[N / 2]) const {
     const WgmmaPart& part = stage.parts[tile.part];
     const bool wide = !FIRST && stage.y_type == NQ_FLOAT32;
     const bool bfloat = !FIRST && stage.y_type == NQ_BFLOAT16;
@@ -48,33 +83,18 @@ struct Finisher {
       }
       named_barrier(1 + group, 128);
     }
-    const float range = *part.range;
-    float scale[2], bias[2];
-#pragma unroll
-    for (int high = 0; high < 2; ++high) {
-      const int row = row_of(tile, high);
-      const bool inside = row < part.rows;
-      scale[high] = inside ? range : 0.0f;
-      bias[high] = 0.0f;
-      if (inside && part.scale != nullptr) {
-        scale[high] *= load_value(part.scale, row, stage.scale_type);
-      }
-      if (inside && part.bias != nullptr) {
-        bias[high] = load_value(part.bias, row, stage.scale_type);
-      }
-    }
     const int chunk = FIRST ? warp % 4 + (lane / 8 % 2) * 4 : warp % 4 * 2 + lane / 8 % 2;
     const uint32_t place = staging + lane % 8 * 128 + ((chunk ^ lane % 8) << 4);
-    const float* factors = part.factor + tile.n * N + lane % 4 * 2;
 #pragma unroll
     for (int j = HALF * N / 16; j < (HALF + 1) * N / 16; ++j) {
-      // Rows past the last one read what lies behind the factors and are not written.
-      const float2 factor = *reinterpret_cast<const float2*>(factors + 8 * j);
+      const int lane0 = j % 4 * 8 + lane % 4 * 2;
+      const float even = __shfl_sync(0xffffffffu, terms.factor[j / 4], lane0);
+      const float odd = __shfl_sync(0xffffffffu, terms.factor[j / 4], lane0 + 1);
       float v[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        v[i] = static_cast<float>(sums[4 * j + i]) * (i & 1 ? factor.y : factor.x) * scale[i / 2] +
-               bias[i / 2];
+        v[i] = static_cast<float>(sums[4 * j + i]) * (i & 1 ? odd : even) * terms.scale[i / 2] +
+               terms.bias[i / 2];
       }
       if (wide) {
         // [line][64 rows], pieces of 32 bytes turned by the line so that banks differ.

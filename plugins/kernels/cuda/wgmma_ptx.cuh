@@ -76,6 +76,21 @@ __device__ __forceinline__ void shared_store(uint32_t shared, uint32_t value) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared), "r"(value) : "memory");
 }
 
+// Copies 16 bytes into shared memory.
+__device__ __forceinline__ void async_copy(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// Arrives at `barrier` when this thread's copies so far have landed.
+__device__ __forceinline__ void async_copies_arrive(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+// Waits for all of this thread's copies.
+__device__ __forceinline__ void async_copies_wait() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 // Joins `threads` threads; barrier 0 belongs to __syncthreads().
 __device__ __forceinline__ void named_barrier(int index, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(index), "r"(threads) : "memory");

@@ -15,6 +15,7 @@ constexpr int kConsumers = kGroups * 128;  // threads
 constexpr int kWgmmaThreads = kConsumers + 128;
 constexpr int kTileM = kGroups * 64;
 constexpr int kSignBytes = kTileM * 32;  // of one step
+constexpr int kSignWarps = 2;            // that copy signs, beside one that copies the panel
 constexpr int kConsumerRegisters = 112, kProducerRegisters = 32;
 
 struct WgmmaPart {
@@ -37,6 +38,8 @@ struct WgmmaStage {
   int groups;   // of 8 of them
   int m_tiles;  // of all parts
   int n_tiles;
+  int begin;  // the launch computes tiles begin to begin + tiles
+  int tiles;
   int count;
   nq_type scale_type;
   nq_type y_type;
@@ -83,7 +86,8 @@ __device__ __forceinline__ WgmmaTile wgmma_tile(const WgmmaStage& stage, int ind
   // Four columns of tiles at a time: their panels stay in the L2 cache while the signs pass by.
   constexpr int kTogether = 4;
   const int area = kTogether * stage.m_tiles;
-  const int column = index / area * kTogether, inside = index % area;
+  const int number = stage.begin + index;
+  const int column = number / area * kTogether, inside = number % area;
   const int width = min(kTogether, stage.n_tiles - column);
   WgmmaTile tile;
   const int m = inside / width;

@@ -15,6 +15,7 @@ template <int N, bool FIRST, bool BYTES>
 struct Consumer {
   using Shape = WgmmaShape<N, BYTES>;
   using Value = typename Sum<BYTES>::Type;
+  static constexpr int kFactors = (N + 31) / 32;
 
   static __device__ __forceinline__ uint32_t to_bits(Value value) {
     if constexpr (BYTES)
@@ -45,7 +46,10 @@ struct Consumer {
   // Sums over the tile's steps.
   __device__ __forceinline__ void accumulate(const WgmmaTile& tile, Value (&sums)[N / 2]) {
     constexpr int kPerBlock = 4 / Shape::kIssue;
-    const uint32_t from = signs_at(warp);
+    const uint32_t from =
+        base + Shape::kSignsAt +
+        (FIRST ? ((warp & 1) * 8 + lane / 4) * 512 + ((warp >> 1) * 4 + lane % 4) * 16
+               : warp * 512 + lane * 16);
     int last = -1;  // the panel stage that the multiplies in flight read
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) sums[i] = 0;
