@@ -19,6 +19,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "The model folder or file is missing, incomplete or not what it claims to be.",
         "Download it again and pass a Hugging Face folder or a .gguf file.",
     ),
+    "NQ-HUB": (
+        "The model hub cannot be reached, or does not give the model.",
+        "Check the id and the network; a model that is in a folder needs no hub.",
+    ),
     "NQ-CKPT": (
         "The checkpoint is truncated, foreign, or its tensors contradict its configuration.",
         "Run `nq-edge compress` again, or copy the checkpoint again.",

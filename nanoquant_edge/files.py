@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import NqEdgeError
 
-__all__ = ["check_new_folder", "new_folder", "path_inside", "read_json", "sha256_of", "write_json"]
+__all__ = ["check_new_folder", "new_folder", "path_in_snapshot", "path_inside", "read_json", "sha256_of", "write_json"]
 
 #: Larger than any config, manifest or tokenizer.json seen (Gemma's tokenizer.json is 33 MB).
 MAX_JSON_BYTES = 256 << 20
@@ -48,6 +48,22 @@ def path_inside(folder: Path, name: str) -> Path:
     if target == root or root not in target.parents:
         raise NqEdgeError("NQ-PATH", f"{name!r} leads outside {folder}.")
     return target
+
+
+def path_in_snapshot(folder: Path, name: str) -> Path:
+    """A file of a model folder. The Hugging Face cache's snapshots hold links to `blobs` beside them: let through.
+
+    Raises:
+        NqEdgeError: NQ-PATH when the name or a link leads elsewhere.
+    """
+    snapshots = folder.resolve().parent
+    if _is_relative_name(name) and Path(name).name == name and snapshots.name == "snapshots":
+        path = folder / name
+        if path.is_symlink():
+            target = path_inside(snapshots.parent, f"snapshots/{folder.resolve().name}/{name}")
+            if target.parent == snapshots.parent / "blobs":
+                return target
+    return path_inside(folder, name)
 
 
 def _is_relative_name(name: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NqEdgeError
-from ..files import path_inside, read_json
+from ..files import path_in_snapshot, read_json
 from .layer import PackedLayer
 from .packing import words_for
 from .settings import QuantizationSettings
@@ -50,27 +50,13 @@ class Checkpoint:
         self.settings = QuantizationSettings.from_dict(self.config.get("quantization_config"))
         self._home: dict[str, TensorFile] = {}
         for name, listed in self._weight_files().items():
-            file = TensorFile(self._path(name))
+            file = TensorFile(path_in_snapshot(self.folder, name))
             if listed is not None and listed != set(file.names()):
                 odd = sorted(listed ^ set(file.names()))[0]
                 raise NqEdgeError("NQ-CKPT", f"{INDEX_FILE} and {name} disagree about tensor {odd}.")
             self._home.update(dict.fromkeys(file.names(), file))
         for layer in self.settings.ranks:
             self._check_layer(layer)
-
-    def _path(self, name: str) -> Path:
-        """A weights file. The Hugging Face cache's snapshots hold links to `blobs` beside them, which are let through.
-
-        Raises:
-            NqEdgeError: NQ-PATH when the name or a link leads elsewhere.
-        """
-        path = self.folder / name
-        snapshots = self.folder.resolve().parent
-        if Path(name).name == name and path.is_symlink() and snapshots.name == "snapshots":
-            target = path.resolve()
-            if target.parent == snapshots.parent / "blobs":
-                return target
-        return path_inside(self.folder, name)
 
     def _weight_files(self) -> dict[str, set[str] | None]:
         """File name -> the tensors that the index expects in it; None without an index."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -46,25 +47,34 @@ def _numpy_dtype(name: str, path: Path) -> np.dtype:
     return np.dtype(_DTYPES[name])
 
 
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two equal names, the library could have checked the one and we would read the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name comes twice in the header")
+    return found
+
+
 class TensorFile:
     """A safetensors file whose tensors are memory-mapped when asked for.
 
     Args:
         path: the file.
+        code: error code of a damaged file.
 
     Raises:
-        NqEdgeError: NQ-CKPT when the file is missing, truncated or not safetensors.
+        NqEdgeError: `code` when the file is missing, truncated or not safetensors.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, code: str = "NQ-CKPT") -> None:
         try:
             with safetensors.safe_open(path, framework="np") as checked:
                 names = list(checked.keys())
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(length))
+                header = json.loads(file.read(length), object_pairs_hook=_without_doubles)
         except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise NqEdgeError("NQ-CKPT", f"{path} is not a readable safetensors file ({error}).") from error
+            raise NqEdgeError(code, f"{path} is not a readable safetensors file ({error}).") from error
         self.path = path
         self._base = 8 + length
         self._entries = {name: header[name] for name in names}

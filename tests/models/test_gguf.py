@@ -158,8 +158,8 @@ def test_what_would_be_read_wrongly_is_refused(tmp_path: Path, options: dict, co
 def test_a_missing_reader_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
+    write_gguf(tmp_path / "m.gguf", llama())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(NqEdgeError, match="needs the package gguf") as caught, load_model(tmp_path / "m.gguf"):
         pass
     assert caught.value.code == "NQ-MISSING"

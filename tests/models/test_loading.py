@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,23 @@ def lost_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def index(folder: Path, weight_map: Any) -> None:
+    (folder / "model.safetensors").rename(folder / "x")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def shards(folder: Path, changes: dict[str, str] | None = None) -> None:
+    """Two shards and their index, changed by `changes`."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    homes = {name: "a.safetensors" if place < 8 else "b.safetensors" for place, name in enumerate(names)}
+    for home in set(homes.values()):
+        save_file({name: tensors[name] for name in names if homes[name] == home}, folder / home, {"format": "pt"})
+    entry = {"metadata": {}, "weight_map": {**homes, **(changes or {})}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(entry))
+
+
 #: what is wrong -> (how it comes about, code, words of the message)
 FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "architecture": (lambda f: edit(f / "config.json", model_type="mixtral"), "NQ-ARCH", "'mixtral' is not supported"),
@@ -61,10 +79,15 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "NQ-TOKENIZER", "cannot be loaded"),
     "missing tensor": (drop_tensor, "NQ-MODEL", "lacks 1 tensors, the first is model.layers.1.mlp.up_proj.weight"),
     "wrong shape": (resize_tensor, "NQ-MODEL", "cannot be loaded"),
-    "truncated": (truncate, "NQ-MODEL", "cannot be loaded"),
+    "truncated": (truncate, "NQ-MODEL", "is not a readable safetensors file"),
     "pickle": (pickle_only, "NQ-MODEL", "has no safetensors weights"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "NQ-MODEL", "has no safetensors weights"),
-    "lost shard": (lost_shard, "NQ-MODEL", "cannot be loaded"),
+    "lost shard": (lost_shard, "NQ-MODEL", "lacks the weight file"),
+    "index no map": (lambda f: index(f, None), "NQ-MODEL", "has no weight_map"),
+    "index empty": (lambda f: index(f, {}), "NQ-MODEL", "has no weight_map"),
+    "index of numbers": (lambda f: index(f, {"a": 3}), "NQ-MODEL", "has no weight_map"),
+    "index that lies": (lambda f: shards(f, {"lm_head.weight": "a.safetensors"}), "NQ-MODEL", "disagree about tensor"),
+    "index that leaves": (lambda f: index(f, {"a": "../x"}), "NQ-PATH", "leads outside"),
 }
 
 
@@ -104,7 +127,57 @@ def test_faults_are_refused(tmp_path: Path, fault: str) -> None:
         pass
     assert caught.value.code == code
     assert message in caught.value.message
-    assert str(folder) in caught.value.message or code == "NQ-ARCH"
+    assert str(folder) in caught.value.message or code == "NQ-ARCH" or "lies" in fault
+
+
+def test_shards_give_exactly_the_weights(tmp_path: Path) -> None:
+    folder = dense_folder(tmp_path / "m")
+    shards(folder)
+    with load_model(folder) as source:
+        expected = dense_llama().state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in source.model.state_dict().items())
+
+
+def test_pickle_is_read_when_asked_for_and_as_tensors_only(tmp_path: Path) -> None:
+    folder = dense_folder(tmp_path / "m")
+    pickle_only(folder)
+    with load_model(folder, allow_pickle=True) as source:
+        expected = dense_llama().state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in source.model.state_dict().items())
+
+
+class Evil:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.marker), "w")
+
+
+def test_a_pickle_with_code_runs_none(tmp_path: Path) -> None:
+    folder = dense_folder(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": Evil(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(NqEdgeError, match="cannot be loaded") as caught, load_model(folder, allow_pickle=True):
+        pass
+    assert caught.value.code == "NQ-MODEL"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_that_is_no_plain_archive(tmp_path: Path) -> None:
+    folder = dense_folder(tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(NqEdgeError, match="is not a zip archive of torch"), load_model(folder, allow_pickle=True):
+        pass
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # a bomb: 64 MiB out of 64 KiB
+        archive.writestr("m/data.pkl", b"\0" * (64 << 20))
+    with pytest.raises(NqEdgeError, match="not an archive as"), load_model(folder, allow_pickle=True):
+        pass
 
 
 def test_a_path_that_does_not_exist(tmp_path: Path) -> None:

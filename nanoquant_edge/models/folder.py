@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a Hugging Face folder: its weight files are checked against their index before transformers opens them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import TensorFile
+from ..errors import NqEdgeError
+from ..files import path_in_snapshot, read_json
+from .config import DecoderConfig
+from .source import SourceModel, load_dense, load_tokenizer
+
+__all__ = ["check_weight_files", "from_folder"]
+
+_SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"
+
+
+@contextlib.contextmanager
+def from_folder(folder: Path, name: str, allow_pickle: bool = False) -> Iterator[SourceModel]:
+    """Load a folder.
+
+    Args:
+        folder: holds config.json, weights and tokenizer.json.
+        name: what to call the model.
+        allow_pickle: read `pytorch_model.bin` where there are no safetensors; tensors only, no code runs.
+
+    Raises:
+        NqEdgeError: NQ-MODEL, NQ-ARCH, NQ-TOKENIZER or NQ-PATH, see `load_model`.
+    """
+    if not (folder / "config.json").is_file():
+        raise NqEdgeError("NQ-MODEL", f"{folder} has no config.json: it is not a Hugging Face model folder.")
+    config = read_json(folder / "config.json", "NQ-MODEL")
+    DecoderConfig.from_dict(config)  # refuse what is not supported before loading anything large
+    if config.get("quantization_config"):
+        raise NqEdgeError(
+            "NQ-MODEL", f"{folder} is quantized already.", "Compress the original 16- or 32-bit model instead."
+        )
+    if not (folder / "tokenizer.json").is_file():
+        raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no tokenizer.json.")
+    safe = check_weight_files(folder, allow_pickle)
+    # Code in the folder is never run; without the explicit False, transformers would ask on the terminal.
+    local = {"local_files_only": True, "trust_remote_code": False}
+    tokenizer = load_tokenizer(folder, folder, **local)
+    model = load_dense(folder, folder, use_safetensors=safe, weights_only=True, **local)
+    yield SourceModel(name, model, tokenizer, config, folder, "")
+
+
+def check_weight_files(folder: Path, allow_pickle: bool) -> bool:
+    """Find the weight files and compare them with their index, from headers alone.
+
+    Returns:
+        True for safetensors, False for pickle.
+
+    Raises:
+        NqEdgeError: NQ-MODEL when files are missing, damaged or contradict the index, or when there is only pickle and
+            it was not asked for; NQ-PATH when a name leaves the folder.
+    """
+    for name, safe in ((_SAFE, True), (_PICKLE, False)):
+        if (folder / name).is_file():
+            listed: dict[str, set[str] | None] = {name: None}
+        elif (folder / f"{name}.index.json").is_file():
+            listed = _shards(folder / f"{name}.index.json")
+        else:
+            continue
+        if safe:
+            _check_safetensors(folder, listed)
+        elif not allow_pickle:
+            raise NqEdgeError(
+                "NQ-MODEL",
+                f"{folder} has no safetensors weights, only pickle files.",
+                "Convert it to safetensors, or pass --allow-pickle to read the tensors of the pickle files.",
+            )
+        else:
+            _check_pickle(folder, listed)
+        return safe
+    hint = "Convert the model to safetensors."
+    raise NqEdgeError("NQ-MODEL", f"{folder} has no safetensors weights (model.safetensors or its index).", hint)
+
+
+def _shards(index: Path) -> dict[str, set[str] | None]:
+    weight_map = read_json(index, "NQ-MODEL").get("weight_map")
+    good = isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())
+    if not good or not weight_map:
+        raise NqEdgeError("NQ-MODEL", f"{index} has no weight_map of tensor names to file names.")
+    assert isinstance(weight_map, dict)
+    listed: dict[str, set[str] | None] = {}
+    for tensor, name in weight_map.items():
+        names = listed.setdefault(name, set())
+        assert names is not None
+        names.add(tensor)
+    return dict(sorted(listed.items()))
+
+
+def _existing(folder: Path, name: str) -> Path:
+    path = path_in_snapshot(folder, name)
+    if not path.is_file():
+        raise NqEdgeError("NQ-MODEL", f"{folder} lacks the weight file {name[:200]!r} that its index names.")
+    return path
+
+
+def _check_safetensors(folder: Path, listed: dict[str, set[str] | None]) -> None:
+    for name, expected in listed.items():
+        found = set(TensorFile(_existing(folder, name), "NQ-MODEL").names())
+        odd = sorted(found ^ expected) if expected is not None else []
+        if odd:
+            raise NqEdgeError("NQ-MODEL", f"the index of {folder} and {name} disagree about tensor {odd[0]!r}.")
+
+
+def _check_pickle(folder: Path, listed: dict[str, Any]) -> None:
+    from .archive import check_torch_archive
+
+    for name in listed:
+        check_torch_archive(_existing(folder, name), "NQ-MODEL")
