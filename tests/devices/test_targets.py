@@ -25,6 +25,9 @@ from nanoquant_edge.errors import NqEdgeError
         ("agx-orin-64gb", "jetson-agx-orin-64gb"),
         ("agx-thor", "jetson-agx-thor"),
         ("thor", "jetson-agx-thor"),
+        ("xavier-nx", "jetson-xavier-nx-8gb"),
+        ("pi5", "raspberry-pi-5-8gb"),
+        ("raspberry-pi-5-4", "raspberry-pi-5-4gb"),
     ],
 )
 def test_names_that_people_use(spelling: str, name: str) -> None:
@@ -42,13 +45,16 @@ def test_every_target_is_plausible() -> None:
     for name, target in TARGETS.items():
         assert target.name == name == target_named(name).name and target.title
         assert (target.flavour == "rtx") == (target.compute_capability in RTX_CAPABILITIES)
+        assert (target.flavour == "none") == (target.backend == "onnxruntime")
         if name.startswith("sm_"):
             assert target.memory_bytes is None and name[3:] == target.compute_capability.replace(".", "")
         else:
-            assert target.memory_gb and 4 <= target.memory_gb <= 128 and 50 <= (target.bandwidth_gbs or 0) <= 2000
+            assert target.memory_gb and 4 <= target.memory_gb <= 141 and 15 <= (target.bandwidth_gbs or 0) <= 5000
             assert 1 << 30 < (target.memory_bytes or 0) < target.memory_gb * (1 << 30)
-        assert target.unified == name.startswith("jetson") == bool(target.jetpack)
+            assert target.sources["memory_gb"] and target.power_modes
+        assert name.startswith("jetson") == bool(target.jetpack) and (not target.jetpack or target.unified)
     assert not TARGETS["sm_75"].bfloat16 and TARGETS["sm_80"].bfloat16 and TARGETS["sm_110"].bfloat16
+    assert not TARGETS["raspberry-pi-5-8gb"].bfloat16
 
 
 def test_several_targets_for_one_engine() -> None:
@@ -59,6 +65,7 @@ def test_several_targets_for_one_engine() -> None:
         (("rtx-3060", "jetson-orin-nano"), "jetson-orin-nano-8gb needs an engine of its own"),
         (("jetson-agx-thor", "sm_87"), "jetson-agx-thor needs an engine of its own"),
         ((",",), "no target is named"),
+        (("raspberry-pi-5",), "raspberry-pi-5-8gb has no GPU that our TensorRT plugin serves"),
     ):
         with pytest.raises(NqEdgeError, match=message) as caught:
             targets_named(names)
