@@ -6,6 +6,7 @@
 
 #include "convert.h"
 #include "isa_table.h"
+#include "lookup.h"
 #include "panel.h"
 
 namespace {
@@ -77,35 +78,7 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
   }
 }
 
-template <int kRows>
-void gemv_rows(const uint32_t* words, int64_t row_words, const float* x, float* out) {
-  float32x4_t sum[kRows][2];
-  for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = vdupq_n_f32(0.0f);
-  static const int32_t kUp[4] = {3, 2, 1, 0};
-  const int32x4_t up = vld1q_s32(kUp);
-  const uint32x4_t top = vdupq_n_u32(0x80000000u);
-  for (int64_t w = 0; w < row_words; ++w) {
-    uint32x4_t bits[kRows];
-    for (int r = 0; r < kRows; ++r) bits[r] = vshlq_u32(vdupq_n_u32(words[r * row_words + w]), up);
-    // The last group first: its bits need the smallest shift, each earlier one four more.
-    for (int g = 7; g >= 0; --g) {
-      const uint32x4_t value = vreinterpretq_u32_f32(vld1q_f32(x + w * 32 + g * 4));
-      for (int r = 0; r < kRows; ++r) {
-        const uint32x4_t flip = vandq_u32(bits[r], top);
-        sum[r][g & 1] = vaddq_f32(sum[r][g & 1], vreinterpretq_f32_u32(veorq_u32(value, flip)));
-        bits[r] = vshlq_n_u32(bits[r], 4);
-      }
-    }
-  }
-  for (int r = 0; r < kRows; ++r) out[r] = vaddvq_f32(vaddq_f32(sum[r][0], sum[r][1]));
-}
-
-void gemv(const uint32_t* words, int64_t row_words, int64_t rows, const float* x, float* out) {
-  int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) gemv_rows<4>(words + row * row_words, row_words, x, out + row);
-  for (; row < rows; ++row) gemv_rows<1>(words + row * row_words, row_words, x, out + row);
-}
-
 }  // namespace
 
-const NqIsa kIsaNeon = {"neon", to_float, from_float, gemv, Panel<Neon>::run};
+const NqIsa kIsaNeon = {"neon",        to_float,    from_float,      kNibbleFloats,
+                        nibble_tables, nibble_gemv, Panel<Neon>::run};

@@ -4,6 +4,7 @@
 
 #include "convert.h"
 #include "isa_table.h"
+#include "lookup.h"
 #include "panel.h"
 
 namespace {
@@ -76,21 +77,7 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
   }
 }
 
-void gemv(const uint32_t* words, int64_t row_words, int64_t rows, const float* x, float* out) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const uint32_t* packed = words + row * row_words;
-    float sum[8] = {};
-    for (int64_t w = 0; w < row_words; ++w) {
-      const uint32_t bits = packed[w];
-      for (int c = 0; c < 32; ++c) {
-        const uint32_t flip = (bits << (31 - c)) & 0x80000000u;
-        sum[c & 7] += bits_to_float(float_to_bits(x[w * 32 + c]) ^ flip);
-      }
-    }
-    out[row] = ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
-  }
-}
-
 }  // namespace
 
-const NqIsa kIsaScalar = {"scalar", to_float, from_float, gemv, Panel<Plain>::run};
+const NqIsa kIsaScalar = {"scalar",      to_float,    from_float,       kNibbleFloats,
+                          nibble_tables, nibble_gemv, Panel<Plain>::run};

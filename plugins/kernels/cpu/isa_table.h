@@ -14,6 +14,8 @@
 constexpr int kPanelRows = NQ_RANGE_STEP;
 // Words (of 32 columns) whose signs `panel` expands at a time; sized for a first-level cache.
 constexpr int kTileWords = 4;
+// Most rows of x that go through `gemv` one by one instead of `panel`.
+constexpr int64_t kLookupRows = 4;
 // Floats of scratch that `panel` needs: kTileWords * 32 columns of kPanelRows signs.
 constexpr int kTileFloats = kTileWords * 32 * kPanelRows;
 
@@ -26,12 +28,21 @@ struct NqIsa {
   // dst[i] = src[i] rounded to nearest even.
   void (*from_float)(const float* src, nq_type type, int64_t count, void* dst);
 
-  // out[i] = sum over k of sign(i, k) * x[k], for `rows` packed rows of `row_words` words. x holds
-  // row_words * 32 floats whose padding is zero, so that padding bits do not count.
-  void (*gemv)(const uint32_t* words, int64_t row_words, int64_t rows, const float* x, float* out);
+  // What `lookup` makes of 32 columns of x, in floats.
+  int lookup_floats;
 
-  // The same for `x_rows` rows of x, `stride` floats apart, and at most kPanelRows packed rows:
-  // out[row * kPanelRows + i]. Entries i >= rows are unspecified. `tile` is kTileFloats floats.
+  // The form of x that `gemv` reads: tables of the sums that a few neighbouring columns can have.
+  // `columns` is a multiple of 32.
+  void (*lookup)(const float* x, int64_t columns, float* tables);
+
+  // out[i] = sum over k of sign(i, k) * x[k], for `rows` packed rows of `row_words` words. Columns
+  // of padding are zero in x, so that padding bits do not count.
+  void (*gemv)(const uint32_t* words, int64_t row_words, int64_t rows, const float* tables,
+               float* out);
+
+  // The same for `x_rows` rows of x itself, `stride` floats apart, and at most kPanelRows packed
+  // rows: out[row * kPanelRows + i]. Entries i >= rows are unspecified. `tile` is kTileFloats
+  // floats.
   void (*panel)(const uint32_t* words, int64_t row_words, int64_t rows, const float* x,
                 int64_t stride, int64_t x_rows, float* out, float* tile);
 };

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The three stages of a pass, over whichever instruction set is in use. One row of x goes through
-// the matrix-vector kernel, more rows through the panel kernel, which expands the signs once for
-// all of them. Rows of the two intermediate matrices are padded with zeros to whole words, which is
-// what makes the padding bits of the packed words harmless.
+// The three stages of a pass, over whichever instruction set is in use. A few rows of x go one by
+// one through the lookup kernel, and the two intermediate matrices then hold its tables; more rows
+// go through the panel kernel, which expands the signs once for all of them. Rows of the
+// intermediate matrices are padded with zeros to whole words, which is what makes the padding bits
+// of the packed words harmless.
 
 #include <string.h>
 
@@ -20,10 +21,17 @@ int64_t stride_of(int64_t columns) {
   return padded % 1024 == 0 ? padded + 32 : padded;
 }
 
+bool by_lookup(int64_t rows) { return rows <= kLookupRows; }
+
+// Floats of one row of an intermediate matrix: its tables, or its values and a gap.
+int64_t row_floats(const NqIsa* isa, int64_t columns, int64_t rows) {
+  return by_lookup(rows) ? words_of(columns) * isa->lookup_floats : stride_of(columns);
+}
+
 float* scaled_of(const nq_pass* pass) { return static_cast<float*>(pass->workspace); }
 
 float* hidden_of(const nq_pass* pass) {
-  return scaled_of(pass) + pass->rows * stride_of(pass->layer->in_features);
+  return scaled_of(pass) + pass->rows * row_floats(nq_isa(), pass->layer->in_features, pass->rows);
 }
 
 const void* element(const void* base, nq_type type, int64_t index) {
@@ -40,15 +48,31 @@ nq_status check_pass(const nq_pass* pass, int64_t begin, int64_t end, int64_t li
   return nq_isa() == nullptr ? NQ_NO_ISA : NQ_OK;
 }
 
-// sums[row * row_stride + i] = signs of packed rows [begin, begin + count) times every row of x.
+// sums[row * kPanelRows + i] = signs of packed rows [begin, begin + count) times every row of x.
 void product(const NqIsa* isa, const int32_t* packed, int64_t columns, int64_t begin, int64_t count,
              const float* x, int64_t x_rows, float* sums, float* tile) {
   const int64_t row_words = words_of(columns);
   const uint32_t* words = reinterpret_cast<const uint32_t*>(packed) + begin * row_words;
-  if (x_rows == 1) {
-    isa->gemv(words, row_words, count, x, sums);
-  } else {
+  if (!by_lookup(x_rows)) {
     isa->panel(words, row_words, count, x, stride_of(columns), x_rows, sums, tile);
+    return;
+  }
+  for (int64_t row = 0; row < x_rows; ++row) {
+    isa->gemv(words, row_words, count, x + row * row_words * isa->lookup_floats,
+              sums + row * kPanelRows);
+  }
+}
+
+// Writes columns [first, first + count) of a row of an intermediate matrix, which begins at `row`.
+// `first` is a multiple of 32; `values` has room up to the next multiple, which becomes zero.
+void put_columns(const NqIsa* isa, float* values, int64_t first, int64_t count, bool tables,
+                 float* row) {
+  const int64_t padded = words_of(count) * 32;
+  memset(values + count, 0, static_cast<size_t>(padded - count) * sizeof(float));
+  if (tables) {
+    isa->lookup(values, padded, row + first / 32 * isa->lookup_floats);
+  } else {
+    memcpy(row + first, values, static_cast<size_t>(padded) * sizeof(float));
   }
 }
 
@@ -70,7 +94,10 @@ extern "C" nq_status nq_linear_check(const nq_linear* layer) {
 
 extern "C" size_t nq_workspace_bytes(const nq_linear* layer, int64_t rows) {
   if (nq_linear_check(layer) != NQ_OK || rows < 1 || rows > NQ_PASS_ROWS) return 0;
-  const int64_t row = stride_of(layer->in_features) + stride_of(layer->rank);
+  const NqIsa* isa = nq_isa();
+  if (isa == nullptr) return 0;
+  const int64_t row =
+      row_floats(isa, layer->in_features, rows) + row_floats(isa, layer->rank, rows);
   return static_cast<size_t>(row * rows) * sizeof(float);
 }
 
@@ -80,21 +107,18 @@ extern "C" nq_status nq_stage_scale(const nq_pass* pass, int64_t begin, int64_t 
   const NqIsa* isa = nq_isa();
   const nq_linear* layer = pass->layer;
   const int64_t columns = layer->in_features;
-  const int64_t stride = stride_of(columns);
+  const int64_t floats = row_floats(isa, columns, pass->rows);
   constexpr int64_t kBlock = 256;
   alignas(64) float scale[kBlock];
+  alignas(64) float values[kBlock];
   for (int64_t c = 0; c < columns; c += kBlock) {
     const int64_t count = columns - c < kBlock ? columns - c : kBlock;
     isa->to_float(element(layer->scale_in, layer->scale_type, c), layer->scale_type, count, scale);
     for (int64_t row = begin; row < end; ++row) {
-      float* out = scaled_of(pass) + row * stride + c;
-      isa->to_float(element(pass->x, pass->type, row * columns + c), pass->type, count, out);
-      for (int64_t i = 0; i < count; ++i) out[i] *= scale[i];
+      isa->to_float(element(pass->x, pass->type, row * columns + c), pass->type, count, values);
+      for (int64_t i = 0; i < count; ++i) values[i] *= scale[i];
+      put_columns(isa, values, c, count, by_lookup(pass->rows), scaled_of(pass) + row * floats);
     }
-  }
-  for (int64_t row = begin; row < end; ++row) {
-    float* out = scaled_of(pass) + row * stride;
-    memset(out + columns, 0, static_cast<size_t>(stride - columns) * sizeof(float));
   }
   return NQ_OK;
 }
@@ -105,7 +129,7 @@ extern "C" nq_status nq_stage_rank(const nq_pass* pass, int64_t begin, int64_t e
   if (status != NQ_OK) return status;
   const NqIsa* isa = nq_isa();
   const nq_linear* layer = pass->layer;
-  const int64_t stride = stride_of(layer->rank);
+  const int64_t floats = row_floats(isa, layer->rank, pass->rows);
   alignas(64) float tile[kTileFloats];
   alignas(64) float sums[NQ_PASS_ROWS * kPanelRows];
   alignas(64) float scale[kPanelRows];
@@ -118,19 +142,11 @@ extern "C" nq_status nq_stage_rank(const nq_pass* pass, int64_t begin, int64_t e
                     scale);
     }
     for (int64_t row = 0; row < pass->rows; ++row) {
-      const float* sum = sums + row * kPanelRows;
-      float* out = hidden_of(pass) + row * stride + first;
+      float* sum = sums + row * kPanelRows;
       if (layer->scale_mid != nullptr) {
-        for (int64_t i = 0; i < count; ++i) out[i] = sum[i] * scale[i];
-      } else {
-        memcpy(out, sum, static_cast<size_t>(count) * sizeof(float));
+        for (int64_t i = 0; i < count; ++i) sum[i] *= scale[i];
       }
-    }
-  }
-  if (end == layer->rank) {
-    for (int64_t row = 0; row < pass->rows; ++row) {
-      float* out = hidden_of(pass) + row * stride;
-      memset(out + end, 0, static_cast<size_t>(stride - end) * sizeof(float));
+      put_columns(isa, sum, first, count, by_lookup(pass->rows), hidden_of(pass) + row * floats);
     }
   }
   return NQ_OK;

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What one instruction set has to provide for tables of 8- and 4-bit rows.
+
+#ifndef NQ_CPU_TABLE_ISA_H
+#define NQ_CPU_TABLE_ISA_H
+
+#include <stdint.h>
+
+// A strip of a table's rows, its scales widened to float32.
+struct TableStrip {
+  const int8_t* codes;  // first row
+  int64_t rows;
+  int64_t row_bytes;
+  int64_t columns;
+  int64_t groups;         // scales of a row
+  int64_t group_columns;  // a multiple of NQ_TABLE_BLOCK; any number when there is one group
+  const float* scales;    // [rows][groups]
+};
+
+struct NqTableIsa {
+  // out[r * stride + i] = row i times vector r. Vectors are `x_stride` floats apart, in blocks of
+  // 32 columns padded with zeros; for 4 bits, a block holds its even columns, then its odd ones.
+  void (*product8)(const TableStrip& strip, const float* x, int64_t x_stride, int64_t x_rows,
+                   float* out, int64_t stride);
+  void (*product4)(const TableStrip& strip, const float* x, int64_t x_stride, int64_t x_rows,
+                   float* out, int64_t stride);
+};
+
+extern const NqTableIsa kTableScalar;
+extern const NqTableIsa kTableAvx2;
+extern const NqTableIsa kTableAvx512;
+extern const NqTableIsa kTableNeon;
+
+#endif  // NQ_CPU_TABLE_ISA_H

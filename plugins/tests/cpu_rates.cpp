@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How fast the kernels of one instruction set (NQ_CPU_ISA) are on one core: billions of sign-adds a
+// second for one matrix of a layer, weights and tables in the cache, the best of many repetitions.
+//
+//   nq_cpu_rates [rows of x]...
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "../kernels/nq_kernels.h"
+
+namespace {
+
+double now() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+template <class T>
+T* array(int64_t count) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, static_cast<size_t>(count) * sizeof(T)) != 0) abort();
+  return static_cast<T*>(memory);
+}
+
+void measure(int64_t out, int64_t in, int64_t rows) {
+  const int64_t rank = 64;  // the first product is the one that is measured
+  const nq_type kind = NQ_FLOAT32;
+  int32_t* v = array<int32_t>(out * ((in + 31) / 32));
+  int32_t* u = array<int32_t>(rank * ((out + 31) / 32));
+  for (int64_t i = 0; i < out * ((in + 31) / 32); ++i) v[i] = rand() ^ (rand() << 16);
+  for (int64_t i = 0; i < rank * ((out + 31) / 32); ++i) u[i] = rand();
+  float* ones = array<float>(in + out + rank);
+  for (int64_t i = 0; i < in + out + rank; ++i) ones[i] = 1.0f;
+  float* x = array<float>(rows * in);
+  for (int64_t i = 0; i < rows * in; ++i) x[i] = static_cast<float>(rand()) * 1e-9f;
+  float* y = array<float>(rows * rank);
+  const nq_linear layer = {in,      out,  rank,   NQ_LAYOUT_ROWS_LSB_FIRST, kind, v, u, ones,
+                           nullptr, ones, nullptr};
+  char* workspace = array<char>(static_cast<int64_t>(nq_workspace_bytes(&layer, rows)));
+  const nq_pass pass = {&layer, kind, rows, x, y, workspace};
+  double scale = 1e9;
+  double product = 1e9;
+  const int repetitions = 20 + static_cast<int>(1e8 / static_cast<double>(out * in * rows));
+  for (int i = 0; i < repetitions; ++i) {
+    const double start = now();
+    nq_stage_scale(&pass, 0, rows);
+    const double middle = now();
+    nq_stage_rank(&pass, 0, out);
+    const double end = now();
+    if (middle - start < scale) scale = middle - start;
+    if (end - middle < product) product = end - middle;
+  }
+  printf("%-8s %5lld x %-5lld %4lld rows  prepare %8.2f us  product %9.2f us  %7.1f G/s\n",
+         nq_cpu_isa(), static_cast<long long>(out), static_cast<long long>(in),
+         static_cast<long long>(rows), scale * 1e6, product * 1e6,
+         static_cast<double>(out * in * rows) / product * 1e-9);
+  free(v);
+  free(u);
+  free(ones);
+  free(x);
+  free(y);
+  free(workspace);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (nq_cpu_isa() == nullptr) return 77;
+  const int64_t shapes[][2] = {{256, 576}, {384, 576}, {1536, 384}, {384, 1536}, {2048, 2048}};
+  for (const auto& shape : shapes) {
+    if (count < 2) measure(shape[0], shape[1], 1);
+    for (int i = 1; i < count; ++i) {
+      const int64_t rows = atoll(arguments[i]);
+      if (rows < 1 || rows > NQ_PASS_ROWS) return 2;
+      measure(shape[0], shape[1], rows);
+    }
+  }
+  return 0;
+}
