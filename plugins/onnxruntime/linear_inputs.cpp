@@ -23,8 +23,12 @@ const char* type_name(ort::ElementType type) {
       return "float16";
     case ort::kBfloat16:
       return "bfloat16";
+    case ort::kInt8:
+      return "int8";
     case ort::kInt32:
       return "int32";
+    case ort::kInt64:
+      return "int64";
   }
   return "another type";
 }

@@ -31,7 +31,14 @@ struct MemoryInfo;
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kInvalidGraph = 10 };
 
 // Element types, numbered as in ONNX's TensorProto.
-enum ElementType : int { kFloat = 1, kInt32 = 6, kFloat16 = 10, kBfloat16 = 16 };
+enum ElementType : int {
+  kFloat = 1,
+  kInt8 = 3,
+  kInt32 = 6,
+  kInt64 = 7,
+  kFloat16 = 10,
+  kBfloat16 = 16
+};
 
 enum Characteristic : int { kRequired = 0 };
 enum MemoryType : int { kMemoryDefault = 0 };

@@ -11,6 +11,7 @@
 #include "linear_variants.h"
 #include "ort_abi.h"
 #include "status.h"
+#include "table_ops.h"
 
 #define NQ_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -31,9 +32,11 @@ ort::Status* too_old(const ort::ApiBase* base) {
 ort::Status* make_domain(const ort::Api* api, ort::CustomOpDomain** domain) {
   NQ_ORT_RETURN(
       ort::call<ort::CreateDomain>(api, ort::kCreateCustomOpDomain)("com.nanoquant", domain));
-  for (int i = 0; i < linear_variant_count(); ++i) {
-    ort::Status* status =
-        ort::call<ort::DomainAdd>(api, ort::kCustomOpDomainAdd)(*domain, linear_variant(i));
+  const int linears = linear_variant_count();
+  const int all = linears + table_op_count();
+  for (int i = 0; i < all; ++i) {
+    const ort::CustomOp* op = i < linears ? linear_variant(i) : table_op(i - linears);
+    ort::Status* status = ort::call<ort::DomainAdd>(api, ort::kCustomOpDomainAdd)(*domain, op);
     if (status != nullptr) {
       ort::call<ort::ReleaseDomain>(api, ort::kReleaseCustomOpDomain)(*domain);
       *domain = nullptr;
@@ -83,11 +86,12 @@ NQ_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort
 }
 
 NQ_EXPORT const char* nq_ort_info(void) {
-  static char text[160];
+  static char text[320];
   const char* isa = nq_cpu_isa();
   snprintf(text, sizeof text,
            "{\"version\": \"%s\", \"isa\": \"%s\", \"ort_api\": %u, \"operators\": "
-           "[\"com.nanoquant::NanoQuantLinear-1\"]}",
+           "[\"com.nanoquant::NanoQuantLinear-1\", \"com.nanoquant::NanoQuantEmbedding-1\", "
+           "\"com.nanoquant::NanoQuantHead-1\"]}",
            NQ_VERSION, isa == nullptr ? "" : isa, ort::kApiVersion);
   return text;
 }

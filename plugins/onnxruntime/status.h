@@ -12,16 +12,34 @@
 
 namespace ort {
 
-// A status whose message is "NanoQuantLinear: " and the formatted text.
+// A status whose message is the operator's name, a colon and the formatted text.
+__attribute__((format(printf, 4, 0))) inline Status* fail_list(const Api* api, ErrorCode code,
+                                                               const char* op, const char* format,
+                                                               va_list arguments) {
+  char text[512];
+  const int used = snprintf(text, sizeof text, "%s: ", op);
+  vsnprintf(text + used, sizeof text - static_cast<size_t>(used), format, arguments);
+  return call<CreateStatus>(api, kCreateStatus)(code, text);
+}
+
+// The same for NanoQuantLinear.
 __attribute__((format(printf, 3, 4))) inline Status* fail(const Api* api, ErrorCode code,
                                                           const char* format, ...) {
-  char text[512] = "NanoQuantLinear: ";
-  const size_t used = sizeof("NanoQuantLinear: ") - 1;
   va_list arguments;
   va_start(arguments, format);
-  vsnprintf(text + used, sizeof text - used, format, arguments);
+  Status* status = fail_list(api, code, "NanoQuantLinear", format, arguments);
   va_end(arguments);
-  return call<CreateStatus>(api, kCreateStatus)(code, text);
+  return status;
+}
+
+// The same for the operators on tables.
+__attribute__((format(printf, 3, 4))) inline Status* fail_table(const Api* api, ErrorCode code,
+                                                                const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  Status* status = fail_list(api, code, "NanoQuantEmbedding/Head", format, arguments);
+  va_end(arguments);
+  return status;
 }
 
 }  // namespace ort
