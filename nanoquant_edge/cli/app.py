@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = ["main"]
 #: command is called `command`.
 VERBS = {
     "compress": "Compress a model to about B bits per weight.",
+    "import": "Read a checkpoint of the official code or of arelath/NanoQuant.",
     "inspect": "Show a checkpoint's layers, ranks, true bits per weight and where its bytes are.",
     "export": "Write a bundle that a device runs, from a checkpoint.",
     "build": "Build a TensorRT engine for a GPU or a board.",
@@ -34,7 +36,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"nanoquant_edge.cli.{cmd_name}")
+        file = f"{cmd_name}_cmd" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"nanoquant_edge.cli.{file}")
         command: click.Command = module.command
         return command
 

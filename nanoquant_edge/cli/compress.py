@@ -55,6 +55,9 @@ __all__ = ["command"]
     show_default=True,
     help="Storage of the scale vectors.",
 )
+@click.option(
+    "--allow-pickle", is_flag=True, help="Read pytorch_model.bin where MODEL has no safetensors; no code runs."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(
@@ -67,10 +70,11 @@ def command(
     device: str,
     compute_dtype: str,
     scale_dtype: str,
+    allow_pickle: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Compress MODEL (a Hugging Face folder or a .gguf file) to about BPW bits per weight."""
+    """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) to about BPW bits per weight."""
     from ..errors import NqEdgeError
 
     if output.exists() and not overwrite:
@@ -92,6 +96,7 @@ def command(
             device=device,
             compute_dtype=compute_dtype,
             scale_dtype=scale_dtype,
+            allow_pickle=allow_pickle,
             overwrite=overwrite,
             report=report,
         )

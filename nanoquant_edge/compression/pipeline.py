@@ -54,6 +54,7 @@ def compress(
     compute_dtype: str = "auto",
     scale_dtype: str = "float16",
     overwrite: bool = False,
+    allow_pickle: bool = False,
     report: Report = _quiet,
 ) -> Checkpoint:
     """Compress a model and write the checkpoint folder.
@@ -62,7 +63,7 @@ def compress(
     of finished layers, and in the last stage a second set of dense-sized layers.
 
     Args:
-        model: Hugging Face folder or .gguf file.
+        model: Hugging Face folder, .gguf file or hub id.
         output: checkpoint folder; appears when complete.
         bpw: target bits per weight of the compressed layers.
         recipe: preset name or a Recipe.
@@ -72,6 +73,7 @@ def compress(
         compute_dtype: "auto", "float32" or "bfloat16", for matrix products while tuning.
         scale_dtype: storage type of the scales.
         overwrite: replace a checkpoint at `output`.
+        allow_pickle: read pickle weights where there are no safetensors; tensors only.
         report: called with (fraction done, what is being done).
 
     Raises:
@@ -84,7 +86,7 @@ def compress(
     check_new_folder(Path(output), overwrite)
     text = None if calibration is None else read_text(calibration)
     report(0.0, "loading the model")
-    with load_model(model) as source:
+    with load_model(model, allow_pickle=allow_pickle) as source:
         name = "self-generated" if calibration is None else Path(calibration).name
         return compress_source(
             source,

@@ -16,7 +16,7 @@ from nanoquant_edge.cli import main
 from nanoquant_edge.errors import NqEdgeError
 
 HEAVY = ("numpy", "onnx", "onnxruntime", "onnx_ir", "rich", "safetensors", "tokenizers", "torch", "transformers")
-WRITTEN = [verb for verb in app_module.VERBS if importlib.util.find_spec(f"nanoquant_edge.cli.{verb}")]
+WRITTEN = [verb for verb in app_module.VERBS if importlib.util.find_spec(f"nanoquant_edge.cli.{verb}")] + ["import"]
 
 
 def run(*arguments: str) -> int:

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nq-edge import`: a checkpoint of another NanoQuant implementation becomes one of ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--base", required=True, help="The dense model it was made from: folder, .gguf file or hub id.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
+@click.option("--allow-pickle", is_flag=True, help="Read --base from pytorch_model.bin, tensors only, running no code.")
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands at --output.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a line.")
+def command(source: Path, base: str, output: Path, allow_pickle: bool, overwrite: bool, as_json: bool) -> None:
+    """Import SOURCE, packed factors of the official code or of arelath/NanoQuant (.pt, safetensors or GGUF).
+
+    Words and scales are taken over bit by bit; what SOURCE lacks (tokenizer, embedding, norms) comes from --base.
+    """
+    from ..errors import NqEdgeError
+
+    try:
+        from ..checkpoint.importing import import_checkpoint
+
+        checkpoint = import_checkpoint(source, base, output, overwrite=overwrite, allow_pickle=allow_pickle)
+    except ModuleNotFoundError as error:
+        hint = "Install it: pip install 'nanoquant-edge[compress]'."
+        raise NqEdgeError("NQ-MISSING", f"import needs the package {error.name}.", hint) from error
+    report = {
+        "checkpoint": str(checkpoint.folder),
+        "layers": len(checkpoint.layers),
+        "true_bpw": checkpoint.settings.true_bpw,
+        "scale_dtype": checkpoint.settings.scale_dtype,
+        "total_bytes": sum(path.stat().st_size for path in checkpoint.folder.rglob("*") if path.is_file()),
+    }
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        click.echo(
+            f"{report['checkpoint']}: {report['layers']} layers at {checkpoint.settings.true_bpw:.4f} bits per weight"
+        )
