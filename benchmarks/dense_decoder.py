@@ -18,7 +18,6 @@ from nanoquant_edge.runtimes.cuda_binding import Input
 from nanoquant_edge.runtimes.torch import DecoderModel
 from nanoquant_edge.runtimes.torch.attention import HeadNorms
 from nanoquant_edge.runtimes.torch.model import DecoderLayer
-from nanoquant_edge.runtimes.torch.random_model import linear_shapes
 
 __all__ = ["DenseGroup", "dense_decoder"]
 
@@ -59,7 +58,7 @@ def dense_decoder(config: DecoderConfig, *, head_norms: bool, layers: int | None
     def norm(width: int) -> torch.Tensor:
         return torch.ones(width, dtype=dtype, device=device)
 
-    shapes = linear_shapes(config)
+    shapes = config.linear_shapes()
     width, eps = config.head_dim, config.norm_eps
 
     def group(names: tuple[str, ...], kind: Input, weight: torch.Tensor | None = None) -> DenseGroup:

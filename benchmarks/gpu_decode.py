@@ -25,7 +25,6 @@ from benchmarks.dense_decoder import dense_decoder
 from benchmarks.figures import FOLDER, append_rows, listed
 from nanoquant_edge.compression.ranks import layer_bits, rank_for_rate
 from nanoquant_edge.runtimes.torch import SHAPES, DecoderModel, TorchBackend, random_model
-from nanoquant_edge.runtimes.torch.random_model import linear_shapes
 
 FIRST_REPETITIONS = 5
 #: the energy counter is updated some ten times a second, so a row decodes at least this long
@@ -54,7 +53,7 @@ class Energy:
 
 def true_bpw(name: str, bpw: float) -> float:
     """Stored bits per weight of all compressed layers at the ranks of a target rate."""
-    shapes = linear_shapes(SHAPES[name][0]).values()
+    shapes = SHAPES[name][0].linear_shapes().values()
     bits = sum(layer_bits(m, n, rank_for_rate(m, n, bpw)) for m, n in shapes)
     return bits / sum(m * n for m, n in shapes)
 

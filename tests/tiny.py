@@ -97,46 +97,32 @@ def random_layer(
     )
 
 
-def linear_shapes(decoder: DecoderConfig) -> dict[str, tuple[int, int]]:
-    """Linear name inside a block -> (out_features, in_features)."""
-    hidden, ffn = decoder.hidden_size, decoder.intermediate_size
-    queries, keys = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
-    return {
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "mlp.gate_proj": (ffn, hidden),
-        "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
-    }
-
-
 def tiny_checkpoint(
     folder: Path, seed: int = 0, scale_dtype: Any = np.float16, mid: bool = False, **changes: Any
 ) -> Checkpoint:
-    """Write a random but valid Llama checkpoint with a tokenizer; `changes` go into config.json."""
-    config = llama_config(**changes)
+    """Write a random but valid checkpoint with a tokenizer; `changes` go into config.json.
+
+    It is a Llama, or of the family that the module `tests.families` made `changes["model_type"]` for.
+    """
+    config = llama_config(**changes) if "model_type" not in changes else dict(changes)
     decoder = DecoderConfig.from_dict(config)
+    family = family_of(config)
     rng = np.random.default_rng(seed)
-    shapes = linear_shapes(decoder)
+    shapes = decoder.linear_shapes()
     layers = {}
-    for name in family_of(config).layer_names(decoder.num_layers):
-        linear = ".".join(name.split(".")[3:])
+    for name in family.layer_names(decoder.num_layers):
+        linear = name.removeprefix(f"{family.blocks}.").partition(".")[2]
         m, n = shapes[linear]
-        bias = decoder.attention_bias if linear.startswith("self_attn") else decoder.mlp_bias
         rank = int(rng.integers(5, 2 * min(m, n)))  # odd ranks, some above min(m, n)
-        layers[name] = random_layer(rng, m, n, rank, scale_dtype, bias, mid)
+        layers[name] = random_layer(rng, m, n, rank, scale_dtype, decoder.has_bias(linear), mid)
     hidden = decoder.hidden_size
-
-    def norm() -> np.ndarray:
-        return (1 + 0.1 * rng.standard_normal(hidden)).astype(np.float16)
-
-    others = {"model.embed_tokens.weight": rng.standard_normal((decoder.vocab_size, hidden)).astype(np.float16)}
-    for block in range(decoder.num_layers):
-        others[f"model.layers.{block}.input_layernorm.weight"] = norm()
-        others[f"model.layers.{block}.post_attention_layernorm.weight"] = norm()
-    others["model.norm.weight"] = norm()
+    others = {f"{family.embedding}.weight": rng.standard_normal((decoder.vocab_size, hidden)).astype(np.float16)}
+    for name, shape in decoder.norm_shapes().items():
+        centre = 0 if name.endswith("bias") or family.norm == "rms_plus_one" else 1
+        others[name] = (centre + 0.1 * rng.standard_normal(shape)).astype(np.float16)
+    if family.positions:
+        rows = decoder.max_positions + family.position_offset
+        others[f"{family.positions}.weight"] = rng.standard_normal((rows, hidden)).astype(np.float16)
     if not decoder.tied:
         others["lm_head.weight"] = rng.standard_normal((decoder.vocab_size, hidden)).astype(np.float16)
     settings = QuantizationSettings(

@@ -4,6 +4,6 @@
 from __future__ import annotations
 
 from .config import DecoderConfig, RotaryConfig
-from .families import FAMILIES, Family, family_of
+from .families import FAMILIES, Family, family_named, family_of
 
-__all__ = ["FAMILIES", "DecoderConfig", "Family", "RotaryConfig", "family_of"]
+__all__ = ["FAMILIES", "DecoderConfig", "Family", "RotaryConfig", "family_named", "family_of"]

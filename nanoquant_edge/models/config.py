@@ -3,18 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import NqEdgeError
-from .families import family_of
+from .families import Family, family_named
 
 __all__ = ["DecoderConfig", "RotaryConfig"]
-
-#: No published model comes near; a config beyond it is damaged or hostile.
-_LARGEST = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -37,16 +32,24 @@ class RotaryConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a Llama-family decoder.
+    """Sizes and options of a decoder; what its family fixes is in `Family`.
 
     Attributes:
         family: name in `models.families`.
         vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim: sizes.
-        max_positions: longest sequence the rotary tables are meant for.
-        norm_eps: epsilon of RMSNorm.
-        rotary: position embedding.
+        max_positions: longest sequence the position tables are meant for.
+        norm_eps: epsilon of all norms.
+        rotary: position embedding; None where positions are learned.
         tied: the output head is the embedding table.
-        attention_bias, mlp_bias: linear layers carry a bias.
+        attention_bias, output_bias, mlp_bias: q, k and v; the attention's output; and the feed-forward layers carry a
+            bias.
+        activation: "silu", "gelu_tanh" or "relu".
+        query_scale: scores are multiplied by query_scale ** -0.5; None is head_dim.
+        attention_cap, logit_cap: c of the soft cap c * tanh(x / c) on scores and on final logits; None is no cap.
+        embedding_scale: factor of the embedded tokens.
+        window: tokens that a position of a local block sees, itself included; 0 where all blocks see everything.
+        local: one flag a block, whether it is local; () where none is.
+        local_rotary: position embedding of local blocks where it differs; None where it does not.
     """
 
     family: str
@@ -59,10 +62,19 @@ class DecoderConfig:
     head_dim: int
     max_positions: int
     norm_eps: float
-    rotary: RotaryConfig
+    rotary: RotaryConfig | None
     tied: bool
     attention_bias: bool = False
+    output_bias: bool = False
     mlp_bias: bool = False
+    activation: str = "silu"
+    query_scale: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    embedding_scale: float = 1.0
+    window: int = 0
+    local: tuple[bool, ...] = ()
+    local_rotary: RotaryConfig | None = None
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> DecoderConfig:
@@ -72,73 +84,59 @@ class DecoderConfig:
             NqEdgeError: NQ-ARCH for an unknown architecture or a feature of it that is not supported;
                 NQ-MODEL for a number that is missing or impossible.
         """
-        family = family_of(config)
+        from .reading import read_config
 
-        def size(name: str, default: int | None = None) -> int:
-            value = config.get(name)
-            value = default if value is None else value
-            if type(value) is not int or not 0 < value < _LARGEST:
-                raise NqEdgeError("NQ-MODEL", f"config.json has {name} = {value!r}, which is not a usable size.")
-            return value
+        return read_config(config)
 
-        heads = size("num_attention_heads")
-        hidden = size("hidden_size")
-        kv_heads = size("num_key_value_heads", heads)
-        if heads % kv_heads:
-            raise NqEdgeError("NQ-MODEL", f"{heads} attention heads are not a multiple of {kv_heads} key/value heads.")
-        head_dim = size("head_dim", max(1, hidden // heads))
-        if head_dim % 2:
-            raise NqEdgeError("NQ-MODEL", f"head_dim {head_dim} is odd; rotary embedding needs pairs.")
-        activation = config.get("hidden_act", "silu")
-        if activation != "silu":
-            raise NqEdgeError("NQ-ARCH", f"activation {activation!r} is not supported for {family.name}; only silu is.")
-        epsilon = config.get("rms_norm_eps", 1e-6)
-        if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-            raise NqEdgeError("NQ-MODEL", f"config.json has rms_norm_eps = {epsilon!r}.")
-        return cls(
-            family=family.name,
-            vocab_size=size("vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=size("intermediate_size"),
-            num_layers=size("num_hidden_layers"),
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            max_positions=size("max_position_embeddings", 2048),
-            norm_eps=epsilon,
-            rotary=_rotary(config),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            attention_bias=bool(config.get("attention_bias", False)),
-            mlp_bias=bool(config.get("mlp_bias", False)),
-        )
+    @property
+    def structure(self) -> Family:
+        """What all models of this family have in common."""
+        return family_named(self.family)
 
+    @property
+    def attention_scale(self) -> float:
+        """Factor of the attention scores."""
+        return float(self.query_scale or self.head_dim) ** -0.5
 
-def _rotary(config: Mapping[str, Any]) -> RotaryConfig:
-    # transformers 5 writes rope_parameters; older configs have rope_theta beside an optional rope_scaling.
-    entry: dict[str, Any] = {}
-    for name in ("rope_scaling", "rope_parameters"):
-        value = config.get(name) or {}
-        if not isinstance(value, Mapping):
-            raise NqEdgeError("NQ-MODEL", f"config.json has rotary parameters {name} = {value!r}, not an object.")
-        entry.update(value)
-    theta = entry.get("rope_theta", config.get("rope_theta", 10000.0))
-    kind = entry.get("rope_type", entry.get("type", "default"))
-    if kind not in ("default", "linear", "llama3"):
-        raise NqEdgeError("NQ-ARCH", f"rope type {kind!r} is not supported; default, linear and llama3 are.")
-    try:
-        share = float(entry.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0)
-        rotary = RotaryConfig(
-            theta=float(theta),
-            kind=kind,
-            factor=float(entry.get("factor", 1.0)),
-            low_freq_factor=float(entry.get("low_freq_factor", 1.0)),
-            high_freq_factor=float(entry.get("high_freq_factor", 4.0)),
-            original_length=int(entry.get("original_max_position_embeddings", 8192)),
-        )
-    except (TypeError, ValueError) as error:
-        raise NqEdgeError("NQ-MODEL", f"config.json has rotary parameters that are not numbers ({error}).") from error
-    if share != 1.0:
-        raise NqEdgeError("NQ-ARCH", "partial rotary embedding is not supported.")
-    if not (math.isfinite(rotary.theta) and rotary.theta > 0 and math.isfinite(rotary.factor) and rotary.factor > 0):
-        raise NqEdgeError("NQ-MODEL", "config.json has rotary parameters that are not positive.")
-    return rotary
+    def window_of(self, block: int, length: int | None = None) -> int:
+        """Tokens that a position of a block sees, 0 for all of a context of `length` tokens."""
+        limit = self.max_positions if length is None else length
+        return self.window if self.local and self.local[block] and self.window < limit else 0
+
+    def rotary_of(self, block: int) -> RotaryConfig | None:
+        """Position embedding of a block."""
+        local = bool(self.local) and self.local[block]
+        return self.local_rotary if local and self.local_rotary is not None else self.rotary
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Compressed layer inside a block -> (out_features, in_features)."""
+        family, hidden, ffn = self.structure, self.hidden_size, self.intermediate_size
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        shapes = {
+            family.query: (queries, hidden),
+            family.key: (keys, hidden),
+            family.value: (keys, hidden),
+            family.output: (hidden, queries),
+            family.gate: (ffn, hidden),
+            family.up: (ffn, hidden),
+            family.down: (hidden, ffn),
+        }
+        return {name: shape for name, shape in shapes.items() if name}
+
+    def has_bias(self, linear: str) -> bool:
+        """Whether a compressed layer, named inside its block, carries a bias."""
+        family = self.structure
+        if linear in (family.query, family.key, family.value):
+            return self.attention_bias
+        return self.output_bias if linear == family.output else self.mlp_bias
+
+    def norm_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensors of all norms by Hugging Face name -> shape."""
+        family, parts = self.structure, ("weight", "bias") if self.structure.norm == "layer" else ("weight",)
+        widths = {family.final_norm: self.hidden_size}
+        for block in range(self.num_layers):
+            widths.update({f"{family.blocks}.{block}.{name}": self.hidden_size for name in family.block_norms})
+            if family.head_norms:
+                attention = f"{family.blocks}.{block}.self_attn"
+                widths.update({f"{attention}.{name}": self.head_dim for name in ("q_norm", "k_norm")})
+        return {f"{name}.{part}": (width,) for name, width in widths.items() for part in parts}

@@ -9,7 +9,7 @@ import pytest
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.models import FAMILIES, DecoderConfig, family_of
-from tests.tiny import linear_shapes, llama_config
+from tests.tiny import llama_config
 
 
 def test_sizes_are_read() -> None:
@@ -97,7 +97,7 @@ def test_impossible_values_are_refused(changes: dict[str, Any], code: str, messa
 def test_every_linear_of_a_block_is_compressed_once() -> None:
     decoder = DecoderConfig.from_dict(llama_config())
     family = family_of(llama_config())
-    assert sorted(family.linears) == sorted(linear_shapes(decoder))
+    assert sorted(family.linears) == sorted(decoder.linear_shapes())
     assert family.last_linear == family.linears[-1]
     names = family.layer_names(2)
     assert len(set(names)) == 14

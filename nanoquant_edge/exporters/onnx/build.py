@@ -7,16 +7,14 @@ import onnx_ir as ir
 
 from ...errors import NqEdgeError
 from ...models import DecoderConfig
+from .decoder import build_decoder
 from .dialects import Dialect, dialect_named
 from .dtypes import ir_dtype
 from .graph import GraphBuilder
-from .llama import build_llama
 from .operator import DOMAIN, VERSION, LinearForm
 from .weights import WeightSource, check_weights
 
 __all__ = ["build_model"]
-
-_BUILDERS = {"llama": build_llama}
 
 
 def build_model(
@@ -77,7 +75,7 @@ def build_model(
 
         functions.append(linear_function(target.opsets[""]))
     g = GraphBuilder(opsets)
-    _BUILDERS[config.family](g, config, weights, target, kind, length, capacity, form)
+    build_decoder(g, config, weights, target, kind, length, capacity, form)
     metadata = {
         "nanoquant.dialect": target.name,
         "nanoquant.dtype": dtype,

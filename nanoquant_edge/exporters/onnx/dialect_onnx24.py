@@ -14,12 +14,14 @@ Slots of the cache that hold no token yet are masked, not skipped: they must be 
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import Any
 
 import onnx_ir as ir
 
 from ...models import DecoderConfig
 from .dialects import DecoderInputs, Dialect, rotary_initializers
-from .graph import GraphBuilder, dims_of
+from .graph import Dims, GraphBuilder, dims_of
+from .norms import Norm
 
 __all__ = ["DIALECT", "Onnx24Dialect"]
 
@@ -53,41 +55,47 @@ class Onnx24Dialect(Dialect):
         rows = g.node(
             "Unsqueeze", [self._positions, g.integers([1, 3])], "mask.rows", shape=["batch", 1, "sequence", 1]
         )
-        self._mask = g.node(
-            "LessOrEqual",
-            [slots, rows],
-            "mask",
-            dtype=ir.DataType.BOOL,
-            shape=["batch", 1, "sequence", capacity],
-        )
+        dims: Dims = ["batch", 1, "sequence", capacity]
+        mask = g.node("LessOrEqual", [slots, rows], "mask", dtype=ir.DataType.BOOL, shape=dims)
+        self._windows = [config.window_of(block, inputs.max_length) for block in range(config.num_layers)]
+        self._masks = {0: mask}
+        for window in set(self._windows) - {0}:
+            first = g.node("Sub", [rows, g.integers(window)], "mask.local.before")
+            near = g.node("Greater", [slots, first], "mask.local.near", dtype=ir.DataType.BOOL, shape=dims)
+            self._masks[window] = g.node("And", [mask, near], "mask.local")
 
     @staticmethod
     def _count(g: GraphBuilder, length: ir.Value, name: str, dim: int | str | None) -> ir.Value:
         return g.node("Range", [g.integers(0), length, g.integers(1)], name, shape=[dim])
 
-    def rms_norm(self, g: GraphBuilder, name: str, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """See `Dialect.rms_norm`."""
-        return g.node("RMSNormalization", [x, weight], name, axis=-1, epsilon=epsilon, stash_type=1)
+    def positions(self, g: GraphBuilder) -> ir.Value:
+        """See `Dialect.positions`."""
+        return self._positions
 
-    def add_rms_norm(
-        self, g: GraphBuilder, name: str, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float, total: str
-    ) -> tuple[ir.Value, ir.Value]:
-        """See `Dialect.add_rms_norm`."""
-        summed = g.node("Add", [x, skip], f"{name}.sum", output=total)
-        return self.rms_norm(g, name, summed, weight, epsilon), summed
+    def norm(self, g: GraphBuilder, name: str, x: ir.Value, norm: Norm) -> ir.Value:
+        """See `Dialect.norm`."""
+        settings: dict[str, Any] = {"axis": -1, "epsilon": norm.epsilon, "stash_type": 1}
+        if norm.bias is None:
+            return g.node("RMSNormalization", [x, norm.weight], name, **settings)
+        return g.node("LayerNormalization", [x, norm.weight, norm.bias], name, **settings)
+
+    def gelu_tanh(self, g: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
+        """See `Dialect.gelu_tanh`."""
+        return g.node("Gelu", [x], f"{name}.gelu", approximate="tanh")
 
     def attention(
         self,
         g: GraphBuilder,
         name: str,
+        block: int,
         projections: tuple[ir.Value, ir.Value, ir.Value],
         past: tuple[ir.Value, ir.Value],
         present_names: tuple[str, str],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """See `Dialect.attention`."""
         config = self._config
-        query = self._rotate(g, f"{name}.query", projections[0], config.num_heads)
-        key = self._rotate(g, f"{name}.key", projections[1], config.num_kv_heads)
+        query = self._rotate(g, f"{name}.query", block, projections[0], config.num_heads)
+        key = self._rotate(g, f"{name}.key", block, projections[1], config.num_kv_heads)
         value = self._heads(g, f"{name}.value", projections[2], config.num_kv_heads)
         present = [
             g.node(
@@ -102,7 +110,10 @@ class Onnx24Dialect(Dialect):
                 ("key", "value"), past, (key, value), present_names, strict=True
             )
         ]
-        attended = g.node("Attention", [query, *present, self._mask], name, scale=config.head_dim**-0.5)
+        options: dict[str, Any] = {"scale": config.attention_scale}
+        if config.attention_cap is not None:
+            options["softcap"] = config.attention_cap
+        attended = g.node("Attention", [query, *present, self._masks[self._windows[block]]], name, **options)
         width = config.num_heads * config.head_dim
         rows = g.node(
             "Transpose",
@@ -123,9 +134,11 @@ class Onnx24Dialect(Dialect):
         )
         return g.node("Transpose", [split], f"{name}.heads", shape=[batch, heads, sequence, width], perm=[0, 2, 1, 3])
 
-    def _rotate(self, g: GraphBuilder, name: str, x: ir.Value, heads: int) -> ir.Value:
-        cosines, sines = self._tables
-        inputs = [self._heads(g, name, x, heads), cosines, sines, self._positions]
+    def _rotate(self, g: GraphBuilder, name: str, block: int, x: ir.Value, heads: int) -> ir.Value:
+        split, rotary = self._heads(g, name, x, heads), self._config.rotary_of(block)
+        if rotary is None:
+            return split
+        inputs = [split, *self._tables[rotary], self._positions]
         return g.node("RotaryEmbedding", inputs, f"{name}.rotary", interleaved=0)
 
 

@@ -20,8 +20,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ...models import DecoderConfig
-from .dialects import DecoderInputs, Dialect, decomposed_rms_norm, rotary_initializers
+from .activations import decomposed_gelu_tanh, soft_cap
+from .dialects import DecoderInputs, Dialect, rotary_initializers
 from .graph import GraphBuilder, dims_of
+from .norms import Norm, decomposed_norm
 
 __all__ = ["DIALECT", "Trt103Dialect"]
 
@@ -56,20 +58,75 @@ class Trt103Dialect(Dialect):
         column = g.node("Unsqueeze", [start, g.integers([1])], "positions.start", shape=["batch", 1])
         steps = _count(g, new, "positions.steps", "sequence")
         positions = g.node("Add", [column, steps], "positions", shape=["batch", "sequence"])
+        self._positions = positions
         half = config.head_dim // 2
-        tables = zip(("cos", "sin"), rotary_initializers(g, config, inputs), strict=True)
-        self._rotary = [self._rows_of(g, table, positions, f"positions.{name}", half) for name, table in tables]
+        self._rotary = {}
+        for rotary, tables in rotary_initializers(g, config, inputs).items():
+            label = "positions" if rotary == config.rotary else "positions.local"
+            self._rotary[rotary] = [
+                self._rows_of(g, table, positions, f"{label}.{name}", half)
+                for name, table in zip(("cos", "sin"), tables, strict=True)
+            ]
         self._capacity = dims_of(inputs.past_key)[2]
-        slots = _count(g, _size(g, inputs.past_key, 2, "mask.capacity"), "mask.slots", self._capacity)
-        filled = g.node("Less", [slots, column], "mask.filled", ir.DataType.BOOL, ["batch", self._capacity])
-        old = self._bias(g, filled, "mask.old.bias")
-        self._old = g.node("Unsqueeze", [old, g.integers([1, 2])], "mask.old", shape=["batch", 1, 1, self._capacity])
-        row = g.node("Unsqueeze", [steps, g.integers([1])], "mask.row", shape=["sequence", 1])
-        causal = g.node("LessOrEqual", [steps, row], "mask.causal", ir.DataType.BOOL, ["sequence", "sequence"])
-        # Query heads that share a key head lie one below the other, so the causal square is repeated for each.
-        copies = [self._bias(g, causal, "mask.new.bias")] * (config.num_heads // config.num_kv_heads)
-        self._new = g.node("Concat", copies, "mask.new", shape=["queries", "sequence"], axis=0)
+        self._windows = [config.window_of(block, inputs.max_length) for block in range(config.num_layers)]
+        self._biases = self._masks(g, config, column, steps, positions, inputs.past_key)
         self._split = [g.integers([0]), self._extent(g, inputs.past_key), g.integers([(1 << 31) - 1]), g.integers([-1])]
+
+    def _masks(
+        self,
+        g: GraphBuilder,
+        config: DecoderConfig,
+        start: ir.Value,
+        steps: ir.Value,
+        positions: ir.Value,
+        past: ir.Value,
+    ) -> dict[int, tuple[ir.Value, ir.Value]]:
+        """Window, 0 for none -> biases of the scores against old slots and against new tokens.
+
+        Query heads that share a key head lie one below the other, so what depends on the query is repeated for each.
+        """
+        groups, boolean = config.num_heads // config.num_kv_heads, ir.DataType.BOOL
+        slots = _count(g, _size(g, past, 2, "mask.capacity"), "mask.slots", self._capacity)
+        filled = g.node("Less", [slots, start], "mask.filled", boolean, ["batch", self._capacity])
+        row = g.node("Unsqueeze", [steps, g.integers([1])], "mask.row", shape=["sequence", 1])
+        square = ["sequence", "sequence"]
+        causal = g.node("LessOrEqual", [steps, row], "mask.causal", boolean, square)
+
+        def new_bias(allowed: ir.Value, label: str) -> ir.Value:
+            copies = [self._bias(g, allowed, f"{label}.bias")] * groups
+            return g.node("Concat", copies, label, shape=["queries", "sequence"], axis=0)
+
+        old = g.node(
+            "Unsqueeze",
+            [self._bias(g, filled, "mask.old.bias"), g.integers([1, 2])],
+            "mask.old",
+            shape=["batch", 1, 1, self._capacity],
+        )
+        biases = {0: (old, new_bias(causal, "mask.new"))}
+        for window in set(self._windows) - {0}:
+            width = _number(g, window)
+            dims = ["batch", "sequence", self._capacity]
+            places = g.node(
+                "Unsqueeze", [positions, g.integers([2])], "mask.local.rows", shape=["batch", "sequence", 1]
+            )
+            first = g.node("Sub", [places, width], "mask.local.before")
+            near = g.node("Greater", [slots, first], "mask.local.near", boolean, dims)
+            held = g.node(
+                "Unsqueeze", [filled, g.integers([1])], "mask.local.filled", shape=["batch", 1, self._capacity]
+            )
+            both = self._bias(g, g.node("And", [near, held], "mask.local.both"), "mask.local.old.bias")
+            tall = g.node(
+                "Concat", [both] * groups, "mask.local.old.rows", shape=["batch", "queries", self._capacity], axis=1
+            )
+            local = g.node(
+                "Unsqueeze", [tall, g.integers([1])], "mask.local.old", shape=["batch", 1, "queries", self._capacity]
+            )
+            recent = g.node(
+                "Greater", [steps, g.node("Sub", [row, width], "mask.local.row")], "mask.local.recent", boolean, square
+            )
+            banded = g.node("And", [causal, recent], "mask.local.causal")
+            biases[window] = (local, new_bias(banded, "mask.local.new"))
+        return biases
 
     def _extent(self, g: GraphBuilder, past: ir.Value) -> ir.Value:
         """Capacity as a vector of one number, constant where it is fixed."""
@@ -89,21 +146,23 @@ class Trt103Dialect(Dialect):
         masked = g.initializer("constant.float.masked", np.full(1, _MASKED, np.float32))
         return g.node("Where", [allowed, zero, masked], name, dtype=_FLOAT)
 
-    def rms_norm(self, g: GraphBuilder, name: str, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """See `Dialect.rms_norm`."""
-        return decomposed_rms_norm(g, name, x, weight, epsilon, opset=self.opsets[""])
+    def positions(self, g: GraphBuilder) -> ir.Value:
+        """See `Dialect.positions`."""
+        return self._positions
 
-    def add_rms_norm(
-        self, g: GraphBuilder, name: str, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float, total: str
-    ) -> tuple[ir.Value, ir.Value]:
-        """See `Dialect.add_rms_norm`."""
-        summed = g.node("Add", [x, skip], f"{name}.sum", output=total)
-        return self.rms_norm(g, name, summed, weight, epsilon), summed
+    def norm(self, g: GraphBuilder, name: str, x: ir.Value, norm: Norm) -> ir.Value:
+        """See `Dialect.norm`."""
+        return decomposed_norm(g, name, x, norm, opset=self.opsets[""])
+
+    def gelu_tanh(self, g: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
+        """See `Dialect.gelu_tanh`."""
+        return decomposed_gelu_tanh(g, name, x)
 
     def attention(
         self,
         g: GraphBuilder,
         name: str,
+        block: int,
         projections: tuple[ir.Value, ir.Value, ir.Value],
         past: tuple[ir.Value, ir.Value],
         present_names: tuple[str, str],
@@ -113,10 +172,12 @@ class Trt103Dialect(Dialect):
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
         kind = projections[0].dtype
         assert kind is not None
-        query = self._rotate(g, f"{name}.query", self._heads(g, f"{name}.query", projections[0], heads))
-        key = self._rotate(g, f"{name}.key", self._heads(g, f"{name}.key", projections[1], kv_heads), present_names[0])
+        rotary = config.rotary_of(block)
+        tables = [] if rotary is None else self._rotary[rotary]
+        query = self._rotate(g, f"{name}.query", projections[0], heads, tables)
+        key = self._rotate(g, f"{name}.key", projections[1], kv_heads, tables, present_names[0])
         value = self._heads(g, f"{name}.value", projections[2], kv_heads, present_names[1])
-        scale = g.initializer(f"constant.scale.{width}", np.full(1, width**-0.5, np.float32), kind)
+        scale = g.initializer("constant.scale", np.full(1, config.attention_scale, np.float32), kind)
         scaled = g.node("Mul", [query, scale], f"{name}.scaled")
         stacked = g.node(
             "Reshape",
@@ -124,8 +185,9 @@ class Trt103Dialect(Dialect):
             f"{name}.stacked",
             shape=["batch", kv_heads, "queries", width],
         )
-        old = self._scores(g, f"{name}.old", stacked, past[0], self._old, self._capacity)
-        new = self._scores(g, f"{name}.new", stacked, key, self._new, "sequence")
+        masks = self._biases[self._windows[block]]
+        old = self._scores(g, f"{name}.old", stacked, past[0], masks[0], self._capacity)
+        new = self._scores(g, f"{name}.new", stacked, key, masks[1], "sequence")
         rows: list[int | str | None] = ["batch", kv_heads, "queries"]
         joined = g.node("Concat", [old, new], f"{name}.scores", shape=[*rows, "slots"], axis=-1)
         weights = g.cast(g.node("Softmax", [joined], f"{name}.softmax", axis=-1), kind, f"{name}.weights")
@@ -159,7 +221,10 @@ class Trt103Dialect(Dialect):
         turned = g.node("Transpose", [key], f"{name}.turned", shape=[batch, heads, width, slots], perm=[0, 1, 3, 2])
         dims = [batch, heads, "queries", slots]
         product = g.node("MatMul", [query, turned], f"{name}.product", shape=dims)
-        return g.node("Add", [g.cast(product, _FLOAT, f"{name}.wide"), bias], f"{name}.masked")
+        wide = g.cast(product, _FLOAT, f"{name}.wide")
+        if self._config.attention_cap is not None:
+            wide = soft_cap(g, f"{name}.capped", wide, self._config.attention_cap)
+        return g.node("Add", [wide, bias], f"{name}.masked")
 
     def _heads(self, g: GraphBuilder, name: str, x: ir.Value, heads: int, output: str | None = None) -> ir.Value:
         """[batch, sequence, heads * head_dim] -> [batch, heads, sequence, head_dim]."""
@@ -171,9 +236,20 @@ class Trt103Dialect(Dialect):
         dims = [batch, heads, sequence, width]
         return g.node("Transpose", [split], f"{name}.heads", shape=dims, output=output, perm=[0, 2, 1, 3])
 
-    def _rotate(self, g: GraphBuilder, name: str, x: ir.Value, output: str | None = None) -> ir.Value:
-        """Rotary embedding of channel pairs (c, c + head_dim / 2), RoFormer section 3.4.2."""
-        cosines, sines = self._rotary
+    def _rotate(
+        self,
+        g: GraphBuilder,
+        name: str,
+        projection: ir.Value,
+        heads: int,
+        tables: list[ir.Value],
+        output: str | None = None,
+    ) -> ir.Value:
+        """Heads, with the rotary embedding of channel pairs (c, c + head_dim / 2), RoFormer section 3.4.2."""
+        if not tables:
+            return self._heads(g, name, projection, heads, output)
+        x = self._heads(g, name, projection, heads)
+        cosines, sines = tables
         half = self._config.head_dim // 2
         dims = [*dims_of(x)[:-1], half]
         axis = g.integers([-1])

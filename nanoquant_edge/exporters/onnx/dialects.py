@@ -10,18 +10,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from ...errors import NqEdgeError
-from ...models import DecoderConfig
-from .graph import GraphBuilder, dims_of
+from ...models import DecoderConfig, RotaryConfig
+from .graph import GraphBuilder
+from .norms import Norm
 from .rotary import rotary_tables
 
-__all__ = ["DIALECTS", "DecoderInputs", "Dialect", "decomposed_rms_norm", "dialect_named", "rotary_initializers"]
+__all__ = ["DIALECTS", "DecoderInputs", "Dialect", "RotaryTables", "dialect_named", "rotary_initializers"]
 
 #: Dialect name -> its module. Listed here so that the command line can offer the names without importing them.
 DIALECTS = {"ort": "dialect_ort", "onnx24": "dialect_onnx24", "trt103": "dialect_trt103"}
+
+#: Rotary embedding -> its cosine and sine tables.
+RotaryTables = dict[RotaryConfig, tuple[ir.Value, ir.Value]]
 
 
 @dataclass(frozen=True)
@@ -71,29 +74,40 @@ class Dialect(ABC):
         """Add what all blocks share: lengths, positions, masks, rotary tables."""
 
     @abstractmethod
-    def rms_norm(self, g: GraphBuilder, name: str, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """RMSNorm over the last axis; statistics in float32."""
+    def positions(self, g: GraphBuilder) -> ir.Value:
+        """Position of each new token [batch, sequence], an integer, for a learned position table."""
 
     @abstractmethod
-    def add_rms_norm(
-        self, g: GraphBuilder, name: str, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float, total: str
+    def norm(self, g: GraphBuilder, name: str, x: ir.Value, norm: Norm) -> ir.Value:
+        """A norm over the last axis; statistics in float32."""
+
+    def add_norm(
+        self, g: GraphBuilder, name: str, x: ir.Value, skip: ir.Value, norm: Norm, total: str
     ) -> tuple[ir.Value, ir.Value]:
-        """x + skip, called `total`, and its RMSNorm; returns (normed, sum)."""
+        """x + skip, called `total`, and its norm; returns (normed, sum)."""
+        summed = g.node("Add", [x, skip], f"{name}.sum", output=total)
+        return self.norm(g, name, summed, norm), summed
+
+    @abstractmethod
+    def gelu_tanh(self, g: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
+        """GELU in its tanh form; computed in x's type."""
 
     @abstractmethod
     def attention(
         self,
         g: GraphBuilder,
         name: str,
+        block: int,
         projections: tuple[ir.Value, ir.Value, ir.Value],
         past: tuple[ir.Value, ir.Value],
         present_names: tuple[str, str],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Rotate queries and keys, write keys and values into the cache, attend causally.
+        """Rotate queries and keys, write keys and values into the cache, attend causally within the block's window.
 
         Args:
             g: the graph.
             name: module path of the attention.
+            block: its number, which decides window and rotary embedding.
             projections: query [batch, sequence, heads * head_dim], key and value [.., kv_heads * head_dim].
             past: key and value cache [batch, kv_heads, capacity, head_dim].
             present_names: names of the updated caches.
@@ -117,33 +131,14 @@ def dialect_named(name: str) -> Dialect:
     return dialect
 
 
-def rotary_initializers(g: GraphBuilder, config: DecoderConfig, inputs: DecoderInputs) -> tuple[ir.Value, ir.Value]:
-    """Cosine and sine tables [max_length, head_dim / 2] in the activation type."""
-    cosines, sines = rotary_tables(config.rotary, config.head_dim, inputs.max_length)
-    return (
-        g.initializer("rotary.cos", cosines, inputs.dtype),
-        g.initializer("rotary.sin", sines, inputs.dtype),
-    )
-
-
-def decomposed_rms_norm(
-    g: GraphBuilder, name: str, x: ir.Value, weight: ir.Value, epsilon: float, opset: int = 18
-) -> ir.Value:
-    """RMSNorm (Zhang and Sennrich 2019, eq. 4) in basic operators, statistics in float32.
-
-    ONNX Runtime fuses the float32 form into one kernel. Its fused operator is not emitted directly: it sits in the
-    default domain under a name that ONNX does not define, so that `onnx.checker` refuses files with it.
-    """
-    assert x.dtype is not None
-    wide = g.cast(x, ir.DataType.FLOAT, f"{name}.widen")
-    reduced = [*dims_of(x)[:-1], 1]
-    square = g.node("Mul", [wide, wide], f"{name}.square")
-    # The axes moved from an attribute to an input in opset 18.
-    if opset < 18:
-        mean = g.node("ReduceMean", [square], f"{name}.mean", shape=reduced, keepdims=1, axes=[-1])
-    else:
-        mean = g.node("ReduceMean", [square, g.integers([-1])], f"{name}.mean", shape=reduced, keepdims=1)
-    offset = g.initializer(f"constant.epsilon.{epsilon!r}", np.asarray(epsilon, np.float32))
-    root = g.node("Sqrt", [g.node("Add", [mean, offset], f"{name}.offset")], f"{name}.root")
-    normed = g.cast(g.node("Div", [wide, root], f"{name}.divide"), x.dtype, f"{name}.narrow")
-    return g.node("Mul", [normed, weight], name)
+def rotary_initializers(g: GraphBuilder, config: DecoderConfig, inputs: DecoderInputs) -> RotaryTables:
+    """Cosine and sine tables [max_length, head_dim / 2] in the activation type, for each embedding that a block has."""
+    tables: RotaryTables = {}
+    for label, rotary in (("rotary", config.rotary), ("rotary.local", config.local_rotary)):
+        if rotary is not None:
+            cosines, sines = rotary_tables(rotary, config.head_dim, inputs.max_length)
+            tables[rotary] = (
+                g.initializer(f"{label}.cos", cosines, inputs.dtype),
+                g.initializer(f"{label}.sin", sines, inputs.dtype),
+            )
+    return tables

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from ...checkpoint import PackedLayer
 from ...errors import NqEdgeError
-from ...models import FAMILIES, DecoderConfig
+from ...models import DecoderConfig
 
-__all__ = ["EMBEDDING", "FINAL_NORM", "HEAD", "WeightSource", "check_weights"]
+__all__ = ["HEAD", "MULTIPLIER", "WeightSource", "check_weights", "stored_name"]
 
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
+#: Last part of the name under which a graph holds 1 + weight of a norm whose weight is stored less one.
+MULTIPLIER = "multiplier"
 
 
 class WeightSource(Protocol):
@@ -44,35 +44,36 @@ def check_weights(config: DecoderConfig, weights: WeightSource) -> None:
     Raises:
         NqEdgeError: NQ-CKPT naming the first tensor that is missing or has another shape.
     """
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    linears = {
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "mlp.gate_proj": (ffn, hidden),
-        "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
-    }
-    family = next(family for family in FAMILIES if family.name == config.family)
+    family, linears = config.structure, config.linear_shapes()
     names = set(weights.tensor_names())
     for name in family.layer_names(config.num_layers):
         if f"{name}.u_packed" not in names:
             raise NqEdgeError("NQ-CKPT", f"layer {name} is not in the checkpoint.")
         layer = weights.layer(name)
-        expected = linears[name.split(".", 3)[3]]
+        _, _, linear = name.removeprefix(f"{family.blocks}.").partition(".")
+        expected = linears[linear]
         if (layer.out_features, layer.in_features) != expected:
             found = (layer.out_features, layer.in_features)
             raise NqEdgeError("NQ-CKPT", f"layer {name} is {found}, the configuration says {expected}.")
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden), FINAL_NORM: (hidden,)}
+        if (layer.bias is not None) != config.has_bias(linear):
+            has, says = ("a", "none") if layer.bias is not None else ("no", "one")
+            raise NqEdgeError("NQ-CKPT", f"layer {name} has {has} bias, the configuration says {says}.")
+    table = (config.vocab_size, config.hidden_size)
+    shapes: dict[str, tuple[int, ...]] = {f"{family.embedding}.weight": table, **config.norm_shapes()}
     if not config.tied:
-        shapes[HEAD] = (config.vocab_size, hidden)
-    for block in range(config.num_layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{family.blocks}.{block}.{norm}.weight"] = (hidden,)
+        shapes[HEAD] = table
+    if family.positions:
+        rows = config.max_positions + family.position_offset
+        shapes[f"{family.positions}.weight"] = (rows, config.hidden_size)
     for name, shape in shapes.items():
-        if name not in names:
+        stored = stored_name(name, names)
+        if stored not in names:
             raise NqEdgeError("NQ-CKPT", f"the checkpoint has no tensor {name}.")
-        if weights.tensor(name).shape != shape:
-            raise NqEdgeError("NQ-CKPT", f"{name} has shape {weights.tensor(name).shape}, not {shape}.")
+        if weights.tensor(stored).shape != shape:
+            raise NqEdgeError("NQ-CKPT", f"{name} has shape {weights.tensor(stored).shape}, not {shape}.")
+
+
+def stored_name(name: str, names: set[str]) -> str:
+    """Under which name a source holds a norm's weight: exported graphs hold Gemma's with the one added."""
+    multiplier = f"{name.removesuffix('.weight')}.{MULTIPLIER}"
+    return multiplier if name not in names and multiplier in names else name

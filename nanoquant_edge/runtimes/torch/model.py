@@ -21,6 +21,7 @@ from ..cuda_binding import Input
 from .attention import HeadNorms
 from .layers import TiledLayer, to_tensor
 from .passes import LinearGroup, Workspace
+from .supported import check_supported
 
 __all__ = ["DecoderLayer", "DecoderModel", "Projection", "compressed_layer", "in_host_memory", "resolve_device"]
 
@@ -106,6 +107,7 @@ class DecoderModel:
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint(checkpoint)
         source, config = checkpoint, DecoderConfig.from_dict(checkpoint.config)
+        rotary = check_supported(config)
         dtype = _activation_type(place, dtype)
 
         def tensor(name: str) -> torch.Tensor:
@@ -142,7 +144,7 @@ class DecoderModel:
             head=head,
             final_norm=tensor("model.norm.weight"),
             layers=tuple(blocks),
-            frequencies=torch.from_numpy(frequencies(config.rotary, config.head_dim)).to(place),
+            frequencies=torch.from_numpy(frequencies(rotary, config.head_dim)).to(place),
             kernel="nanoquant" if place.type == "cuda" else "portable",
         )
 

@@ -17,8 +17,9 @@ from .attention import HeadNorms
 from .layers import TiledLayer
 from .model import DecoderModel, compressed_layer, in_host_memory, resolve_device
 from .passes import Workspace
+from .supported import check_supported
 
-__all__ = ["SHAPES", "linear_shapes", "random_model"]
+__all__ = ["SHAPES", "random_model"]
 
 
 def _shape(
@@ -56,21 +57,6 @@ SHAPES: dict[str, tuple[DecoderConfig, bool]] = {
     "qwen3-8b": (_shape(151936, 4096, 12288, 36, 32, 8, 128, tied=False, theta=1e6), True),
     "llama-2-70b": (_shape(32000, 8192, 28672, 80, 64, 8, 128, tied=False, theta=1e4), False),
 }
-
-
-def linear_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
-    """Linear layer inside a block -> (out_features, in_features)."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return {
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "mlp.gate_proj": (ffn, hidden),
-        "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
-    }
 
 
 def random_model(
@@ -111,13 +97,12 @@ def random_model(
     def norm(width: int) -> torch.Tensor:
         return (1 + 0.1 * torch.randn(width, generator=generator, device=place)).to(dtype)
 
-    shapes = linear_shapes(config)
+    shapes = config.linear_shapes()
 
     def layer(name: str) -> TiledLayer:
         out_features, in_features = shapes[name]
         rank = rank_of(out_features, in_features)
-        bias = config.attention_bias if name.startswith("self_attn") else config.mlp_bias
-        return TiledLayer.random(out_features, in_features, rank, generator=generator, bias=bias)
+        return TiledLayer.random(out_features, in_features, rank, generator=generator, bias=config.has_bias(name))
 
     workspace = Workspace(place)
     width, eps = config.head_dim, config.norm_eps
@@ -141,6 +126,6 @@ def random_model(
         head=embedding if config.tied else table(config.vocab_size),
         final_norm=norm(config.hidden_size),
         layers=blocks,
-        frequencies=torch.from_numpy(frequencies(config.rotary, config.head_dim)).to(place),
+        frequencies=torch.from_numpy(frequencies(check_supported(config), config.head_dim)).to(place),
         kernel="nanoquant" if place.type == "cuda" else "portable",
     )

@@ -74,7 +74,7 @@ def test_a_group_has_one_scale_type(checkpoint: Checkpoint) -> None:
             if not name.endswith("k_proj"):
                 return layer
             rng = np.random.default_rng(0)
-            return random_layer(rng, layer.out_features, layer.in_features, layer.rank, ml_dtypes.bfloat16)
+            return random_layer(rng, layer.out_features, layer.in_features, layer.rank, ml_dtypes.bfloat16, bias=True)
 
     model = build_model(DecoderConfig.from_dict(checkpoint.config), Mixed(), "onnx24", "float16", grouped=True)
     assert check_model(model) == 7
