@@ -7,7 +7,7 @@ its usual cause and what to do, so that the error documentation can be made from
 
 from __future__ import annotations
 
-__all__ = ["CATALOGUE", "NqEdgeError"]
+__all__ = ["CATALOGUE", "NqEdgeError", "first_line"]
 
 #: code -> (cause, what to do)
 CATALOGUE: dict[str, tuple[str, str]] = {
@@ -135,3 +135,10 @@ class NqEdgeError(Exception):
 
     def __str__(self) -> str:
         return f"[{self.code}] {self.message} {self.hint}"
+
+
+def first_line(error: BaseException) -> str:
+    """What a library said, without the control characters a damaged file can bring into it."""
+    lines = str(error).strip().splitlines()
+    text = (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

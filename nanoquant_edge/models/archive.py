@@ -12,8 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ..errors import NqEdgeError
-from .source import first_line
+from ..errors import NqEdgeError, first_line
 
 __all__ = ["check_torch_archive", "load_tensors"]
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import NqEdgeError
+from ..errors import NqEdgeError, first_line
 from .config import DecoderConfig
 from .families import family_of
 from .gguf_header import GgufHeader, read_gguf_header
-from .source import SourceModel, first_line, load_dense, load_tokenizer
+from .source import SourceModel, load_dense, load_tokenizer
 
 __all__ = ["MODEL_TYPES", "from_gguf"]
 

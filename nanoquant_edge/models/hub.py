@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-from ..errors import NqEdgeError
+from ..errors import NqEdgeError, first_line
 from ..files import path_in_snapshot, read_json
 from .config import DecoderConfig
-from .source import first_line
 
-__all__ = ["fetch", "looks_like_id"]
+__all__ = ["fetch", "fetch_config", "looks_like_id"]
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(/(?P<file>[A-Za-z0-9._/-]+\.gguf))?(@(?P<revision>[A-Za-z0-9._/-]+))?")
@@ -43,20 +43,12 @@ def fetch(name: str, *, allow_pickle: bool = False) -> Path:
         NqEdgeError: NQ-HUB when the hub does not have it or cannot be reached; NQ-ARCH or NQ-MODEL when its
             configuration is of an unsupported model, before any weights are fetched.
     """
-    match = _ID.fullmatch(name)
-    if match is None:
-        raise NqEdgeError("NQ-HUB", f"{name[:200]!r} is not a hub id.")
+    match, hub = _parts(name), _client()
     repo, revision = match["repo"], match["revision"]
-    try:
-        import huggingface_hub as hub
-    except ImportError as error:
-        hint = "Install it: pip install 'nanoquant-edge[compress]'."
-        raise NqEdgeError("NQ-MISSING", "huggingface_hub is not installed.", hint) from error
     try:
         if match["file"]:
             return Path(hub.hf_hub_download(repo, match["file"], revision=revision))
-        config = Path(hub.hf_hub_download(repo, "config.json", revision=revision))
-        DecoderConfig.from_dict(read_json(path_in_snapshot(config.parent, config.name), "NQ-MODEL"))
+        DecoderConfig.from_dict(read_json(fetch_config(name), "NQ-MODEL"))
         folder = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=[*_SMALL, *_SAFE]))
         if allow_pickle and not any(folder.glob("*.safetensors")):
             folder = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=[*_SMALL, *_PICKLE]))
@@ -65,6 +57,36 @@ def fetch(name: str, *, allow_pickle: bool = False) -> Path:
         raise
     except Exception as error:  # the hub client, its HTTP library and the disk each raise their own kinds
         raise _explained(name, error) from error
+
+
+def fetch_config(name: str) -> Path:
+    """Bring a model's config.json, and nothing else of it, into the hub's cache; returns its path.
+
+    Raises:
+        NqEdgeError: NQ-HUB when the hub does not have it or cannot be reached.
+    """
+    match, hub = _parts(name), _client()
+    try:
+        config = Path(hub.hf_hub_download(match["repo"], "config.json", revision=match["revision"]))
+    except Exception as error:  # the hub client, its HTTP library and the disk each raise their own kinds
+        raise _explained(name, error) from error
+    return path_in_snapshot(config.parent, config.name)
+
+
+def _parts(name: str) -> re.Match[str]:
+    match = _ID.fullmatch(name)
+    if match is None:
+        raise NqEdgeError("NQ-HUB", f"{name[:200]!r} is not a hub id.")
+    return match
+
+
+def _client() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        hint = "Install it: pip install 'nanoquant-edge[compress]'."
+        raise NqEdgeError("NQ-MISSING", "huggingface_hub is not installed.", hint) from error
+    return huggingface_hub
 
 
 def _explained(name: str, error: Exception) -> NqEdgeError:

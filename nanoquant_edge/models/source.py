@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..errors import NqEdgeError
+from ..errors import NqEdgeError, first_line
 from .config import DecoderConfig
 from .families import Family, family_of
 
-__all__ = ["SourceModel", "first_line", "load_dense", "load_tokenizer"]
+__all__ = ["SourceModel", "load_dense", "load_tokenizer"]
 
 
 @dataclass
@@ -87,10 +87,3 @@ def load_tokenizer(path: Path, folder: Path, **options: Any) -> Any:
         raise
     except BaseException as error:  # tokenizers is native code: its panics are no subclass of Exception
         raise NqEdgeError("NQ-TOKENIZER", f"the tokenizer of {path} cannot be loaded: {first_line(error)}.") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What a library said, without the control characters a damaged file can bring into it."""
-    lines = str(error).strip().splitlines()
-    text = (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
