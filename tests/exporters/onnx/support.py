@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.checkpoint import Checkpoint
@@ -72,10 +73,13 @@ class Decoder:
         return self(ids, mask, np.arange(ids.shape[1])[None])
 
 
-def reference_model(checkpoint: Checkpoint) -> LlamaForCausalLM:
-    """transformers' Llama with dense weights made from the factors."""
-    entries = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    model = LlamaForCausalLM(LlamaConfig(**entries, attn_implementation="eager")).eval()
+def reference_model(checkpoint: Checkpoint) -> Any:
+    """transformers' model with dense weights made from the factors."""
+    entries = {
+        key: value for key, value in checkpoint.config.items() if key not in ("quantization_config", "model_type")
+    }
+    config = AutoConfig.for_model(checkpoint.config["model_type"], **entries)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     parts = ("packed", "scale_in", "scale_out", "scale_mid")
     state = {
         name: torch.tensor(np.asarray(checkpoint.tensor(name)).astype(np.float32))
@@ -89,7 +93,7 @@ def reference_model(checkpoint: Checkpoint) -> LlamaForCausalLM:
     return model
 
 
-def reference_logits(model: LlamaForCausalLM, ids: np.ndarray) -> np.ndarray:
+def reference_logits(model: Any, ids: np.ndarray) -> np.ndarray:
     """float32 logits [batch, sequence, vocab]."""
     with torch.no_grad():
         return model(torch.tensor(ids)).logits.float().numpy()
