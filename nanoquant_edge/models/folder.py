@@ -77,7 +77,7 @@ def check_weight_files(folder: Path, allow_pickle: bool) -> bool:
         else:
             _check_pickle(folder, listed)
         return safe
-    hint = "Convert the model to safetensors."
+    hint = "Convert the model to safetensors; --allow-pickle reads pytorch_model.bin."
     raise NqEdgeError("NQ-MODEL", f"{folder} has no safetensors weights (model.safetensors or its index).", hint)
 
 

@@ -186,6 +186,32 @@ def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
     assert caught.value.code == "NQ-MODEL"
 
 
+def test_a_hub_id_is_fetched_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = dense_folder(tmp_path / "snapshots/0123")
+    monkeypatch.setattr("nanoquant_edge.models.hub.fetch", lambda name, allow_pickle: folder)
+    with load_model("owner/tiny") as source:
+        assert source.name == "owner/tiny"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NqEdgeError, match="has no config"), load_model("snapshots/.."):
+        pass
+
+
+def test_links_into_the_hub_s_blobs_are_followed_and_no_others(tmp_path: Path) -> None:
+    folder = dense_folder(tmp_path / "models--a--b/snapshots/0123")
+    blobs = tmp_path / "models--a--b/blobs"
+    blobs.mkdir()
+    (folder / "model.safetensors").rename(blobs / "x")
+    (folder / "model.safetensors").symlink_to("../../blobs/x")
+    with load_model(folder) as source:
+        assert source.decoder.hidden_size == 40
+    (blobs / "x").rename(tmp_path / "x")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "x")
+    with pytest.raises(NqEdgeError, match="leads outside") as caught, load_model(folder):
+        pass
+    assert caught.value.code == "NQ-PATH"
+
+
 def test_code_in_the_folder_is_never_run(tmp_path: Path) -> None:
     folder = dense_folder(tmp_path / "m")
     marker = tmp_path / "ran"
