@@ -13,9 +13,7 @@ is the check, and its spread is the least that the others may be off by. What no
 from __future__ import annotations
 
 import json
-import math
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +21,29 @@ import click
 
 from benchmarks.figures import FOLDER, append_rows
 from benchmarks.sass import disassemble, loops, path_to_store
-from nanoquant_edge.compression.ranks import rank_for_rate
+from nanoquant_edge.devices import target_named
+from nanoquant_edge.devices.forecast import gpu_of
+from nanoquant_edge.devices.gpu_time import Code, Gpu, half_us, layer_us
+from nanoquant_edge.models.rates import rank_for_rate
 
 SOURCE = Path(__file__).parents[1] / "plugins" / "kernels" / "cuda" / "gemv.cu"
 
-#: cycles an instruction of the straight path takes (H200, clock readings in the kernel)
-PATH_CYCLES = 6.0
-#: cycles from asking for activations to having them, with weights on their way (same)
-LOAD_CYCLES = 900.0
-#: microseconds from one kernel's end to the next one's first instruction on an H200: overlapped launches, plain ones
-HANDOFF_US = {True: 0.65, False: 1.2}
-#: share of the bandwidth that streaming reaches, of the issue slots that a loop fills (assumed)
-BANDWIDTH_SHARE, ISSUE_SHARE = 0.85, 0.7
-#: cycles of a multiprocessor quarter for one product: m16n8k256 bits and m16n8k32 bytes on an H200; assumed elsewhere
-PRODUCT_CYCLES = 6.0
+#: share of the bandwidth that one layer alone reaches (assumed); whole decode steps reach less (devices/gpu_time.py)
+BANDWIDTH_SHARE = 0.85
 
 
-@dataclass(frozen=True)
-class Device:
-    """Multiprocessors, GHz under load and GB/s, from the maker's specifications."""
-
-    name: str
-    architecture: int
-    multiprocessors: int
-    ghz: float
-    gbs: float
-    bits: bool = True
-
-
-DEVICES = (
-    Device("h200", 90, 132, 1.98, 4270),
-    Device("jetson-orin-nano-8gb", 87, 8, 1.02, 102),
-    Device("jetson-orin-nx-16gb", 87, 8, 1.17, 102),
-    Device("jetson-agx-orin-64gb", 87, 16, 1.30, 205),
-    Device("rtx-3050", 86, 20, 1.78, 224),
-    Device("rtx-4060", 89, 24, 2.46, 272),
-    Device("rtx-4090", 89, 128, 2.52, 1008),
-    Device("rtx-5090", 120, 170, 2.41, 1792, bits=False),
+DEVICES = tuple(
+    (name, gpu_of(target_named(name)))
+    for name in (
+        "h200",
+        "jetson-orin-nano-8gb",
+        "jetson-orin-nx-16gb",
+        "jetson-agx-orin-64gb",
+        "rtx-3050",
+        "rtx-4060",
+        "rtx-4090",
+        "rtx-5090",
+    )
 )
 
 #: (name, layers, hidden, query width, key/value width, feed-forward width)
@@ -82,14 +66,6 @@ LAYERS = (
 )
 
 
-@dataclass(frozen=True)
-class Code:
-    """Instructions and products for one tile of 512 bytes, by column tiles of a warp; the straight path."""
-
-    per_tile: dict[int, tuple[float, float]]
-    path: int
-
-
 def _kernel(kernels: dict[str, list[tuple[int, str]]], width: int, bits: bool) -> list[tuple[int, str]]:
     # gemv_stage<1 row, width, bits, from the middle vector, one phase>
     wanted = f"gemv_stageILi1ELi{width}ELb{int(bits)}ELNS_6SourceE1ELb0"
@@ -109,25 +85,7 @@ def code_of(architecture: int, bits: bool, folder: Path) -> Code:
     return Code(per_tile, path_to_store(_kernel(marked, 1, bits)))
 
 
-def half_us(device: Device, code: Code, rows: int, columns: int) -> float:
-    """One half: a sign matrix of rows x columns."""
-    column_tiles = math.ceil(columns / 256)
-    tiles = math.ceil(rows / 16) * column_tiles
-    instructions, products = code.per_tile[1 if column_tiles <= 16 else 2]
-    busiest = math.ceil(math.ceil(rows / 16) / device.multiprocessors) * column_tiles
-    memory = tiles * 512 / (device.gbs * BANDWIDTH_SHARE) / 1e3
-    issue = busiest * instructions / (4 * ISSUE_SHARE) / device.ghz / 1e3
-    tensor = busiest * products * PRODUCT_CYCLES / 4 / device.ghz / 1e3
-    chain = (LOAD_CYCLES + code.path * PATH_CYCLES) / device.ghz / 1e3
-    return HANDOFF_US[device.architecture >= 90] + chain + max(memory, issue, tensor)
-
-
-def layer_us(device: Device, code: Code, out: int, into: int, rank: int) -> float:
-    """Both halves of a layer."""
-    return half_us(device, code, rank, into) + half_us(device, code, out, rank)
-
-
-def model_rows(device: Device, code: Code) -> list[dict[str, Any]]:
+def model_rows(name_of_device: str, gpu: Gpu, code: Code) -> list[dict[str, Any]]:
     """Linear layers of whole models at 1 bit a weight, projections that share an input in one pass; nothing else."""
     rows = []
     for name, layers, hidden, query, key, wide in MODELS:
@@ -137,11 +95,11 @@ def model_rows(device: Device, code: Code) -> list[dict[str, Any]]:
         for group in shapes:
             # A group's halves run together: as one matrix with the rows of all.
             ranks = [rank_for_rate(out, into, 1.0) for out, into in group]
-            total += half_us(device, code, sum(ranks), group[0][1])
-            total += half_us(device, code, sum(out for out, _ in group), max(ranks))
+            total += half_us(gpu, code, sum(ranks), group[0][1], BANDWIDTH_SHARE)
+            total += half_us(gpu, code, sum(out for out, _ in group), max(ranks), BANDWIDTH_SHARE)
         us = layers * total
         rows.append(
-            {"device": device.name, "model": name, "target_bpw": 1.0, "linears_us": round(us), "kind": "forecast"}
+            {"device": name_of_device, "model": name, "target_bpw": 1.0, "linears_us": round(us), "kind": "forecast"}
         )
     return rows
 
@@ -154,32 +112,32 @@ def measured(folder: Path) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--append", is_flag=True, help="Add the rows to docs/figures/forecast.json.")
+@click.option("--append", is_flag=True, help="Add the rows to docs/figures/forecast_layers.json.")
 @click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure files are.")
 def main(append: bool, folder: Path) -> None:
     """Print predicted times of layers and models, the H200's beside its measured ones."""
     known, rows = measured(folder), []
     codes: dict[tuple[int, bool], Code] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for device in DEVICES:
-            key = (device.architecture, device.bits)
+        for device, gpu in DEVICES:
+            key = (gpu.architecture, gpu.bits)
             if key not in codes:
                 codes[key] = code_of(*key, Path(scratch))
             code = codes[key]
-            click.echo(f"{device.name}: {code}")
+            click.echo(f"{device}: {code}")
             for name, out, into, rank in LAYERS:
-                row = {"device": device.name, "layer": name, "kind": "forecast"}
-                row["predicted_us"] = round(layer_us(device, code, out, into, rank), 2)
-                if device.name == "h200" and name in known:
+                row = {"device": device, "layer": name, "kind": "forecast"}
+                row["predicted_us"] = round(layer_us(gpu, code, out, into, rank, BANDWIDTH_SHARE), 2)
+                if device == "h200" and name in known:
                     row["measured_us"] = known[name]
                     row["predicted_over_measured"] = round(row["predicted_us"] / known[name], 2)
                 click.echo("  ".join(f"{key}={value}" for key, value in row.items()))
                 rows.append(row)
-            for row in model_rows(device, code):
+            for row in model_rows(device, gpu, code):
                 click.echo("  ".join(f"{key}={value}" for key, value in row.items()))
                 rows.append(row)
     if append:
-        append_rows("forecast", rows, 1, folder)
+        append_rows("forecast_layers", rows, 1, folder)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NqEdgeError
-from .targets import Target
+from .profile import Target
 
-__all__ = ["HOST_BYTES", "SLOTS", "Fit", "ModelSizes", "check_fit", "check_host", "fit_capacity", "memory_available"]
+__all__ = [
+    "HOST_BYTES",
+    "SLOTS",
+    "Fit",
+    "ModelSizes",
+    "check_fit",
+    "check_host",
+    "fit_capacity",
+    "largest_capacity",
+    "memory_available",
+]
 
 #: Host memory of a build besides the weights: the builder's libraries, and the code of its kernels.
 HOST_BYTES = 1 << 30
@@ -43,6 +53,7 @@ class ModelSizes:
         item: bytes of an activation.
         max_positions: longest context of the model.
         in_place: attention reads the cache where it lies; otherwise scores are materialized in float32.
+        engine: TensorRT runs it, whose engines hold code besides the weights.
     """
 
     weights: int
@@ -59,11 +70,12 @@ class ModelSizes:
     item: int
     max_positions: int
     in_place: bool
+    engine: bool = True
 
     @property
     def code(self) -> int:
         """Bytes of an engine besides its weights."""
-        return self.code_of(self.layers)
+        return self.code_of(self.layers) if self.engine else 0
 
     @staticmethod
     def code_of(layers: int) -> int:
@@ -122,14 +134,17 @@ class Fit:
         }
 
 
-def check_fit(target: Target, sizes: ModelSizes, capacity: int) -> Fit:
-    """Memory needed and available at one capacity."""
+def check_fit(target: Target, sizes: ModelSizes, capacity: int, extra: dict[str, int] | None = None) -> Fit:
+    """Memory needed and available at one capacity; `extra` names further parts and their bytes."""
     parts = {
         "weights": sizes.weights,
         "engine code": sizes.code,
         "key/value cache": sizes.cache(capacity),
         "activations": sizes.activations(capacity),
+        **(extra or {}),
     }
+    if not sizes.engine:
+        del parts["engine code"]
     return Fit(target, capacity, parts, target.memory_bytes)
 
 
@@ -153,7 +168,7 @@ def fit_capacity(targets: list[Target], sizes: ModelSizes, wanted: int | None, u
             "NQ-OPTION", f"capacity {wanted} is not between 1 and the model's {sizes.max_positions} positions."
         )
     limit = sizes.max_positions if wanted == 0 else min(usual, sizes.max_positions)
-    largest = min(_largest(target, sizes, wanted or limit) for target in targets)
+    largest = min(largest_capacity(target, sizes, wanted or limit) for target in targets)
     if wanted and largest < wanted:
         worst = _worst(targets, sizes, wanted)
         raise NqEdgeError("NQ-FIT", f"{_figures(worst)}.", _advice(worst, sizes, largest))
@@ -163,14 +178,14 @@ def fit_capacity(targets: list[Target], sizes: ModelSizes, wanted: int | None, u
     return [check_fit(target, sizes, largest) for target in targets]
 
 
-def _largest(target: Target, sizes: ModelSizes, limit: int) -> int:
+def largest_capacity(target: Target, sizes: ModelSizes, limit: int, extra: dict[str, int] | None = None) -> int:
     """Most slots up to `limit` that fit, `limit` itself or a multiple of SLOTS; 0 when not even SLOTS fit."""
-    if check_fit(target, sizes, limit).fits:
+    if check_fit(target, sizes, limit, extra).fits:
         return limit
     low, high = 0, -(-limit // SLOTS)
     while low + 1 < high:
         middle = (low + high) // 2
-        if check_fit(target, sizes, middle * SLOTS).fits:
+        if check_fit(target, sizes, middle * SLOTS, extra).fits:
             low = middle
         else:
             high = middle

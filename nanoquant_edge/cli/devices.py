@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nq-edge devices`: the profiles, one of them, and whether a model fits a device."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ..devices import Target
+
+__all__ = ["command", "named"]
+
+
+@click.group(name="devices", invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> None:
+    """List boards and GPUs; `show` one, or ask whether a model will `fit` one."""
+    if context.invoked_subcommand is not None:
+        return
+    from ..devices import TARGETS, describe_machine, recognise
+
+    found = recognise(describe_machine())
+    if as_json:
+        rows = {name: target.to_dict() for name, target in TARGETS.items()}
+        click.echo(json.dumps({"this": found.name if found else None, "devices": rows}, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="devices", title_justify="left")
+    for column in ("name", "device", "GB", "GB/s", "compute capability", "runs a bundle by", "JetPack"):
+        table.add_column(column, justify="right" if column.startswith("GB") else "left", overflow="fold")
+    for name, target in TARGETS.items():
+        sizes = ["" if value is None else f"{value:g}" for value in (target.memory_gb, target.bandwidth_gbs)]
+        here = " (this machine)" if found is not None and found.name == name else ""
+        table.add_row(name, target.title + here, *sizes, target.compute_capability, target.backend, target.jetpack)
+    Console().print(table)
+
+
+@command.command(name="show")
+@click.argument("device")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(device: str, as_json: bool) -> None:
+    """Show all that is known of DEVICE (`this` for the machine at hand), and where each number is from."""
+    from .devices_report import print_device
+
+    target = named(device)
+    if as_json:
+        click.echo(json.dumps(target.to_dict(), ensure_ascii=False))
+    else:
+        print_device(target)
+
+
+@command.command(name="fit")
+@click.argument("model")
+@click.option("--device", "-d", required=True, help="A name of `nq-edge devices`, or `this`.")
+@click.option("--context", type=click.IntRange(min=1), help="Tokens of prompt and text [default: 2048].")
+@click.option("--bpw", type=float, help="Bits per weight [default: what is stored, or 1.0].")
+@click.option(
+    "--table",
+    type=click.Choice(["float16", "int8", "int4"]),
+    help="Storage of embedding and head [default: what is stored, or float16].",
+)
+@click.option("--batch", type=click.IntRange(1, 256), default=1, show_default=True, help="Sequences at once.")
+@click.option("--power-mode", help="A power mode of the device [default: the highest].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def fit(
+    model: str,
+    device: str,
+    context: int | None,
+    bpw: float | None,
+    table: str | None,
+    batch: int,
+    power_mode: str | None,
+    as_json: bool,
+) -> None:
+    """Say whether MODEL fits a device, with how much context, and how fast it will probably be.
+
+    MODEL is a bundle, a checkpoint, a folder with a Hugging Face config.json, or a hub id, of which config.json alone
+    is fetched. Exit status 1 when it does not fit.
+    """
+    from ..devices import assess, open_model
+
+    target = named(device)
+    facts = open_model(model, bpw, table)
+    wanted = min(2048, facts.config.max_positions) if context is None else context
+    found = assess(facts, target, wanted, batch, power_mode)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), ensure_ascii=False))
+    else:
+        from .devices_report import print_assessment
+
+        print_assessment(found)
+    if not found.fit.fits:
+        raise SystemExit(1)
+
+
+def named(device: str) -> Target:
+    """The profile of a name, or of this machine."""
+    from ..devices import target_named, this_target
+
+    return this_target() if device.lower() in ("this", "here") else target_named(device)

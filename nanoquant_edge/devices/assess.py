@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Will it fit, with how much context, at which rate, how good and how fast? One answer for a model and a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import NqEdgeError
+from .fit import Fit, ModelSizes, check_fit, largest_capacity
+from .forecast import Forecast, forecast
+from .model import ModelFacts
+from .profile import Target
+from .quality import QualityRow, quality_rows
+
+__all__ = ["RATES", "Assessment", "assess", "sizes_of"]
+
+#: Rates that are tried for the best one that fits; published results are at several of them.
+RATES = (0.55, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+#: Bytes of the Python process with ONNX Runtime before a model is loaded; about 150 MB were resident on x86-64.
+_CPU_RUNTIME = 150_000_000
+#: Tokens of a prompt that pass at once: ONNX Runtime backend and engines alike.
+_PREFILL = 512
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What is known before anything is downloaded, compressed or built.
+
+    Attributes:
+        model: at the rate in question.
+        fit: memory at `fit.capacity` tokens of context.
+        largest_context: most tokens that fit, 0 if not even the smallest cache does.
+        best_bpw: highest of `RATES` that fits at this context; None if none does.
+        quality: what the rates cost, measured or published; empty where nothing is known of this model.
+        speed: forecast; None for an architecture.
+    """
+
+    model: ModelFacts
+    fit: Fit
+    largest_context: int
+    best_bpw: float | None
+    quality: tuple[QualityRow, ...]
+    speed: Forecast | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        speed = self.speed
+        return {
+            "model": {
+                "name": self.model.name,
+                "kind": self.model.kind,
+                "family": self.model.config.family,
+                "bpw": self.model.bpw,
+                "table": self.model.table,
+                "dense_bytes": self.model.dense,
+            },
+            **self.fit.to_dict(),
+            "fits": self.fit.fits,
+            "largest_context": self.largest_context,
+            "best_bpw": self.best_bpw,
+            "quality": [vars(row) for row in self.quality],
+            "forecast": None
+            if speed is None
+            else {
+                "path": speed.path,
+                "decode_tps": vars(speed.decode),
+                "prefill_tps": vars(speed.prefill),
+                "step_us": {name: round(value, 1) for name, value in speed.step_us.items()},
+                "watts": speed.watts,
+                "joules_per_token": speed.joules_per_token,
+                "basis": speed.basis,
+                "kind": speed.kind,
+            },
+        }
+
+
+def assess(
+    model: ModelFacts, target: Target, context: int = 2048, batch: int = 1, power_mode: str | None = None
+) -> Assessment:
+    """Look at a model on a device.
+
+    Args:
+        model: at the rate in question.
+        target: the device.
+        context: tokens of prompt and text together.
+        batch: sequences at once.
+        power_mode: of the device, for the forecast.
+
+    Raises:
+        NqEdgeError: NQ-OPTION for a context beyond the model's positions, and as `forecast`.
+    """
+    limit = model.config.max_positions
+    if not 1 <= context <= limit:
+        raise NqEdgeError("NQ-OPTION", f"context {context} is not between 1 and the model's {limit} positions.")
+    if batch < 1:
+        raise NqEdgeError("NQ-OPTION", f"batch {batch} is not a number of sequences.")
+    sizes, extra = sizes_of(model, target, batch)
+    fits = [rate for rate in RATES if _fit(model.at(rate), target, batch, context).fits]
+    speed = None if target.bandwidth_gbs is None else forecast(target, model, context, power_mode)
+    return Assessment(
+        model=model,
+        fit=check_fit(target, sizes, context, extra),
+        largest_context=largest_capacity(target, sizes, limit, extra),
+        best_bpw=fits[-1] if fits else None,
+        quality=tuple(quality_rows(model.config)),
+        speed=speed,
+    )
+
+
+def sizes_of(model: ModelFacts, target: Target, batch: int = 1) -> tuple[ModelSizes, dict[str, int]]:
+    """What `check_fit` needs, and parts of memory besides: the runtime on a processor."""
+    config, cpu = model.config, target.flavour == "none"
+    # On a processor tables of 16 bits become float32 in memory.
+    wide = cpu and model.table in ("float16", "bfloat16")
+    sizes = ModelSizes(
+        weights=model.body + model.tables * (2 if wide else 1),
+        layers=config.num_layers,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        heads=config.num_heads,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        batch=batch,
+        prefill=min(_PREFILL, config.max_positions),
+        positions=1 if cpu else 16,
+        item=4 if cpu else 2,
+        max_positions=config.max_positions,
+        in_place=target.dialect != "trt103",
+        engine=not cpu,
+    )
+    return sizes, {"runtime": _CPU_RUNTIME} if cpu else {}
+
+
+def _fit(model: ModelFacts, target: Target, batch: int, context: int) -> Fit:
+    sizes, extra = sizes_of(model, target, batch)
+    return check_fit(target, sizes, context, extra)

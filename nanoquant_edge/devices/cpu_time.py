@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time of the CPU kernels and of ONNX Runtime around them, on a processor known by its cores, clock and bandwidth.
+
+Constants were fitted to SmolLM2-135M at 1.0 and 2.0 bits a weight on two AVX-512 cores of a Xeon server
+(docs/figures/forecast.json, rows of kind "calibration"); for other instruction sets they are assumed from the vector
+width.
+"""
+
+from __future__ import annotations
+
+from ..models.rates import rank_for_rate
+from .model import ModelFacts, linear_groups
+from .profile import Cpu
+
+__all__ = ["SIGNS_PER_CYCLE", "prefill_tps", "step_parts"]
+
+#: sign additions of one row that a core does in a cycle, by kernel
+SIGNS_PER_CYCLE = {"avx512": 12.0, "avx2": 6.0, "neon": 3.0, "scalar": 0.5}
+#: the same with many rows at once, as a prompt has
+_ROWS_PER_CYCLE = {"avx512": 12.0, "avx2": 6.0, "neon": 3.0, "scalar": 0.5}
+#: share of the memory bandwidth that all cores reach, and GB/s that one core reaches at most
+_STREAM, _CORE_GBS = 0.6, 8.0
+#: microseconds of a block besides the compressed layers at 3 GHz: attention, norms, ONNX Runtime's time a node
+_BLOCK_US = 120.0
+
+
+def step_parts(cpu: Cpu, gbs: float, model: ModelFacts, context: int) -> dict[str, float]:
+    """Microseconds of a decode step, part by part.
+
+    Args:
+        cpu: the processor; all its cores compute.
+        gbs: GB/s of the memory.
+        model: at the rate in question.
+        context: tokens in the cache, which is float32.
+    """
+    config = model.config
+    layers = [layer for group in linear_groups(config) for layer in group]
+    signs = config.num_layers * sum((m + n) * rank_for_rate(m, n, model.bpw) for m, n in layers)
+    speed = min(gbs * _STREAM, _CORE_GBS * cpu.cores) * 1e3
+    cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4 * context
+    # Tables of 16 bits are float32 in memory: ONNX Runtime has no 16-bit products on processors.
+    head = model.head * (2 if model.table in ("float16", "bfloat16") else 1)
+    return {
+        "compressed layers": max(signs / (SIGNS_PER_CYCLE[cpu.isa] * cpu.cores * cpu.ghz * 1e3), model.body / speed),
+        "rest of the blocks": config.num_layers * _BLOCK_US * 3.0 / cpu.ghz,
+        "head": head / speed,
+        "cache": cache / speed,
+    }
+
+
+def prefill_tps(cpu: Cpu, model: ModelFacts, tokens: int) -> float:
+    """Tokens a second of a prompt: signs over the kernels' rate with many rows, and one step of everything else."""
+    layers = [layer for group in linear_groups(model.config) for layer in group]
+    signs = model.config.num_layers * sum((m + n) * rank_for_rate(m, n, model.bpw) for m, n in layers)
+    seconds = tokens * signs / (_ROWS_PER_CYCLE[cpu.isa] * cpu.cores * cpu.ghz * 1e9)
+    return tokens / (seconds + model.config.num_layers * _BLOCK_US * 1e-6)
