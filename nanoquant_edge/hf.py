@@ -24,10 +24,11 @@ from transformers.quantizers.auto import (
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .checkpoint import QUANT_METHOD, QuantizationSettings, TensorFile, words_for
+from .checkpoint import QUANT_METHOD, TABLE_FORMATS, QuantizationSettings, TensorFile, words_for
 from .checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
 from .errors import NqEdgeError
 from .models.linear import NanoQuantLinear
+from .models.table import QuantizedEmbedding, QuantizedHead, TiedHead
 
 __all__ = ["NanoQuantConfig", "NanoQuantHfQuantizer"]
 
@@ -81,6 +82,8 @@ class NanoQuantHfQuantizer(HfQuantizer):
             shapes.update({name: file.shape(name) for name in file.names()})
         for name, rank in self.quantization_config.settings.ranks.items():
             self._replace(model, name, rank, shapes, dtype or torch.get_default_dtype())
+        for name, kind in self.quantization_config.settings.tables.items():
+            self._replace_table(model, name, kind, shapes, dtype or torch.get_default_dtype())
         # Transformers fills what is missing with random numbers and a log line; here it is an error.
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})
         missing = sorted(set(model.state_dict()) - set(shapes) - tied)
@@ -119,6 +122,34 @@ class NanoQuantHfQuantizer(HfQuantizer):
                 raise NqEdgeError("NQ-CKPT", f"{name}.{part} has shape {found}, the model needs {shape}.")
         replacement = NanoQuantLinear(n, m, rank, has_mid=has_mid, bias=has_bias, scale_dtype=dtype, device="meta")
         setattr(parent, leaf, replacement)
+
+    @staticmethod
+    def _replace_table(
+        model: Any, name: str, kind: str, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype
+    ) -> None:
+        try:
+            table = model.get_submodule(name)
+        except AttributeError as error:
+            raise NqEdgeError("NQ-CKPT", f"the model has no table {name}, which the checkpoint stores.") from error
+        if table is not model.get_input_embeddings() and table is not model.get_output_embeddings():
+            raise NqEdgeError("NQ-CKPT", f"the checkpoint stores {name} as a table, which the model has not.")
+        rows, columns = table.weight.shape
+        form = TABLE_FORMATS[kind]
+        for part, shape in (("codes", (rows, form.row_bytes(columns))), ("scales", (rows, form.groups(columns)))):
+            found = shapes.get(f"{name}.{part}")
+            if found != shape:
+                raise NqEdgeError("NQ-CKPT", f"{name}.{part} has shape {found}, the model needs {shape}.")
+        if isinstance(table, nn.Linear):
+            model.set_output_embeddings(QuantizedHead(rows, columns, kind, dtype, "meta"))
+            return
+        scale = float(getattr(table, "scalar_embed_scale", 1.0))
+        embedding = QuantizedEmbedding(rows, columns, kind, dtype, "meta", scale)
+        model.set_input_embeddings(embedding)
+        if model.config.get_text_config().tie_word_embeddings:
+            model.set_output_embeddings(TiedHead(embedding))
+            # Nothing is left that transformers could tie: the head has no weight of its own.
+            model._tied_weights_keys = None
+            model.all_tied_weights_keys = {}
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """Refuse `save_pretrained`.

@@ -34,8 +34,10 @@ def _logits(model: torch.nn.Module) -> torch.Tensor:
         {},
         {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
         {"mid": True, "scale_dtype": np.float32},
+        {"embedding": "int8"},
+        {"embedding": "int4", "tie_word_embeddings": False},
     ],
-    ids=["tied", "untied-bias", "mid-float32"],
+    ids=["tied", "untied-bias", "mid-float32", "int8", "int4-untied"],
 )
 def test_logits_equal_the_dense_model(tmp_path: Path, changes: dict) -> None:
     tiny_checkpoint(tmp_path / "model", **changes)

@@ -15,6 +15,7 @@ from nanoquant_edge.checkpoint import (
     PackedLayer,
     QuantizationSettings,
     pack_signs,
+    quantize_table,
     true_bits_per_weight,
     write_checkpoint,
 )
@@ -98,11 +99,17 @@ def random_layer(
 
 
 def tiny_checkpoint(
-    folder: Path, seed: int = 0, scale_dtype: Any = np.float16, mid: bool = False, **changes: Any
+    folder: Path,
+    seed: int = 0,
+    scale_dtype: Any = np.float16,
+    mid: bool = False,
+    embedding: str = "float16",
+    **changes: Any,
 ) -> Checkpoint:
     """Write a random but valid checkpoint with a tokenizer; `changes` go into config.json.
 
     It is a Llama, or of the family that the module `tests.families` made `changes["model_type"]` for.
+    Its tables are stored as `embedding` says: "float16", "int8" or "int4".
     """
     config = llama_config(**changes) if "model_type" not in changes else dict(changes)
     decoder = DecoderConfig.from_dict(config)
@@ -125,14 +132,17 @@ def tiny_checkpoint(
         others[f"{family.positions}.weight"] = rng.standard_normal((rows, hidden)).astype(np.float16)
     if not decoder.tied:
         others["lm_head.weight"] = rng.standard_normal((decoder.vocab_size, hidden)).astype(np.float16)
+    modules = [family.embedding] if decoder.tied else [family.embedding, "lm_head"]
+    tables = {} if embedding == "float16" else {m: quantize_table(others[f"{m}.weight"], embedding) for m in modules}
     settings = QuantizationSettings(
         target_bpw=1.0,
         true_bpw=true_bits_per_weight(layers.values()),
         ranks={name: layer.rank for name, layer in layers.items()},
         scale_dtype=np.dtype(scale_dtype).name,
-        head="tied" if decoder.tied else "float16",
+        embedding=embedding,
+        head="tied" if decoder.tied else embedding,
     )
     companions = folder.parent / f".{folder.name}.companions"
     companions.mkdir(parents=True, exist_ok=True)
     write_tokenizer(companions, decoder.vocab_size)
-    return write_checkpoint(folder, config, settings, layers, others, companions)
+    return write_checkpoint(folder, config, settings, layers, others, companions, tables=tables)

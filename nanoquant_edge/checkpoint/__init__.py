@@ -7,6 +7,7 @@ from .layer import PackedLayer
 from .packing import pack_signs, unpack_signs, words_for
 from .reader import INDEX_FILE, WEIGHTS_FILE, Checkpoint
 from .settings import FORMAT_VERSION, QUANT_METHOD, QuantizationSettings
+from .table import TABLE_FORMATS, QuantizedTable, quantize_table
 from .tensorfile import TensorFile
 from .tiles import from_tiles, tiles_shape, to_tiles
 from .writer import COMPANION_FILES, true_bits_per_weight, write_checkpoint
@@ -16,13 +17,16 @@ __all__ = [
     "FORMAT_VERSION",
     "INDEX_FILE",
     "QUANT_METHOD",
+    "TABLE_FORMATS",
     "WEIGHTS_FILE",
     "Checkpoint",
     "PackedLayer",
     "QuantizationSettings",
+    "QuantizedTable",
     "TensorFile",
     "from_tiles",
     "pack_signs",
+    "quantize_table",
     "tiles_shape",
     "to_tiles",
     "true_bits_per_weight",

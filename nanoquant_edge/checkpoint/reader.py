@@ -14,6 +14,7 @@ from ..files import path_in_snapshot, read_json
 from .layer import PackedLayer
 from .packing import words_for
 from .settings import QuantizationSettings
+from .table import TABLE_FORMATS, QuantizedTable
 from .tensorfile import TensorFile
 
 __all__ = ["INDEX_FILE", "WEIGHTS_FILE", "Checkpoint"]
@@ -57,6 +58,8 @@ class Checkpoint:
             self._home.update(dict.fromkeys(file.names(), file))
         for layer in self.settings.ranks:
             self._check_layer(layer)
+        for module in self.settings.tables:
+            self._check_table(module)
 
     def _weight_files(self) -> dict[str, set[str] | None]:
         """File name -> the tensors that the index expects in it; None without an index."""
@@ -106,6 +109,21 @@ class Checkpoint:
             if not part.endswith("packed") and found not in allowed:
                 raise NqEdgeError("NQ-CKPT", f"{layer}.{part} is {found}, not {' or '.join(sorted(allowed))}.")
 
+    def _check_table(self, module: str) -> None:
+        codes, scales = f"{module}.codes", f"{module}.scales"
+        for name, kind in ((codes, "I8"), (scales, "F16")):
+            if name not in self._home:
+                raise NqEdgeError("NQ-CKPT", f"the checkpoint has no tensor {name}.")
+            if self.dtype(name) != kind or len(self.shape(name)) != 2:
+                raise NqEdgeError("NQ-CKPT", f"{name} is not a matrix of type {kind}.")
+        if f"{module}.weight" in self._home:
+            raise NqEdgeError("NQ-CKPT", f"the table {module} is stored twice, with and without codes.")
+        form = TABLE_FORMATS[self.settings.tables[module]]
+        rows, width = self.shape(codes)
+        expected = (rows, form.groups(width * 8 // form.bits))
+        if self.shape(scales) != expected:
+            raise NqEdgeError("NQ-CKPT", f"{scales} has shape {self.shape(scales)}, not {expected}.")
+
     @property
     def layers(self) -> list[str]:
         """Module names of the compressed layers, in model order."""
@@ -115,6 +133,13 @@ class Checkpoint:
         """The factors of one compressed layer."""
         parts = {part: self.tensor(f"{name}.{part}") for part in _PARTS if f"{name}.{part}" in self._home}
         return PackedLayer(**parts)  # type: ignore[arg-type]
+
+    def table(self, module: str) -> QuantizedTable | None:
+        """The codes and scales of a table, or None when it is stored as it is (`{module}.weight`)."""
+        if module not in self.settings.tables:
+            return None
+        parts = (self._file_of(name).tensor(name) for name in (f"{module}.codes", f"{module}.scales"))
+        return QuantizedTable(self.settings.tables[module], *parts)  # type: ignore[arg-type]
 
     def tensor_names(self) -> list[str]:
         """Names of all stored tensors."""
@@ -132,8 +157,13 @@ class Checkpoint:
         return self._file_of(name).dtype(name)
 
     def tensor(self, name: str) -> NDArray[np.generic]:
-        """A stored tensor as a read-only view; bfloat16 comes as `ml_dtypes.bfloat16`."""
-        return self._file_of(name).tensor(name)
+        """A stored tensor as a read-only view; bfloat16 comes as `ml_dtypes.bfloat16`.
+
+        The `.weight` of a table that is stored in codes is widened to float16.
+        """
+        module, _, part = name.rpartition(".")
+        table = self.table(module) if part == "weight" else None
+        return self._file_of(name).tensor(name) if table is None else table.dense()
 
     def _file_of(self, name: str) -> TensorFile:
         if name not in self._home:

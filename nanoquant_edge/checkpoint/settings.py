@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import NqEdgeError
+from .table import TABLE_FORMATS
 
 __all__ = ["FORMAT_VERSION", "QUANT_METHOD", "SCALE_DTYPES", "QuantizationSettings"]
 
@@ -26,8 +27,9 @@ class QuantizationSettings:
         true_bpw: bits per weight of the stored words (padding counted) and scales, over the compressed layers.
         ranks: module name -> rank, for every compressed layer, in model order.
         scale_dtype: type of every scale vector.
-        embedding: storage of the embedding table ("float16", "bfloat16", "float32").
+        embedding: storage of the embedding table ("float16", "bfloat16", "float32", "int8", "int4").
         head: storage of the output head; "tied" when it is the embedding table.
+        tables: module name -> "int8" or "int4", for every table that is stored in codes and scales.
         recipe: preset and settings of the compression, for provenance.
         calibration: text name, windows, window length, seed.
         shards: number of weight files; one is `nanoquant.safetensors`, more have an index. Set by the writer.
@@ -39,6 +41,7 @@ class QuantizationSettings:
     scale_dtype: str = "float16"
     embedding: str = "float16"
     head: str = "tied"
+    tables: dict[str, str] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     shards: int = 1
@@ -82,6 +85,8 @@ class QuantizationSettings:
             and isinstance(known.get("calibration", {}), dict)
             and isinstance(known.get("embedding", ""), str)
             and isinstance(known.get("head", ""), str)
+            and isinstance(known.get("tables", {}), dict)
+            and all(isinstance(v, str) and v in TABLE_FORMATS for v in known.get("tables", {}).values())
             and type(known.get("shards", 1)) is int
             and 0 < known.get("shards", 1) < 1 << 16
         )

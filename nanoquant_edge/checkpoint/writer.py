@@ -17,6 +17,7 @@ from ..files import new_folder, write_json
 from .layer import PackedLayer
 from .reader import INDEX_FILE, WEIGHTS_FILE, Checkpoint
 from .settings import QuantizationSettings
+from .table import QuantizedTable
 
 __all__ = ["COMPANION_FILES", "true_bits_per_weight", "write_checkpoint"]
 
@@ -62,18 +63,20 @@ def write_checkpoint(
     companions: str | Path | None = None,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    tables: Mapping[str, QuantizedTable] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint and open it again, which checks it.
 
     Args:
         folder: where to; it appears only when everything in it is complete and on disk.
         config: the model's config.json content; its `quantization_config` is replaced.
-        settings: the new `quantization_config`; its `shards` is set to what is written.
+        settings: the new `quantization_config`; its `shards` and `tables` are set to what is written.
         layers: module name -> factors, for every compressed layer.
         others: tensor name -> array, for everything else (embedding, norms, untied head).
         companions: folder from which tokenizer and generation files are copied, when present there.
         overwrite: replace a checkpoint that stands there.
         shard_bytes: largest size of one weights file.
+        tables: module name -> codes and scales; they take the place of `{module}.weight` in `others`.
 
     Raises:
         NqEdgeError: NQ-OUTPUT when the folder exists or cannot be written.
@@ -84,7 +87,12 @@ def write_checkpoint(
             value = getattr(layer, part)
             if value is not None:
                 tensors[f"{name}.{part}"] = np.ascontiguousarray(value)
-    tensors.update({name: np.ascontiguousarray(value) for name, value in others.items()})
+    coded = dict(tables or {})
+    for name, table in coded.items():
+        tensors[f"{name}.codes"] = np.ascontiguousarray(table.codes)
+        tensors[f"{name}.scales"] = np.ascontiguousarray(table.scales)
+    replaced = {f"{name}.weight" for name in coded}
+    tensors.update({name: np.ascontiguousarray(value) for name, value in others.items() if name not in replaced})
     with new_folder(Path(folder), overwrite) as scratch:
         metadata = {"format": "np"}  # a second entry would come out in random order, and equal runs in unequal bytes
         shards = _shards(tensors, shard_bytes)
@@ -98,7 +106,9 @@ def write_checkpoint(
                 weight_map.update(dict.fromkeys(shard, name))
             total = sum(tensor.nbytes for tensor in tensors.values())
             write_json(scratch / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        entry = replace(settings, shards=len(shards)).to_dict()
+        entry = replace(
+            settings, shards=len(shards), tables={name: table.kind for name, table in coded.items()}
+        ).to_dict()
         write_json(scratch / "config.json", {**config, "quantization_config": entry})
         if companions is not None:
             for name in COMPANION_FILES:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..errors import NqEdgeError
 
-__all__ = ["dense_model", "dense_weight"]
+__all__ = ["dense_model", "dense_weight", "table_rows"]
 
 
 def _column_signs(words: torch.Tensor, columns: int) -> np.ndarray:
@@ -49,6 +49,24 @@ def dense_weight(tensors: dict[str, torch.Tensor], rank: int) -> torch.Tensor:
     return torch.from_numpy((left @ right).astype(np.float32))
 
 
+def table_rows(codes: torch.Tensor, scales: torch.Tensor, kind: str) -> torch.Tensor:
+    """Dense rows of a quantized table, float32, one column at a time (docs/FORMAT.md, "Quantized tables").
+
+    Args:
+        codes: int8 (rows, bytes).
+        scales: float16 (rows, groups).
+        kind: "int8" or "int4".
+    """
+    raw, factors = codes.numpy().astype(np.int64), scales.double().numpy()
+    if kind == "int8":
+        return torch.from_numpy((raw * factors[:, [0]]).astype(np.float32))
+    columns = []
+    for column in range(2 * raw.shape[1]):
+        nibble = raw[:, column // 2] // (16 if column % 2 else 1) % 16
+        columns.append(np.where(nibble > 7, nibble - 16, nibble) * factors[:, column // 32])
+    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+
+
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "nanoquant.safetensors.index.json"
     if not index.is_file():
@@ -69,9 +87,10 @@ def dense_model(folder: str | Path) -> Any:
     folder = Path(folder)
     config = AutoConfig.from_pretrained(folder)
     ranks: dict[str, int] = config.quantization_config["ranks"]
+    kinds: dict[str, str] = config.quantization_config.get("tables", {})
     del config.quantization_config
     state: dict[str, torch.Tensor] = {}
-    factors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ranks}
+    factors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in [*ranks, *kinds]}
     for path in _weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
@@ -80,6 +99,8 @@ def dense_model(folder: str | Path) -> Any:
                     factors[layer][part] = file.get_tensor(name)
                 else:
                     state[name] = file.get_tensor(name).float()
+    for table, kind in kinds.items():
+        state[f"{table}.weight"] = table_rows(**factors.pop(table), kind=kind)
     for layer, rank in ranks.items():
         state[f"{layer}.weight"] = dense_weight(factors.pop(layer), rank)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
