@@ -25,6 +25,7 @@ VERBS = {
     "build": "Build a TensorRT engine for a GPU or a board.",
     "validate": "Prove that a bundle computes what PyTorch computed.",
     "generate": "Generate text with a bundle.",
+    "devices": "List devices; say whether a model fits one and how fast it will be.",
     "demo": "Run the whole path on SmolLM2-135M and print what came out.",
 }
 
