@@ -25,6 +25,8 @@ const char* type_name(ort::ElementType type) {
       return "bfloat16";
     case ort::kInt8:
       return "int8";
+    case ort::kUndefined:
+      break;
     case ort::kInt32:
       return "int32";
     case ort::kInt64:
@@ -46,8 +48,10 @@ void packed_shape(int64_t layout, int64_t rows, int64_t columns, int64_t* first,
   }
 }
 
-ort::Status* read_attribute(const ort::Api* api, const ort::KernelInfo* info, const char* name,
-                            int64_t low, int64_t high, int64_t* value) {
+}  // namespace
+
+ort::Status* read_integer(const ort::Api* api, const ort::KernelInfo* info, const char* name,
+                          int64_t low, int64_t high, int64_t* value) {
   ort::Status* status =
       ort::call<ort::InfoGetInt64>(api, ort::kKernelInfoGetAttributeInt64)(info, name, value);
   if (status != nullptr) {
@@ -62,17 +66,14 @@ ort::Status* read_attribute(const ort::Api* api, const ort::KernelInfo* info, co
   return nullptr;
 }
 
-}  // namespace
-
 ort::Status* read_attributes(const ort::Api* api, const ort::KernelInfo* info,
                              LinearAttributes* attributes) {
-  NQ_ORT_RETURN(read_attribute(api, info, "in_features", 1, NQ_MAX_DIM, &attributes->in_features));
-  NQ_ORT_RETURN(read_attribute(api, info, "rank", 1, NQ_MAX_DIM, &attributes->rank));
-  NQ_ORT_RETURN(
-      read_attribute(api, info, "out_features", 1, NQ_MAX_DIM, &attributes->out_features));
-  NQ_ORT_RETURN(read_attribute(api, info, "has_scale_mid", 0, 1, &attributes->has_scale_mid));
-  NQ_ORT_RETURN(read_attribute(api, info, "has_bias", 0, 1, &attributes->has_bias));
-  NQ_ORT_RETURN(read_attribute(api, info, "layout", INT64_MIN, INT64_MAX, &attributes->layout));
+  NQ_ORT_RETURN(read_integer(api, info, "in_features", 1, NQ_MAX_DIM, &attributes->in_features));
+  NQ_ORT_RETURN(read_integer(api, info, "rank", 1, NQ_MAX_DIM, &attributes->rank));
+  NQ_ORT_RETURN(read_integer(api, info, "out_features", 1, NQ_MAX_DIM, &attributes->out_features));
+  NQ_ORT_RETURN(read_integer(api, info, "has_scale_mid", 0, 1, &attributes->has_scale_mid));
+  NQ_ORT_RETURN(read_integer(api, info, "has_bias", 0, 1, &attributes->has_bias));
+  NQ_ORT_RETURN(read_integer(api, info, "layout", INT64_MIN, INT64_MAX, &attributes->layout));
   if (attributes->layout != NQ_LAYOUT_ROWS_LSB_FIRST &&
       attributes->layout != NQ_LAYOUT_TILES_16X256) {
     return ort::fail(api, ort::kInvalidGraph,

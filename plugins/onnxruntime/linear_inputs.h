@@ -40,6 +40,10 @@ struct TensorShape {
   int64_t dims[kMaxDimensions];
 };
 
+// Reads a required integer attribute and refuses what is outside [low, high].
+ort::Status* read_integer(const ort::Api* api, const ort::KernelInfo* info, const char* name,
+                          int64_t low, int64_t high, int64_t* value);
+
 // Reads the attributes and refuses sizes, flags or layouts outside the schema.
 ort::Status* read_attributes(const ort::Api* api, const ort::KernelInfo* info,
                              LinearAttributes* attributes);

@@ -32,6 +32,7 @@ enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kInvalidGraph = 10 };
 
 // Element types, numbered as in ONNX's TensorProto.
 enum ElementType : int {
+  kUndefined = 0,
   kFloat = 1,
   kInt8 = 3,
   kInt32 = 6,
@@ -40,7 +41,7 @@ enum ElementType : int {
   kBfloat16 = 16
 };
 
-enum Characteristic : int { kRequired = 0 };
+enum Characteristic : int { kRequired = 0, kVariadic = 2 };
 enum MemoryType : int { kMemoryDefault = 0 };
 
 enum Slot : size_t {
@@ -65,6 +66,7 @@ enum Slot : size_t {
   kReleaseTypeShape = 99,
   kReleaseCustomOpDomain = 101,
   kReleaseAllocator = 132,
+  kKernelInfoGetAttributeInt64s = 163,
   kKernelContextGetGpuStream = 193,
   kKernelInfoGetInputCount = 230,
   kKernelInfoGetConstantInput = 249,
@@ -119,6 +121,7 @@ using SetSymbolicDimensions = Status*(TypeShape*, const char**, size_t);
 using GetTensorTypeAndShape = Status*(const Value*, TypeShape**);
 using ReleaseTypeShape = void(TypeShape*);
 using InfoGetInt64 = Status*(const KernelInfo*, const char*, int64_t*);
+using InfoGetInt64s = Status*(const KernelInfo*, const char*, int64_t*, size_t*);
 using InfoGetInputCount = Status*(const KernelInfo*, size_t*);
 using InfoGetConstantInput = Status*(const KernelInfo*, size_t, int*, const Value**);
 using ContextGetInputCount = Status*(const KernelContext*, size_t*);

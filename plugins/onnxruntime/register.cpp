@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "../kernels/nq_kernels.h"
+#include "group_cpu.h"
 #include "linear_shape.h"
 #include "linear_variants.h"
 #include "ort_abi.h"
@@ -32,15 +33,21 @@ ort::Status* too_old(const ort::ApiBase* base) {
 ort::Status* make_domain(const ort::Api* api, ort::CustomOpDomain** domain) {
   NQ_ORT_RETURN(
       ort::call<ort::CreateDomain>(api, ort::kCreateCustomOpDomain)("com.nanoquant", domain));
-  const int linears = linear_variant_count();
-  const int all = linears + table_op_count();
-  for (int i = 0; i < all; ++i) {
-    const ort::CustomOp* op = i < linears ? linear_variant(i) : table_op(i - linears);
-    ort::Status* status = ort::call<ort::DomainAdd>(api, ort::kCustomOpDomainAdd)(*domain, op);
-    if (status != nullptr) {
-      ort::call<ort::ReleaseDomain>(api, ort::kReleaseCustomOpDomain)(*domain);
-      *domain = nullptr;
-      return status;
+  const struct {
+    int count;
+    const ort::CustomOp* (*op)(int);
+  } families[] = {{linear_variant_count(), linear_variant},
+                  {group_variant_count(), group_variant},
+                  {table_op_count(), table_op}};
+  for (const auto& family : families) {
+    for (int i = 0; i < family.count; ++i) {
+      ort::Status* status =
+          ort::call<ort::DomainAdd>(api, ort::kCustomOpDomainAdd)(*domain, family.op(i));
+      if (status != nullptr) {
+        ort::call<ort::ReleaseDomain>(api, ort::kReleaseCustomOpDomain)(*domain);
+        *domain = nullptr;
+        return status;
+      }
     }
   }
   return nullptr;
@@ -90,8 +97,8 @@ NQ_EXPORT const char* nq_ort_info(void) {
   const char* isa = nq_cpu_isa();
   snprintf(text, sizeof text,
            "{\"version\": \"%s\", \"isa\": \"%s\", \"ort_api\": %u, \"operators\": "
-           "[\"com.nanoquant::NanoQuantLinear-1\", \"com.nanoquant::NanoQuantEmbedding-1\", "
-           "\"com.nanoquant::NanoQuantHead-1\"]}",
+           "[\"com.nanoquant::NanoQuantLinear-1\", \"com.nanoquant::NanoQuantLinearGroup-1\", "
+           "\"com.nanoquant::NanoQuantEmbedding-1\", \"com.nanoquant::NanoQuantHead-1\"]}",
            NQ_VERSION, isa == nullptr ? "" : isa, ort::kApiVersion);
   return text;
 }

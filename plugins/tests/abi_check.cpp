@@ -31,6 +31,7 @@ SLOT(kGetDimensions, GetDimensions);
 SLOT(kGetSymbolicDimensions, GetSymbolicDimensions);
 SLOT(kGetTensorTypeAndShape, GetTensorTypeAndShape);
 SLOT(kKernelInfoGetAttributeInt64, KernelInfoGetAttribute_int64);
+SLOT(kKernelInfoGetAttributeInt64s, KernelInfoGetAttributeArray_int64);
 SLOT(kKernelContextGetInputCount, KernelContext_GetInputCount);
 SLOT(kKernelContextGetInput, KernelContext_GetInput);
 SLOT(kKernelContextGetOutput, KernelContext_GetOutput);

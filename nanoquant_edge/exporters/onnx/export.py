@@ -72,7 +72,9 @@ def export_onnx(
             f"dialect {dialect} is for TensorRT engines; ONNX Runtime would not find its cache updated.",
             "Use --to tensorrt --target jetson-..., or --dialect ort or onnx24.",
         )
-    model = build_model(config, source, target, dtype, portable=portable, max_length=max_length)
+    # The CPU library has the grouped operator; the CUDA kernels, for graphs of 16 bits, and the portable body have not.
+    grouped = dtype == "float32" and not portable
+    model = build_model(config, source, target, dtype, portable=portable, max_length=max_length, grouped=grouped)
     with new_folder(Path(output), overwrite) as scratch:
         write_model(model, scratch / MODEL_FILE, progress)
         compressed = check_file(scratch / MODEL_FILE)

@@ -20,7 +20,15 @@ from ...checkpoint import Checkpoint, PackedLayer, from_tiles
 from ...errors import NqEdgeError
 from ...models import DecoderConfig
 from ..onnx.export import MODEL_FILE, source_model
-from ..onnx.operator import ATTRIBUTES, DOMAIN, INPUTS, LAYOUT_TILES_16X256, OP_TYPE
+from ..onnx.operator import (
+    ATTRIBUTES,
+    DOMAIN,
+    GROUP_ATTRIBUTES,
+    GROUP_OP_TYPE,
+    INPUTS,
+    LAYOUT_TILES_16X256,
+    OP_TYPE,
+)
 from ..onnx.schema import check_file
 from ..onnx.weights import WeightSource
 
@@ -113,10 +121,12 @@ class BundleWeights:
 
     def __init__(self, path: Path) -> None:
         self._model = ir.load(path)
-        self._nodes: dict[str, ir.Node] = {}
+        #: Module path -> the node that holds the layer, and its place in a group.
+        self._nodes: dict[str, tuple[ir.Node, int]] = {}
         for node in self._model.graph.all_nodes():
-            if node.domain == DOMAIN and node.op_type == OP_TYPE and node.name:
-                self._nodes[node.name] = node
+            if node.domain == DOMAIN and node.op_type in (OP_TYPE, GROUP_OP_TYPE):
+                for place, output in enumerate(node.outputs):
+                    self._nodes[str(output.name).removesuffix(".output")] = (node, place)
 
     @property
     def layers(self) -> list[str]:
@@ -127,9 +137,19 @@ class BundleWeights:
         """See `WeightSource.layer`."""
         if name not in self._nodes:
             raise NqEdgeError("NQ-CKPT", f"layer {name} is not in the bundle.")
-        node = self._nodes[name]
-        numbers = {key: node.attributes[key].as_int() for key in ATTRIBUTES}
-        parts = {part: self._array(value) for part, value in zip(INPUTS[1:], node.inputs[1:], strict=True)}
+        node, place = self._nodes[name]
+        if node.op_type == GROUP_OP_TYPE:
+            each = {key: node.attributes[key] for key in GROUP_ATTRIBUTES}
+            lists = zip(ATTRIBUTES, GROUP_ATTRIBUTES, strict=True)
+            numbers = {
+                key: each[kind].as_int() if kind in ("in_features", "layout") else each[kind].as_ints()[place]
+                for key, kind in lists
+            }
+        else:
+            numbers = {key: node.attributes[key].as_int() for key in ATTRIBUTES}
+        first = 1 + place * len(INPUTS[1:])
+        values = node.inputs[first : first + len(INPUTS[1:])]
+        parts = {part: self._array(value) for part, value in zip(INPUTS[1:], values, strict=True)}
         if numbers["layout"] == LAYOUT_TILES_16X256:
             parts["v_packed"] = from_tiles(parts["v_packed"], numbers["rank"], numbers["in_features"])
             parts["u_packed"] = from_tiles(parts["u_packed"], numbers["out_features"], numbers["rank"])

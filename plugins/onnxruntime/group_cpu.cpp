@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The weights of a group have to be constant initializers: they are checked once, when the session
+// is made, and a call then reads nothing but X.
+
+#include "group_cpu.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "linear_inputs.h"
+#include "linear_passes.h"
+#include "status.h"
+
+namespace {
+
+constexpr size_t kWeights = kInputCount - 1;  // inputs of one layer
+
+struct GroupVariant {
+  ort::CustomOp op;  // first: the callbacks get its address
+  ort::ElementType x_type;
+};
+
+struct GroupKernel {
+  const ort::Api* api;
+  ort::ElementType x_type;
+  size_t count;
+  LinearAttributes attributes[kMaxLayers];
+  nq_linear layers[kMaxLayers];
+};
+
+// Reads a list attribute of `*count` integers; a count of 0 takes any length up to kMaxLayers.
+ort::Status* read_list(const ort::Api* api, const ort::KernelInfo* info, const char* name,
+                       size_t* count, int64_t* values) {
+  const auto get = ort::call<ort::InfoGetInt64s>(api, ort::kKernelInfoGetAttributeInt64s);
+  size_t size = 0;
+  ort::Status* status = get(info, name, nullptr, &size);
+  if (status == nullptr && size >= 2 && size <= kMaxLayers) {
+    status = get(info, name, values, &size);
+  }
+  if (status != nullptr) {
+    ort::call<ort::ReleaseStatus>(api, ort::kReleaseStatus)(status);
+    return ort::fail(api, ort::kInvalidGraph, "the list of integers '%s' is missing", name);
+  }
+  if (size < 2 || size > kMaxLayers || (*count != 0 && size != *count)) {
+    return ort::fail(api, ort::kInvalidGraph,
+                     "attribute '%s' has %zu entries; a group has 2 to %zu layers, and every list "
+                     "as many entries",
+                     name, size, kMaxLayers);
+  }
+  *count = size;
+  return nullptr;
+}
+
+ort::Status* read_group(const ort::Api* api, const ort::KernelInfo* info, GroupKernel* kernel) {
+  int64_t n = 0;
+  int64_t layout = 0;
+  NQ_ORT_RETURN(read_integer(api, info, "in_features", 1, NQ_MAX_DIM, &n));
+  NQ_ORT_RETURN(read_integer(api, info, "layout", 0, NQ_LAYOUT_TILES_16X256, &layout));
+  if (layout != NQ_LAYOUT_ROWS_LSB_FIRST) {
+    return ort::fail(api, ort::kInvalidGraph,
+                     "layout 1 is for GPUs, and the CPU kernel reads layout 0 only: export the "
+                     "model for the CPU");
+  }
+  int64_t lists[4][kMaxLayers];
+  const char* const names[] = {"ranks", "out_features", "has_scale_mid", "has_bias"};
+  const int64_t low[] = {1, 1, 0, 0};
+  const int64_t high[] = {NQ_MAX_DIM, NQ_MAX_DIM, 1, 1};
+  for (int list = 0; list < 4; ++list) {
+    NQ_ORT_RETURN(read_list(api, info, names[list], &kernel->count, lists[list]));
+    for (size_t i = 0; i < kernel->count; ++i) {
+      if (lists[list][i] < low[list] || lists[list][i] > high[list]) {
+        return ort::fail(api, ort::kInvalidGraph, "attribute '%s' holds %" PRId64, names[list],
+                         lists[list][i]);
+      }
+    }
+  }
+  for (size_t i = 0; i < kernel->count; ++i) {
+    kernel->attributes[i] = {n, lists[0][i], lists[1][i], lists[2][i], lists[3][i], layout};
+  }
+  return nullptr;
+}
+
+// The address of constant input `at`, whose type and shape are put into `shape`.
+ort::Status* read_constant(const ort::Api* api, const ort::KernelInfo* info, size_t at,
+                           TensorShape* shape, const void** data) {
+  int constant = 0;
+  const ort::Value* value = nullptr;
+  NQ_ORT_RETURN(ort::call<ort::InfoGetConstantInput>(api, ort::kKernelInfoGetConstantInput)(
+      info, at, &constant, &value));
+  if (constant == 0 || value == nullptr) {
+    return ort::fail(api, ort::kInvalidGraph, "input %zu of a group is not a constant", at);
+  }
+  NQ_ORT_RETURN(read_shape(api, value, shape));
+  void* address = nullptr;
+  NQ_ORT_RETURN(ort::call<ort::GetMutableData>(api, ort::kGetTensorMutableData)(
+      const_cast<ort::Value*>(value), &address));
+  *data = address;
+  return nullptr;
+}
+
+ort::Status* prepare(const ort::Api* api, const ort::KernelInfo* info, GroupKernel* kernel) {
+  NQ_ORT_RETURN(read_group(api, info, kernel));
+  size_t inputs = 0;
+  NQ_ORT_RETURN(
+      ort::call<ort::InfoGetInputCount>(api, ort::kKernelInfoGetInputCount)(info, &inputs));
+  if (inputs != 1 + kWeights * kernel->count) {
+    return ort::fail(api, ort::kInvalidGraph, "the group has %zu inputs, expected %zu", inputs,
+                     1 + kWeights * kernel->count);
+  }
+  ort::ElementType scales = ort::kUndefined;
+  for (size_t i = 0; i < kernel->count; ++i) {
+    const LinearAttributes& attributes = kernel->attributes[i];
+    const void* data[kInputCount] = {};
+    for (size_t part = kInputV; part < kInputCount; ++part) {
+      TensorShape shape;
+      NQ_ORT_RETURN(read_constant(api, info, i * kWeights + part, &shape, &data[part]));
+      if (part == kInputScaleIn && i == 0) scales = shape.type;
+      if (part == kInputScaleIn && scales != ort::kFloat && scales != ort::kFloat16 &&
+          scales != ort::kBfloat16) {
+        return ort::fail(api, ort::kInvalidGraph, "scale_in is of no floating type");
+      }
+      NQ_ORT_RETURN(check_weight(api, attributes, scales, part, shape));
+    }
+    kernel->layers[i] = {
+        attributes.in_features,
+        attributes.rank,
+        attributes.out_features,
+        NQ_LAYOUT_ROWS_LSB_FIRST,
+        kernel_type(scales),
+        static_cast<const int32_t*>(data[kInputV]),
+        static_cast<const int32_t*>(data[kInputU]),
+        data[kInputScaleIn],
+        attributes.has_scale_mid ? data[kInputScaleMid] : nullptr,
+        data[kInputScaleOut],
+        attributes.has_bias ? data[kInputBias] : nullptr,
+    };
+  }
+  return nullptr;
+}
+
+ort::Status* create(const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info,
+                    void** state) {
+  *state = nullptr;
+  GroupKernel* kernel = static_cast<GroupKernel*>(calloc(1, sizeof(GroupKernel)));
+  if (kernel == nullptr) return ort::fail(api, ort::kFail, "out of memory");
+  kernel->api = api;
+  kernel->x_type = reinterpret_cast<const GroupVariant*>(op)->x_type;
+  ort::Status* status = prepare(api, info, kernel);
+  if (status != nullptr) {
+    free(kernel);
+    return status;
+  }
+  *state = kernel;
+  return nullptr;
+}
+
+ort::Status* compute(void* state, ort::KernelContext* context) {
+  const GroupKernel& kernel = *static_cast<const GroupKernel*>(state);
+  const ort::Api* api = kernel.api;
+  const ort::Value* value = nullptr;
+  NQ_ORT_RETURN(
+      ort::call<ort::ContextGetInput>(api, ort::kKernelContextGetInput)(context, kInputX, &value));
+  TensorShape shape;
+  NQ_ORT_RETURN(read_shape(api, value, &shape));
+  const auto data_of = ort::call<ort::GetMutableData>(api, ort::kGetTensorMutableData);
+  int64_t rows = 0;
+  void* y[kMaxLayers] = {};
+  for (size_t i = 0; i < kernel.count; ++i) {
+    if (i > 0) shape.dims[shape.count - 1] = kernel.layers[i].in_features;
+    NQ_ORT_RETURN(check_x(api, kernel.attributes[i], kernel.x_type, shape, &rows));
+    shape.dims[shape.count - 1] = kernel.layers[i].out_features;
+    ort::Value* output = nullptr;
+    NQ_ORT_RETURN(ort::call<ort::ContextGetOutput>(api, ort::kKernelContextGetOutput)(
+        context, i, shape.dims, shape.count, &output));
+    if (rows != 0) NQ_ORT_RETURN(data_of(output, &y[i]));
+  }
+  if (rows == 0) return nullptr;
+  void* x = nullptr;
+  NQ_ORT_RETURN(data_of(const_cast<ort::Value*>(value), &x));
+  return run_layers(api, context, kernel.layers, kernel.count, kernel_type(kernel.x_type), rows, x,
+                    y);
+}
+
+const char* name(const ort::CustomOp*) { return "NanoQuantLinearGroup"; }
+const char* provider(const ort::CustomOp*) { return "CPUExecutionProvider"; }
+// X and one variadic input of any type; one variadic output of X's.
+size_t input_count(const ort::CustomOp*) { return 2; }
+size_t output_count(const ort::CustomOp*) { return 1; }
+ort::ElementType input_type(const ort::CustomOp* op, size_t index) {
+  return index == kInputX ? reinterpret_cast<const GroupVariant*>(op)->x_type : ort::kUndefined;
+}
+ort::ElementType output_type(const ort::CustomOp* op, size_t) {
+  return reinterpret_cast<const GroupVariant*>(op)->x_type;
+}
+ort::Characteristic input_kind(const ort::CustomOp*, size_t index) {
+  return index == kInputX ? ort::kRequired : ort::kVariadic;
+}
+ort::Characteristic output_kind(const ort::CustomOp*, size_t) { return ort::kVariadic; }
+int fewest_inputs(const ort::CustomOp*) { return static_cast<int>(2 * kWeights); }
+int fewest_outputs(const ort::CustomOp*) { return 2; }
+int of_any_type(const ort::CustomOp*) { return 0; }
+int of_one_type(const ort::CustomOp*) { return 1; }
+ort::MemoryType default_memory(const ort::CustomOp*, size_t) { return ort::kMemoryDefault; }
+int first_version(const ort::CustomOp*) { return 1; }
+
+constexpr GroupVariant make_variant(ort::ElementType x_type) {
+  ort::CustomOp op{};
+  op.version = ort::kApiVersion;
+  op.GetName = name;
+  op.GetExecutionProviderType = provider;
+  op.GetInputType = input_type;
+  op.GetInputTypeCount = input_count;
+  op.GetOutputType = output_type;
+  op.GetOutputTypeCount = output_count;
+  op.KernelDestroy = free;
+  op.GetInputCharacteristic = input_kind;
+  op.GetOutputCharacteristic = output_kind;
+  op.GetInputMemoryType = default_memory;
+  op.GetVariadicInputMinArity = fewest_inputs;
+  op.GetVariadicInputHomogeneity = of_any_type;
+  op.GetVariadicOutputMinArity = fewest_outputs;
+  op.GetVariadicOutputHomogeneity = of_one_type;
+  op.CreateKernelV2 = create;
+  op.KernelComputeV2 = compute;
+  op.GetStartVersion = first_version;
+  op.GetEndVersion = first_version;
+  return GroupVariant{op, x_type};
+}
+
+const GroupVariant kVariants[] = {make_variant(ort::kFloat), make_variant(ort::kFloat16),
+                                  make_variant(ort::kBfloat16)};
+
+}  // namespace
+
+int group_variant_count() { return static_cast<int>(sizeof kVariants / sizeof kVariants[0]); }
+
+const ort::CustomOp* group_variant(int index) { return &kVariants[index].op; }
