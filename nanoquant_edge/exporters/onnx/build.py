@@ -12,6 +12,7 @@ from .dialects import Dialect, dialect_named
 from .dtypes import ir_dtype
 from .graph import GraphBuilder
 from .operator import DOMAIN, VERSION, LinearForm
+from .tables import reads_codes
 from .weights import WeightSource, check_weights
 
 __all__ = ["build_model"]
@@ -75,7 +76,8 @@ def build_model(
 
         functions.append(linear_function(target.opsets[""]))
     g = GraphBuilder(opsets)
-    build_decoder(g, config, weights, target, kind, length, capacity, form)
+    codes = reads_codes(target.name, dtype, portable)
+    build_decoder(g, config, weights, target, kind, length, capacity, form, codes)
     metadata = {
         "nanoquant.dialect": target.name,
         "nanoquant.dtype": dtype,

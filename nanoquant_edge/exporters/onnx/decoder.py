@@ -31,6 +31,7 @@ def build_decoder(
     max_length: int,
     capacity: int | None = None,
     form: LinearForm = LinearForm(),  # noqa: B008 (frozen)
+    codes: bool = False,
 ) -> None:
     """Add the whole decoder to a graph.
 
@@ -43,6 +44,7 @@ def build_decoder(
         max_length: longest context in tokens.
         capacity: fixed number of cache slots; None makes it symbolic.
         form: layout of the packed words, and whether projections of one input are grouped.
+        codes: quantized tables stay codes, for our operators; else they are widened.
     """
     integer = ir.DataType.INT64
     ids = g.input("input_ids", integer, ["batch", "sequence"])
@@ -59,7 +61,7 @@ def build_decoder(
     dialect.prepare(g, config, DecoderInputs(ids, mask, past[0][0], dtype, max_length))
     blocks = _Blocks(g, config, weights, dialect, dtype, form)
     family = config.structure
-    residual = embed_tokens(g, config, weights, dialect, ids, dtype)
+    residual = embed_tokens(g, config, weights, dialect, ids, dtype, codes)
     first = blocks.norm(0, family.attention_norm)
     normed = dialect.norm(g, first.name, residual, first)
     presents: list[ir.Value] = []
@@ -77,7 +79,7 @@ def build_decoder(
         else:
             residual = g.node("Add", [fed, residual], f"{family.blocks}.{block}.sum", output=total)
     final = norm_named(g, config, weights, family.final_norm, dtype)
-    emit_head(g, config, weights, dialect, residual, chosen, final)
+    emit_head(g, config, weights, dialect, residual, chosen, final, codes)
     for present in presents:
         g.output(present)
 

@@ -19,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...models import DecoderConfig
+from .capped_attention import capped_attention
 from .dialects import DecoderInputs, Dialect, rotary_initializers
 from .graph import Dims, GraphBuilder, dims_of
 from .norms import Norm
@@ -110,10 +111,11 @@ class Onnx24Dialect(Dialect):
                 ("key", "value"), past, (key, value), present_names, strict=True
             )
         ]
-        options: dict[str, Any] = {"scale": config.attention_scale}
-        if config.attention_cap is not None:
-            options["softcap"] = config.attention_cap
-        attended = g.node("Attention", [query, *present, self._masks[self._windows[block]]], name, **options)
+        mask = self._masks[self._windows[block]]
+        if config.attention_cap is None:
+            attended = g.node("Attention", [query, *present, mask], name, scale=config.attention_scale)
+        else:
+            attended = capped_attention(g, name, config, query, (present[0], present[1]), mask)
         width = config.num_heads * config.head_dim
         rows = g.node(
             "Transpose",

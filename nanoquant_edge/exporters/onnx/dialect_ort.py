@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from ...errors import NqEdgeError
 from ...models import DecoderConfig
+from .capped_attention import MASKED
 from .dialects import DecoderInputs, Dialect, rotary_initializers
 from .graph import Dims, GraphBuilder, dims_of
 from .norms import Norm, decomposed_norm
@@ -24,8 +25,6 @@ __all__ = ["DIALECT", "OrtDialect"]
 _MICROSOFT = "com.microsoft"
 #: Lowest version seen to count the window as the models do.
 _WINDOWED = ("1.31", "")
-#: Bias of a score outside of the window: its exponential is 0 in float32.
-_MASKED = -1e30
 
 
 class OrtDialect(Dialect):
@@ -80,7 +79,7 @@ class OrtDialect(Dialect):
         slots = g.node("Range", [g.integers(0), self._total, g.integers(1)], "window.slots", shape=["total"])
         seen = g.node("GreaterOrEqual", [slots, first], "window.seen", dtype=ir.DataType.BOOL, shape=dims)
         zero = g.initializer("constant.float.0", np.zeros(1, np.float32))
-        masked = g.initializer("constant.float.masked", np.full(1, _MASKED, np.float32))
+        masked = g.initializer("constant.float.masked", np.full(1, MASKED, np.float32))
         return g.node("Where", [seen, zero, masked], "window", dtype=ir.DataType.FLOAT)
 
     def norm(self, g: GraphBuilder, name: str, x: ir.Value, norm: Norm) -> ir.Value:

@@ -21,14 +21,13 @@ import onnx_ir as ir
 
 from ...models import DecoderConfig
 from .activations import decomposed_gelu_tanh, soft_cap
+from .capped_attention import MASKED
 from .dialects import DecoderInputs, Dialect, rotary_initializers
 from .graph import GraphBuilder, dims_of
 from .norms import Norm, decomposed_norm
 
 __all__ = ["DIALECT", "Trt103Dialect"]
 
-#: Added to the score of a masked slot: its exponential is 0 in float32, and sums of two stay finite.
-_MASKED = -1e30
 _FLOAT, _INTEGER = ir.DataType.FLOAT, ir.DataType.INT32
 
 
@@ -143,7 +142,7 @@ class Trt103Dialect(Dialect):
     @staticmethod
     def _bias(g: GraphBuilder, allowed: ir.Value, name: str) -> ir.Value:
         zero = g.initializer("constant.float.0", np.zeros(1, np.float32))
-        masked = g.initializer("constant.float.masked", np.full(1, _MASKED, np.float32))
+        masked = g.initializer("constant.float.masked", np.full(1, MASKED, np.float32))
         return g.node("Where", [allowed, zero, masked], name, dtype=_FLOAT)
 
     def positions(self, g: GraphBuilder) -> ir.Value:

@@ -10,6 +10,7 @@ from .activations import scalar, soft_cap
 from .dialects import Dialect
 from .graph import Dims, GraphBuilder
 from .norms import Norm
+from .tables import EMBEDDING_OP, HEAD_OP, WideTable, coded_node
 from .weights import HEAD, WeightSource
 
 __all__ = ["embed_tokens", "emit_head"]
@@ -22,12 +23,17 @@ def embed_tokens(
     dialect: Dialect,
     ids: ir.Value,
     dtype: ir.DataType,
+    codes: bool = False,
 ) -> ir.Value:
     """Embedded tokens [batch, sequence, hidden_size], scaled (Gemma) and with learned positions (OPT)."""
     family = config.structure
     dims: Dims = ["batch", "sequence", config.hidden_size]
-    table = _table(g, weights, f"{family.embedding}.weight", dtype)
-    hidden = g.cast(g.node("Gather", [table, ids], family.embedding, shape=dims), dtype, f"{family.embedding}.cast")
+    coded = weights.table(family.embedding) if codes else None
+    if coded is not None:
+        hidden = coded_node(g, EMBEDDING_OP, ids, coded, family.embedding, family.embedding, dims)
+    else:
+        table = _table(g, weights, f"{family.embedding}.weight", dtype)
+        hidden = g.cast(g.node("Gather", [table, ids], family.embedding, shape=dims), dtype, f"{family.embedding}.cast")
     if config.embedding_scale != 1.0:
         hidden = g.node("Mul", [hidden, scalar(g, config.embedding_scale, dtype)], f"{family.embedding}.scaled")
     if family.positions:
@@ -44,6 +50,9 @@ def embed_tokens(
 
 def _table(g: GraphBuilder, weights: WeightSource, name: str, dtype: ir.DataType) -> ir.Value:
     """Embedding or head table; a float32 graph keeps the checkpoint's 16 bits and widens after the look-up."""
+    table = weights.table(name.removesuffix(".weight"))
+    if table is not None:
+        return g.weight(name, WideTable(table, ir.DataType.FLOAT16 if dtype == ir.DataType.FLOAT else dtype, name))
     array = weights.tensor(name)
     return g.initializer(name, array, None if dtype == ir.DataType.FLOAT else dtype)
 
@@ -56,10 +65,11 @@ def emit_head(
     hidden: ir.Value,
     chosen: ir.Value,
     norm: Norm,
+    codes: bool = False,
 ) -> None:
     """Logits of the chosen positions only, so that a long prompt never makes a [sequence, vocabulary] array.
 
-    The table is widened by a Cast of a constant, which ONNX Runtime folds once at load. Measured on ONNX Runtime
+    A 16-bit table is widened by a Cast of a constant, which ONNX Runtime folds once at load. Measured on ONNX Runtime
     1.31, one thread, 49152 x 576: 8.3 ms a row, 109 MB of memory, 57 MB on disk; a float32 table multiplied
     unpacked takes 11.7 ms, 116 MB of mapped file and 113 MB on disk, and packed 225 MB of memory. While the session
     loads, the widened and the packed table exist side by side.
@@ -69,10 +79,14 @@ def emit_head(
     where = g.node("Unsqueeze", [chosen, g.integers([-1])], "head.indices", shape=["batch", "positions", 1])
     picked = g.node("GatherND", [hidden, where], "head.gather", shape=["batch", "positions", width], batch_dims=1)
     normed = dialect.norm(g, norm.name, picked, norm)
-    table = _table(g, weights, f"{config.structure.embedding}.weight" if config.tied else HEAD, hidden.dtype)
+    module = config.structure.embedding if config.tied else HEAD.removesuffix(".weight")
     rows = g.node("Reshape", [normed, g.integers([-1, width])], "head.flatten", shape=["rows", width])
-    table = g.cast(table, hidden.dtype, "head.widen")
-    flat = g.node("Gemm", [rows, table], "lm_head", shape=["rows", vocabulary], transB=1)
+    coded = weights.table(module) if codes else None
+    if coded is not None:
+        flat = coded_node(g, HEAD_OP, rows, coded, module, "lm_head", ["rows", vocabulary])
+    else:
+        table = g.cast(_table(g, weights, f"{module}.weight", hidden.dtype), hidden.dtype, "head.widen")
+        flat = g.node("Gemm", [rows, table], "lm_head", shape=["rows", vocabulary], transB=1)
     sizes = g.node("Shape", [chosen], "head.shape", dtype=ir.DataType.INT64, shape=[2])
     target = g.node("Concat", [sizes, g.integers([vocabulary])], "head.target", shape=[3], axis=0)
     dims: Dims = ["batch", "positions", vocabulary]

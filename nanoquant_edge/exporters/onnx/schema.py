@@ -31,6 +31,7 @@ from .operator import (
     OP_TYPE,
     VERSION,
 )
+from .table_schema import TABLE_OPS, check_table_node
 
 if TYPE_CHECKING:
     from onnx import TensorProto
@@ -101,6 +102,9 @@ def check_model(model: ir.Model) -> int:
     count = 0
     for node in model.graph.all_nodes():
         if node.domain != DOMAIN:
+            continue
+        if node.op_type in TABLE_OPS and model.opset_imports.get(DOMAIN) == VERSION:
+            check_table_node(node)
             continue
         if node.op_type not in (OP_TYPE, GROUP_OP_TYPE):
             raise _fail(node, f"{DOMAIN}::{node.op_type} is not an operator of version {VERSION}")

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...checkpoint import PackedLayer
+from ...checkpoint import PackedLayer, QuantizedTable
 from ...errors import NqEdgeError
 from ...models import DecoderConfig
 
@@ -31,6 +31,10 @@ class WeightSource(Protocol):
 
     def tensor(self, name: str) -> NDArray[np.generic]:
         """Any other tensor, by its Hugging Face name."""
+        ...
+
+    def table(self, module: str) -> QuantizedTable | None:
+        """Codes and scales of an embedding or head with this module path; None when it is a plain tensor."""
         ...
 
     def tensor_names(self) -> list[str]:
@@ -66,6 +70,9 @@ def check_weights(config: DecoderConfig, weights: WeightSource) -> None:
         rows = config.max_positions + family.position_offset
         shapes[f"{family.positions}.weight"] = (rows, config.hidden_size)
     for name, shape in shapes.items():
+        coded = weights.table(name.removesuffix(".weight"))
+        if coded is not None and coded.shape == shape:
+            continue
         stored = stored_name(name, names)
         if stored not in names:
             raise NqEdgeError("NQ-CKPT", f"the checkpoint has no tensor {name}.")

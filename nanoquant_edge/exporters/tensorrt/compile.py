@@ -87,6 +87,7 @@ def compile_graph(
             f"with {plan.compressed_linears}.",
             "Export again; a graph with a portable body must not be given to TensorRT.",
         )
+    _allow_decomposition(trt, network)
     config = _config(trt, builder, network, plan, library, timing_cache, event)
     with MemoryWatch(lent.forget if lent is not None else None) as memory:
         written = _build(trt, builder, network, config, output, log)
@@ -145,6 +146,16 @@ def _count(trt: Any, network: Any) -> tuple[int, int]:
             layers += 1
             linears += layer.num_outputs
     return layers, linears
+
+
+def _allow_decomposition(trt: Any, network: Any) -> None:
+    """Let attention be taken apart where no fused kernel takes it (seen: fewer than four heads)."""
+    kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)  # TensorRT 10.14 and later
+    for place in range(network.num_layers if kind is not None else 0):
+        layer = network.get_layer(place)
+        if layer.type == kind:
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
 
 
 def _config(

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...bundle import MANIFEST_FILE, Bundle
-from ...checkpoint import Checkpoint, PackedLayer, from_tiles
+from ...checkpoint import TABLE_FORMATS, Checkpoint, PackedLayer, QuantizedTable, from_tiles
 from ...errors import NqEdgeError
 from ...models import DecoderConfig
 from ..onnx.export import MODEL_FILE, source_model
@@ -164,6 +164,17 @@ class BundleWeights:
             raise NqEdgeError("NQ-CKPT", f"the bundle has no tensor {name}.")
         array: NDArray[np.generic] = self._array(self._model.graph.initializers[name])
         return array
+
+    def table(self, module: str) -> QuantizedTable | None:
+        """See `WeightSource.table`."""
+        values = self._model.graph.initializers
+        if f"{module}.codes" not in values:
+            return None
+        codes, scales = (np.asarray(self._array(values[f"{module}.{part}"])) for part in ("codes", "scales"))
+        user, _ = values[f"{module}.codes"].uses()[0]
+        bits = user.attributes["bits"].as_int()
+        kind = next(name for name, form in TABLE_FORMATS.items() if form.bits == bits)
+        return QuantizedTable(kind, codes, scales)
 
     def tensor_names(self) -> list[str]:
         """See `WeightSource.tensor_names`."""

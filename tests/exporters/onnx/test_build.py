@@ -150,6 +150,9 @@ class Changed:
     def tensor(self, name: str) -> Any:
         return self.source.tensor(self.swap.get(name, name))
 
+    def table(self, module: str) -> Any:
+        return self.source.table(module)
+
     def tensor_names(self) -> list[str]:
         return [name for name in self.source.tensor_names() if not (self.drop and name.startswith(self.drop))]
 

@@ -78,6 +78,7 @@ with open(folder / "table", "wb") as file:
 class Source:
     layer = staticmethod(tiny.layer)
     tensor_names = staticmethod(tiny.tensor_names)
+    table = staticmethod(tiny.table)
     def tensor(self, name):
         if name == "model.embed_tokens.weight":
             return np.memmap(folder / "table", np.float16, "r", 0, (rows, 72))

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graphs of every family build with the real TensorRT for RTX and our plugin, in both of TensorRT's dialects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine
+from nanoquant_edge.models import DecoderConfig
+from tests.exporters.tensorrt.support import needs_builder
+from tests.families import FAMILY_CONFIGS, family_config
+from tests.tiny import tiny_checkpoint
+
+TARGET = "sm_86,sm_89,sm_120"
+
+
+@needs_builder
+@pytest.mark.parametrize("dialect", ["onnx24", "trt103"])
+@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+def test_an_engine_for_three_architectures(
+    name: str, dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "c", **family_config(name))
+    config = DecoderConfig.from_dict(checkpoint.config)
+    monkeypatch.setattr(build, "_dialect", lambda flavour: dialect)
+    dtype = "bfloat16" if name.startswith("gemma") else "float16"
+    options = EngineOptions(capacity=64, prefill=32, dtype=dtype)
+    engine = build_engine(checkpoint.folder, tmp_path / "e", target=TARGET, options=options).engine
+    assert engine is not None and engine.compute_capabilities == ("8.6", "8.9", "12.0")
+    # One plugin layer for q, k and v, one for gate and up, and the two layers behind them.
+    assert engine.plugin_layers == 4 * config.num_layers
+    assert engine.compressed_linears == len(config.linear_shapes()) * config.num_layers
+
+
+@needs_builder
+@pytest.mark.parametrize("heads", [2, 3])
+def test_few_heads_are_built_without_a_fused_kernel(heads: int, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "c", num_attention_heads=heads, num_key_value_heads=1, num_hidden_layers=1)
+    options = EngineOptions(capacity=64, prefill=32)
+    assert build_engine(checkpoint.folder, tmp_path / "e", target=TARGET, options=options).engine is not None
