@@ -103,7 +103,7 @@ def dense_model(folder: str | Path) -> Any:
         state[f"{table}.weight"] = table_rows(**factors.pop(table), kind=kind)
     for layer, rank in ranks.items():
         state[f"{layer}.weight"] = dense_weight(factors.pop(layer), rank)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # Gemma-2 has eager attention only
     missing, unexpected = model.load_state_dict(state, strict=False)
     lost = sorted(set(missing) - set(model.all_tied_weights_keys or {})) + sorted(unexpected)
     if lost:

@@ -86,7 +86,8 @@ class TorchReference:
         def keep(name: str) -> Any:
             def hook(_module: Any, _inputs: Any, output: Any) -> None:
                 tensor = output[0] if isinstance(output, tuple) else output
-                values[name] = tensor[0].float().numpy()
+                # One window; OPT's feed-forward layers work on rows without a batch.
+                values[name] = tensor.flatten(0, -2).float().numpy()
 
             return hook
 
