@@ -36,6 +36,11 @@ __all__ = ["command"]
 )
 @click.option("--portable", is_flag=True, help="Add a slow body of the operator for runtimes without our kernels.")
 @click.option("--max-length", type=click.IntRange(min=1), help="Longest context in tokens [default: the model's own].")
+@click.option(
+    "--embedding",
+    type=click.Choice(["int8", "int4", "fp16"]),
+    help="Round a 16-bit embedding and head, or widen quantized ones [default: as the checkpoint stores them].",
+)
 @engine_options
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -47,15 +52,17 @@ def command(
     dialect: str | None,
     portable: bool,
     max_length: int | None,
+    embedding: str | None,
     overwrite: bool,
     as_json: bool,
     **engine: Any,
 ) -> None:
     """Write a bundle that a device runs, from CHECKPOINT (a folder that `nq-edge compress` wrote).
 
-    Options from --target to --workspace go with --to tensorrt, --dialect, --portable and --max-length with --to onnx.
+    Options from --target to --workspace go with --to tensorrt, those from --dialect to --embedding with --to onnx.
     """
-    _check_kind(kind, {"--dialect": dialect, "--portable": portable, "--max-length": max_length}, engine)
+    onnx = {"--dialect": dialect, "--portable": portable, "--max-length": max_length, "--embedding": embedding}
+    _check_kind(kind, onnx, engine)
     if kind == "tensorrt":
         make_engine(checkpoint, output, dtype, overwrite, as_json, **engine)
         return
@@ -81,6 +88,7 @@ def command(
             dialect=dialect or "ort",
             portable=portable,
             max_length=max_length,
+            embedding=embedding,
             overwrite=overwrite,
             progress=lambda done, total, _name: bar.update(task, completed=done, total=total),
         )
@@ -113,6 +121,8 @@ def _summary(bundle: Bundle, seconds: float) -> dict[str, object]:
         "compressed_linears": bundle.compressed_linears,
         "true_bpw": bundle.true_bpw,
         "max_length": bundle.kv.max_capacity,
+        "embedding": bundle.source_model["embedding"],
+        "head": bundle.source_model["head"],
         "files": {name: entry.size for name, entry in bundle.files.items()},
         "total_bytes": sum(entry.size for entry in bundle.files.values()),
         "seconds": round(seconds, 3),
@@ -134,5 +144,6 @@ def _print_table(bundle: Bundle, seconds: float) -> None:
     console.print(table)
     console.print(
         f"{bundle.compressed_linears} compressed layers at {bundle.true_bpw:.3f} bits per weight, "
+        f"embedding {bundle.source_model['embedding']}, head {bundle.source_model['head']}, "
         f"dialect {bundle.dialect}, {bundle.dtype}, context {bundle.kv.max_capacity}, {seconds:.1f} s"
     )

@@ -46,8 +46,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
     Returns:
         JSON-ready: `model`, `target_bpw`, `true_bpw` (as stored in the configuration), `measured_bpw` (counted from
-        the files' headers), `layers` (name, type, shape, rank, bpw), `bytes` (category -> bytes), `total_bytes`,
-        `recipe`, `calibration`.
+        the files' headers), `layers` (name, type, shape, rank, bpw), `tables` (format, shape, bits an entry), `bytes`
+        (category -> bytes), `total_bytes`, `recipe`, `calibration`.
     """
     layers: list[dict[str, Any]] = []
     packed_bytes = scale_bytes = 0
@@ -99,6 +99,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "scale_dtype": settings.scale_dtype,
         "embedding": settings.embedding,
         "head": settings.head,
+        "tables": {module: _describe_table(checkpoint, module) for module in settings.tables},
         "layers": layers,
         "bytes": sizes,
         "total_bytes": total,
@@ -130,6 +131,15 @@ def _tensor_bytes(checkpoint: Checkpoint, name: str) -> int:
     return math.prod(checkpoint.shape(name)) * width
 
 
+def _describe_table(checkpoint: Checkpoint, module: str) -> dict[str, Any]:
+    """Format, size and stored bits an entry (scales counted) of a quantized table."""
+    table = checkpoint.table(module)
+    assert table is not None
+    stored = sum(_tensor_bytes(checkpoint, f"{module}.{part}") for part in ("codes", "scales"))
+    rows, columns = table.shape
+    return {"format": table.kind, "rows": rows, "columns": columns, "bits": 8 * stored / (rows * columns)}
+
+
 def _category(tensor: str) -> str:
     if "embed" in tensor:
         return "embedding"
@@ -147,9 +157,9 @@ def _print_checkpoint(report: dict[str, Any], every_layer: bool) -> None:
     console = Console()
     model = ", ".join(f"{key.removeprefix('_')} {value}" for key, value in report["model"].items())
     console.print(_plain(f"{report['folder']}: {model}"))
-    table = Table(title="compressed layers")
+    layers = Table(title="compressed layers")
     for column in ("layer", "out x in", "count", "rank", "bits per weight"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
+        layers.add_column(column, justify="left" if column == "layer" else "right")
     groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for layer in report["layers"]:
         name = layer["name"] if every_layer else layer["type"]
@@ -157,8 +167,8 @@ def _print_checkpoint(report: dict[str, Any], every_layer: bool) -> None:
     for (name, m, n), members in groups.items():
         ranks = [layer["rank"] for layer in members]
         rates = [layer["bpw"] for layer in members]
-        table.add_row(_plain(name), f"{m} x {n}", str(len(members)), _span(ranks, "d"), _span(rates, ".3f"))
-    console.print(table)
+        layers.add_row(_plain(name), f"{m} x {n}", str(len(members)), _span(ranks, "d"), _span(rates, ".3f"))
+    console.print(layers)
     sizes = Table(title="bytes")
     for column in ("part", "MB", "share"):
         sizes.add_column(column, justify="left" if column == "part" else "right")
@@ -173,6 +183,9 @@ def _print_checkpoint(report: dict[str, Any], every_layer: bool) -> None:
             f"(scales {report['scale_dtype']}); embedding {report['embedding']}, head {report['head']}"
         )
     )
+    for module, table in report["tables"].items():
+        size = f"{table['rows']} x {table['columns']}"
+        console.print(_plain(f"table {module}: {size}, {table['format']}, {table['bits']:.3f} bits an entry"))
     for entry in ("recipe", "calibration"):
         console.print(_plain(f"{entry}: {json.dumps(report[entry]) if report[entry] else 'not recorded'}"))
 

@@ -96,3 +96,15 @@ def test_help_loads_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert "--portable" in result.stdout
+
+
+def test_a_table_is_rounded_on_request_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "c", tie_word_embeddings=False)
+    assert run("export", checkpoint.folder, "--output", tmp_path / "b", "--embedding", "int4", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["embedding"] == report["head"] == "int4"
+    assert run("export", checkpoint.folder, "--output", tmp_path / "b", "--embedding", "int8", "--overwrite") == 0
+    assert "embedding int8, head int8" in " ".join(capsys.readouterr().out.split())
+    low = tiny_checkpoint(tmp_path / "low", embedding="int8")
+    assert run("export", low.folder, "--output", tmp_path / "twice", "--embedding", "int4") == 2
+    assert "[NQ-OPTION] the checkpoint stores model.embed_tokens as int8" in capsys.readouterr().err

@@ -43,6 +43,17 @@ def test_tables(tmp_path: Path) -> None:
     assert "model.layers.1.mlp.down_proj" in CliRunner().invoke(command, [str(tmp_path / "model"), "--layers"]).output
 
 
+def test_quantized_tables_are_counted_with_their_scales(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "model", embedding="int4", tie_word_embeddings=False)
+    report = json.loads(CliRunner().invoke(command, [str(tmp_path / "model"), "--json"]).output)
+    assert report["bytes"]["embedding"] == report["bytes"]["head"] == 320 * (20 + 2 * 2)
+    assert report["total_bytes"] == sum(report["bytes"].values())
+    table = {"format": "int4", "rows": 320, "columns": 40, "bits": pytest.approx(8 * 24 / 40)}
+    assert report["tables"] == {"model.embed_tokens": table, "lm_head": table}
+    output = CliRunner().invoke(command, [str(tmp_path / "model")]).output
+    assert "table lm_head: 320 x 40, int4, 4.800 bits an entry" in output
+
+
 def test_bundle(tmp_path: Path) -> None:
     _bundle(tmp_path / "b")
     result = CliRunner().invoke(command, [str(tmp_path / "b")])

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ...bundle import Bundle, KvLayout
-from ...checkpoint import COMPANION_FILES, Checkpoint
+from ...checkpoint import COMPANION_FILES, TABLE_FORMATS, Checkpoint
 from ...errors import NqEdgeError
 from ...files import new_folder, read_json
 from ...models import DecoderConfig
@@ -19,6 +19,8 @@ from .build import build_model
 from .dialects import dialect_named
 from .operator import VERSION
 from .schema import check_file
+from .tables import Requantized, reads_codes
+from .weights import HEAD, WeightSource
 
 __all__ = ["DATA_FILE", "MODEL_FILE", "export_onnx", "source_model", "write_model"]
 
@@ -39,6 +41,7 @@ def export_onnx(
     dialect: str = "ort",
     portable: bool = False,
     max_length: int | None = None,
+    embedding: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -53,6 +56,8 @@ def export_onnx(
         dialect: "ort" for ONNX Runtime, "onnx24" for standard operators of opset 24.
         portable: add a slow body of the operator for runtimes without the kernel library.
         max_length: longest context in tokens; None is the model's own.
+        embedding: "int8" or "int4" rounds a 16-bit embedding and head; "fp16" widens quantized ones; None writes what
+            the checkpoint holds, widened where the graph cannot hold codes.
         overwrite: replace a bundle that stands there.
         progress: called with (tensors written, tensors in all, name).
 
@@ -74,7 +79,8 @@ def export_onnx(
         )
     # The CPU library has the grouped operator; the CUDA kernels, for graphs of 16 bits, and the portable body have not.
     grouped = dtype == "float32" and not portable
-    model = build_model(config, source, target, dtype, portable=portable, max_length=max_length, grouped=grouped)
+    weights = _with_tables(source, config, embedding, reads_codes(dialect, dtype, portable))
+    model = build_model(config, weights, target, dtype, portable=portable, max_length=max_length, grouped=grouped)
     with new_folder(Path(output), overwrite) as scratch:
         write_model(model, scratch / MODEL_FILE, progress)
         compressed = check_file(scratch / MODEL_FILE)
@@ -91,7 +97,7 @@ def export_onnx(
             dtype=dtype,
             portable=portable,
             operator_version=VERSION,
-            source_model=source_model(source, config),
+            source_model={**source_model(source, config), **table_formats(weights, config, dialect, dtype, portable)},
             target_bpw=source.settings.target_bpw,
             true_bpw=source.settings.true_bpw,
             compressed_linears=compressed,
@@ -105,6 +111,42 @@ def export_onnx(
             ),
         ).write()
     return replace(bundle, folder=Path(output))
+
+
+def _with_tables(source: Checkpoint, config: DecoderConfig, embedding: str | None, codes: bool) -> WeightSource:
+    """The checkpoint with its tables stored as asked for."""
+    if embedding is None:
+        return source
+    if embedding not in ("fp16", *TABLE_FORMATS):
+        raise NqEdgeError("NQ-OPTION", f"embedding must be fp16, {' or '.join(TABLE_FORMATS)}, not {embedding!r}.")
+    if embedding != "fp16" and not codes:
+        raise NqEdgeError(
+            "NQ-OPTION",
+            f"an {embedding} table is kept in codes only in float32 graphs of dialect ort without a portable body.",
+            "Leave --embedding out: this graph gets a 16-bit table.",
+        )
+    return Requantized(source, _table_modules(config), embedding)
+
+
+def _table_modules(config: DecoderConfig) -> list[str]:
+    embedding = config.structure.embedding
+    return [embedding] if config.tied else [embedding, HEAD.removesuffix(".weight")]
+
+
+def table_formats(
+    weights: WeightSource, config: DecoderConfig, dialect: str, dtype: str, portable: bool
+) -> dict[str, str]:
+    """How a graph stores its embedding and head, for the manifest: a type, a table format, or "tied"."""
+    found = []
+    for module in _table_modules(config):
+        table = weights.table(module)
+        if table is not None and reads_codes(dialect, dtype, portable):
+            found.append(table.kind)
+        elif table is not None or dtype != "float32":
+            found.append(dtype if dtype != "float32" else "float16")
+        else:
+            found.append(str(weights.tensor(f"{module}.weight").dtype))
+    return {"embedding": found[0], "head": "tied" if config.tied else found[1]}
 
 
 def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -> None:

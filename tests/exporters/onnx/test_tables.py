@@ -77,7 +77,9 @@ def test_a_16_bit_table_is_rounded_at_export_on_request(tmp_path: Path, kind: st
 
 def test_a_quantized_table_is_never_rounded_twice(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "c", embedding="int8")
-    with pytest.raises(NqEdgeError, match="stores model.embed_tokens as int8; it is not rounded a second time") as error:
+    with pytest.raises(
+        NqEdgeError, match=r"stores model\.embed_tokens as int8; it is not rounded a second time"
+    ) as error:
         export_onnx(tmp_path / "c", tmp_path / "b", embedding="int4")
     assert error.value.code == "NQ-OPTION" and not (tmp_path / "b").exists()
     same = export_onnx(tmp_path / "c", tmp_path / "same", embedding="int8")
