@@ -63,6 +63,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "The output path exists already, or cannot be written.",
         "Choose another --output, or pass --overwrite.",
     ),
+    "NQ-RESUME": (
+        "An interrupted compression left its state beside the output, or that state belongs to another run.",
+        "Continue it with --resume and the same options, or delete the state to start anew.",
+    ),
     "NQ-BACKEND": (
         "The installed runtime cannot run this bundle: another version, another backend, or another number type.",
         "Install a version that the message names, or export again for this device.",
@@ -107,6 +111,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "NQ-FIT": (
         "The model does not fit the target's memory, or its build does not fit this machine's memory or disk.",
         "Use a smaller --capacity, --batch or model, or another target.",
+    ),
+    "NQ-DEPLOY": (
+        "No deployment folder can be made: for this device, with these libraries, or without its wheels.",
+        "See the message; --no-wheels and --no-native leave those parts to the board.",
     ),
     "NQ-OPERATOR": (
         "A model file is not valid ONNX, or one of its NanoQuantLinear nodes breaks the operator's schema.",

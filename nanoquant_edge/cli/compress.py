@@ -22,11 +22,14 @@ __all__ = ["command"]
 @click.option("--bpw", type=float, default=1.0, show_default=True, help="Bits per weight of the compressed layers.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
 @click.option(
+    "--recipe",
     "--preset",
-    type=click.Choice(["quick", "balanced", "full"]),
+    "preset",
+    type=click.Choice(["quick", "balanced", "full", "official"]),
     default="balanced",
     show_default=True,
-    help="quick: minutes on a CPU, for trying; balanced: minutes on a GPU; full: the paper's schedule, hours.",
+    help="quick: minutes on a CPU, for trying; balanced: minutes on a GPU; full: the paper's schedule, better rules; "
+    "official: as the official code.",
 )
 @click.option(
     "--calibration",
@@ -59,6 +62,7 @@ __all__ = ["command"]
     "--allow-pickle", is_flag=True, help="Read pytorch_model.bin where MODEL has no safetensors; no code runs."
 )
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands at --output.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run for the same --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(
     model: Path,
@@ -72,6 +76,7 @@ def command(
     scale_dtype: str,
     allow_pickle: bool,
     overwrite: bool,
+    resume: bool,
     as_json: bool,
 ) -> None:
     """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) to about BPW bits per weight."""
@@ -98,6 +103,7 @@ def command(
             scale_dtype=scale_dtype,
             allow_pickle=allow_pickle,
             overwrite=overwrite,
+            resume=resume,
             report=report,
         )
     summary = summarize(checkpoint)

@@ -6,16 +6,42 @@ Memory: about 8 matrices of the factors' size and 3 of the weight's, float32.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import NqEdgeError
+from .capture import captured
 
-__all__ = ["Factors", "factorize", "rank_one_magnitudes", "sign"]
+__all__ = ["AdmmSettings", "Factors", "factorize", "rank_one_magnitudes", "sign"]
 
 _EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class AdmmSettings:
+    """How LB-ADMM runs (method section 8.2).
+
+    Attributes:
+        steps: iterations K.
+        schedule: penalty rho = (k/K) or (k/K)^3: "linear" or "cubic".
+        ridge: lambda, absolute on a Gram with unit diagonal.
+        svid_steps: power iterations of each projection.
+        dtype: type in which Grams and right-hand sides are multiplied; solves are always float32. bfloat16 costs
+            nothing measurable (method section 13.4) and is several times faster where there are matrix units.
+        unit_size: bring the target to unit size first. The N(0, 1) start otherwise swamps real targets.
+    """
+
+    steps: int = 400
+    schedule: str = "linear"
+    ridge: float = 0.03
+    svid_steps: int = 5
+    dtype: torch.dtype = torch.float32
+    unit_size: bool = True
 
 
 @dataclass
@@ -74,70 +100,135 @@ class _Factor:
     """One factor and its ADMM state, stored with the rank as rows: (r, k) for a k-channel side.
 
     Both factors are kept this way round so that every product and solve reads rows; the method writes A as (m, r).
+    All state keeps its address.
     """
 
-    def __init__(self, rank: int, channels: int, generator: torch.Generator, device: torch.device, svid_steps: int):
-        self.primal = torch.randn(rank, channels, generator=generator).to(device)
-        # The leading pair moves little between iterations, so each power iteration starts where the last one ended.
-        self.right = torch.randn(channels, generator=generator).to(device)
+    def __init__(self, rank: int, channels: int, device: torch.device, svid_steps: int) -> None:
+        self.primal, self.signed, self.dual = (torch.empty(rank, channels, device=device) for _ in range(3))
+        self.right = torch.empty(channels, device=device)
         self.svid_steps = svid_steps
-        self.signed = self._project(self.primal)
-        self.dual = self.primal - self.signed
 
-    def _project(self, x: Tensor) -> Tensor:
+    def start(self, generator: torch.Generator) -> None:
+        """Gaussian start."""
+        self.primal.copy_(torch.randn(self.primal.shape, generator=generator))
+        # The leading pair moves little between iterations, so each power iteration starts where the last one ended.
+        self.right.copy_(torch.randn(self.right.shape, generator=generator))
+        self._project(self.primal)
+        torch.sub(self.primal, self.signed, out=self.dual)
+
+    def _project(self, x: Tensor) -> None:
         """SVID: keep all signs, force the magnitudes to rank one."""
-        left, self.right = rank_one_magnitudes(x, self.right, self.svid_steps)
-        return torch.outer(left, self.right).copysign_(x)
+        left, right = rank_one_magnitudes(x, self.right, self.svid_steps)
+        self.right.copy_(right)
+        torch.mul(left[:, None], right[None, :], out=self.signed).copysign_(x)
 
     def unit_rows(self) -> Tensor:
         """The projection with each rank component scaled to unit norm, the other factor's design matrix."""
         return self.signed / self.signed.norm(dim=1, keepdim=True).clamp_min(_EPS)
 
-    def solve(self, design: Tensor, target: Tensor, rho: float, ridge: float) -> Tensor:
+    def solve(self, design: Tensor, target: Tensor, rho: Tensor, ridge: float, careful: bool) -> tuple[Tensor, Tensor]:
         """Ridge regression of the target on the design, pulled toward the projection with weight rho.
 
         Args:
             design: (r, j) unit rows of the other factor, in the compute type.
             target: (j, k) in the compute type.
+            rho: (1,).
+            careful: look whether the Gram could be factorized, which waits for a GPU.
+
+        Returns:
+            The solution, and a positive number where Cholesky failed.
         """
-        right_side = (design @ target).float().add_(self.signed - self.dual, alpha=rho)
-        return _solve((design @ design.T).float(), rho + ridge, right_side)
+        right_side = (design @ target).float().add_((self.signed - self.dual).mul_(rho))
+        gram = (design @ design.T).float()
+        matrix = 0.5 * (gram + gram.T)
+        matrix.diagonal().add_(rho + ridge)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if careful and int(info):  # rounding made the Gram indefinite
+            return torch.linalg.solve(matrix, right_side), torch.zeros_like(info)
+        return torch.cholesky_solve(right_side, factor), info.abs()
 
     def update(self, primal: Tensor) -> None:
         """Projection and dual step for a new primal value."""
-        self.primal = primal
+        self.primal.copy_(primal)
         self.dual += primal
-        self.signed = self._project(self.dual)
+        self._project(self.dual)
         self.dual -= self.signed
 
-    def rescale(self, size: float) -> None:
-        """Multiply the whole state."""
-        for part in (self.primal, self.signed, self.dual):
-            part.mul_(size)
+
+class _Problem:
+    """The state of one factorization, for all weights of one shape (out >= in) one after the other."""
+
+    def __init__(self, shape: tuple[int, int], rank: int, settings: AdmmSettings, device: torch.device) -> None:
+        m, n = shape
+        self.settings, self.device = settings, device
+        self.left = _Factor(rank, m, device, settings.svid_steps)
+        self.right = _Factor(rank, n, device, settings.svid_steps)
+        self.targets = tuple(torch.empty(s, dtype=settings.dtype, device=device) for s in ((n, m), (m, n)))
+        steps = range(settings.steps)
+        power = 1 if settings.schedule == "linear" else 3
+        self.penalties = torch.tensor([(k / settings.steps) ** power for k in steps], device=device)
+        self.place = torch.zeros(1, dtype=torch.int64, device=device)
+        self.failures = torch.zeros((), dtype=torch.int32, device=device)
+        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._step: Callable[[], None] | None = None
+
+    def _advance(self, careful: bool) -> None:
+        """One iteration; both sides solve against the other's previous iterate (Jacobi), as in the official code."""
+        rho = self.penalties[self.place]
+        designs = [factor.unit_rows().to(self.settings.dtype) for factor in (self.right, self.left)]
+        ridge = self.settings.ridge
+
+        def one_side(factor: _Factor, design: Tensor, target: Tensor) -> Tensor:
+            primal, failed = factor.solve(design, target, rho, ridge, careful)
+            factor.update(primal)
+            return failed
+
+        if self.side is not None and torch.cuda.is_current_stream_capturing():
+            # The two sides don't wait for each other: two branches of the graph.
+            main = torch.cuda.current_stream()
+            self.side.wait_stream(main)
+            with torch.cuda.stream(self.side):
+                failed = one_side(self.right, designs[1], self.targets[1])
+            self.failures += one_side(self.left, designs[0], self.targets[0])
+            main.wait_stream(self.side)
+        else:
+            failed = one_side(self.right, designs[1], self.targets[1])
+            self.failures += one_side(self.left, designs[0], self.targets[0])
+        self.failures += failed
+        self.place += 1
+
+    def _restart(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.left.start(generator)
+        self.right.start(generator)
+        self.place.zero_()
+        self.failures.zero_()
+
+    def run(self, target: Tensor, seed: int, keep: bool) -> None:
+        """All iterations for a target (m, n) of about unit size."""
+        self.targets[0].copy_(target.T)
+        self.targets[1].copy_(target)
+        self._restart(seed)
+        if self._step is None:
+            plain = functools.partial(self._advance, False)
+            self._step = captured(plain, self.device, lambda: self._restart(seed)) if keep else plain
+        for _ in range(self.settings.steps):
+            self._step()
+        if int(self.failures):
+            self._restart(seed)
+            for _ in range(self.settings.steps):
+                self._advance(careful=True)
 
 
-def _solve(gram: Tensor, shift: float, right_side: Tensor) -> Tensor:
-    """(gram + shift I)^-1 right_side by Cholesky, or by a general solve where rounding made the Gram indefinite."""
-    matrix = 0.5 * (gram + gram.T)
-    matrix.diagonal().add_(shift)
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) == 0:
-        return torch.cholesky_solve(right_side, factor)
-    return torch.linalg.solve(matrix, right_side)
-
-
+@torch.no_grad()
 def factorize(
     weight: Tensor,
     in_importance: Tensor,
     out_importance: Tensor,
     rank: int,
-    *,
-    steps: int = 400,
-    schedule: str = "linear",
-    ridge: float = 0.03,
-    svid_steps: int = 5,
+    settings: AdmmSettings | None = None,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    kept: dict[Any, _Problem] | None = None,
 ) -> Factors:
     """Factorize a weight matrix into signs and two scale vectors.
 
@@ -146,33 +237,19 @@ def factorize(
         in_importance: (n,) second moments of the inputs, non-negative.
         out_importance: (m,) second moments of the output gradients, non-negative.
         rank: inner dimension r >= 1; may exceed min(m, n).
-        steps: ADMM iterations K.
-        schedule: penalty rho = (k/K) or (k/K)^3: "linear" or "cubic".
-        ridge: lambda, absolute on a Gram with unit diagonal.
-        svid_steps: power iterations of each projection.
+        settings: of the iteration; None takes the official ones.
         seed: of the Gaussian start.
-        dtype: type in which Grams and right-hand sides are multiplied; solves are always float32. bfloat16 costs
-            nothing measurable (method section 13.4) and is several times faster where there are matrix units.
+        kept: state of earlier calls, to be used again for weights of the same shape, with its CUDA graph.
 
     Raises:
         NqEdgeError: NQ-NUMERIC when the weight or an importance is not finite.
     """
+    settings = settings or AdmmSettings()
     for name, value in (("weight", weight), ("importances", in_importance), ("importances", out_importance)):
         if not bool(torch.isfinite(value).all()):
             raise NqEdgeError("NQ-NUMERIC", f"the {name} of a layer to factorize hold NaN or infinity.")
     if weight.shape[0] < weight.shape[1]:
-        turned = factorize(
-            weight.T,
-            out_importance,
-            in_importance,
-            rank,
-            steps=steps,
-            schedule=schedule,
-            ridge=ridge,
-            svid_steps=svid_steps,
-            seed=seed,
-            dtype=dtype,
-        )
+        turned = factorize(weight.T, out_importance, in_importance, rank, settings, seed, kept)
         return Factors(
             turned.v_latent.T.contiguous(),
             turned.u_latent.T.contiguous(),
@@ -186,24 +263,13 @@ def factorize(
     target = d_out[:, None] * w * d_in[None, :]
     # The start has entries of about 1; a target of another size takes many more steps to forget it. Up to the start
     # the iteration commutes with scaling both factors, so it runs on unit size and the size is put back at the end.
-    size = float(target.square().mean().sqrt()) or 1.0
-    target /= size
-    m, n = w.shape
-    generator = torch.Generator().manual_seed(seed)
-    left = _Factor(rank, m, generator, w.device, svid_steps)
-    right = _Factor(rank, n, generator, w.device, svid_steps)
-    targets = (target.T.to(dtype).contiguous(), target.to(dtype))
-    for step in range(steps):
-        rho = step / steps if schedule == "linear" else (step / steps) ** 3
-        # Both sides solve against the other's previous iterate (Jacobi), as in the official code.
-        left_design, right_design = left.unit_rows(), right.unit_rows()
-        new_left = left.solve(right_design.to(dtype), targets[0], rho, ridge)
-        new_right = right.solve(left_design.to(dtype), targets[1], rho, ridge)
-        left.update(new_left)
-        right.update(new_right)
-    for factor in (left, right):
-        factor.rescale(size)
-    return _export(target.mul_(size), d_in, d_out, left, right)
+    size = (float(target.square().mean().sqrt()) or 1.0) if settings.unit_size else 1.0
+    key = (tuple(w.shape), rank, settings, w.device)
+    problem = (kept or {}).get(key) or _Problem((w.shape[0], w.shape[1]), rank, settings, w.device)
+    if kept is not None:
+        kept[key] = problem
+    problem.run(target / size, seed, keep=kept is not None)
+    return _export(target, d_in, d_out, problem.left, problem.right, size)
 
 
 def _root(importance: Tensor) -> Tensor:
@@ -214,15 +280,15 @@ def _root(importance: Tensor) -> Tensor:
     return value.clamp_min(0).sqrt().clamp_min(_EPS)
 
 
-def _export(target: Tensor, d_in: Tensor, d_out: Tensor, left: _Factor, right: _Factor) -> Factors:
+def _export(target: Tensor, d_in: Tensor, d_out: Tensor, left: _Factor, right: _Factor, size: float) -> Factors:
     """Magnitude balancing (paper Eq. 7) and the two scale vectors (method section 8.3)."""
-    a_hat = left.signed.T / d_out[:, None]
-    b_hat = right.signed / d_in[None, :]
+    a_hat = size * left.signed.T / d_out[:, None]
+    b_hat = size * right.signed / d_in[None, :]
     eta = (b_hat.norm() / a_hat.norm().clamp_min(_EPS)).sqrt()
     scale_out = (eta * left.unit_rows().T / d_out[:, None]).abs().mean(1)
     scale_in = (b_hat / eta).abs().mean(0)
-    u_latent = eta * (left.primal + left.dual).T / d_out[:, None]
-    v_latent = (right.primal + right.dual) / d_in[None, :] / eta
+    u_latent = (size * eta) * (left.primal + left.dual).T / d_out[:, None]
+    v_latent = (size / eta) * (right.primal + right.dual) / d_in[None, :]
     if not bool(target.any()):  # the signs of an all-zero layer mean nothing; its scales say so
         scale_out = torch.zeros_like(scale_out)
     factors = Factors(u_latent.contiguous(), v_latent, scale_out, scale_in, 0.0)

@@ -7,6 +7,7 @@ The target is the dense block's output on the dense model's own stream; the inpu
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,33 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from .admm import factorize
-from .importance import Importance
-from .layers import LatentLinear, SignFactors, frozen_linear, module_at, replace_module
-from .optimize import Outcome, ParameterGroup, compute_in, train
+from .calling import BlockCall, same_arguments
+from .importance import Importance, input_moments
+from .layers import LatentLinear, SignFactors, empty_linear, load_frozen, module_at, replace_module
+from .optimize import Outcome, ParameterGroup, Tuner
 from .recipe import Recipe
+from .standins import RememberedModule, fuse_norms, weighted_squares
 
-__all__ = ["BlockCall", "BlockResult", "reconstruct_block"]
+__all__ = ["BlockResult", "Workbench", "reconstruct_block"]
 
-
-@dataclass
-class BlockCall:
-    """How to call a decoder block: keyword arguments recorded from the dense model, and the compute type."""
-
-    arguments: dict[str, Any]
-    device: torch.device
-    dtype: torch.dtype
-
-    def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Block output (batch, length, hidden), float32."""
-        with compute_in(self.dtype, self.device):
-            output = block(hidden, **self.arguments)
-        return (output[0] if isinstance(output, tuple) else output).float()
-
-    @torch.no_grad()
-    def over(self, block: nn.Module, stream: Tensor, batch: int) -> Tensor:
-        """The block's output for a whole stream (windows, length, hidden) that lies on the CPU or the device."""
-        parts = [self(block, part.to(self.device)).to(stream.device) for part in stream.split(batch)]
-        return torch.cat(parts)
+#: Up to this many weights a block is bound by launches: its stages are kept, captured once and run for all blocks.
+_CAPTURE_UP_TO = 100_000_000
+_ATTENTION = "self_attn"
 
 
 @dataclass
@@ -50,7 +36,7 @@ class BlockResult:
 
     Attributes:
         factors: linear name inside the block -> hardened factors.
-        block: the block with hardened layers, for the compressed stream.
+        block: the block with hardened layers, for the compressed stream; valid until the workbench is used again.
         errors: linear name -> relative weighted error of the factorization.
         losses: linear name -> (TuneFP outcome, TuneLatentSTE outcome).
     """
@@ -59,6 +45,178 @@ class BlockResult:
     block: nn.Module
     errors: dict[str, float]
     losses: dict[str, tuple[Outcome, Outcome]]
+
+
+class Workbench:
+    """A copy of a block with everything that its tuning needs, for one block or for all blocks of the same make.
+
+    Each linear exists in three forms that take turns in the copy: open (float32, trained by TuneFP), latent (trained
+    by TuneLatentSTE) and frozen (the compute type). The tensors stay where they are from block to block, so that a
+    captured tuning step serves all of them.
+
+    Args:
+        dense: a block of the dense model, on the device.
+        linears: layers to compress, in processing order.
+        call: how to run the block.
+        recipe: schedules and learning rates.
+        keep: keep stages and streams for further blocks; needed for, and implied by, CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        linears: tuple[str, ...],
+        call: BlockCall,
+        recipe: Recipe,
+        keep: bool | None = None,
+    ) -> None:
+        self.linears, self.call, self.recipe = linears, call, recipe
+        self.block = copy.deepcopy(dense).requires_grad_(False)
+        self.norms = fuse_norms(self.block, call.dtype)
+        self.open: dict[str, nn.Linear] = {name: module_at(self.block, name) for name in linears}
+        self.frozen = {name: empty_linear(layer, call.dtype) for name, layer in self.open.items()}
+        self.latent: dict[tuple[str, int], LatentLinear] = {}
+        weights = sum(layer.weight.numel() for layer in self.open.values())
+        self.keep = (call.device.type == "cuda" and weights <= _CAPTURE_UP_TO) if keep is None else keep
+        self.problems: dict[Any, Any] | None = {} if self.keep else None
+        self._tuners: dict[tuple[str, int], Tuner] = {}
+        self._shapes = {name: value.shape for name, value in dense.state_dict().items()}
+        self._kind = getattr(dense, "attention_type", None)
+        self._attention = getattr(self.block, _ATTENTION, None)
+        self._memory: RememberedModule | None = None
+        self._recalled = False
+        self.inputs = self.targets = self.weights = torch.empty(0)
+
+    @torch.no_grad()
+    def load(self, dense: nn.Module, inputs: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Put another block and its streams on the bench; `dense` is not changed."""
+        self.forget_attention()
+        for name, layer in self.open.items():
+            replace_module(self.block, name, layer)
+        own = self.block.state_dict()
+        for name, value in dense.state_dict().items():
+            if name.rpartition(".")[0] not in self.norms:
+                own[name].copy_(value)
+        for name, norm in self.norms.items():
+            norm.load(module_at(dense, name))
+        self.inputs = self._placed(self.inputs, inputs)
+        self.targets = self._placed(self.targets, targets)
+        self.weights = self._placed(self.weights, weights.to(self.call.device))
+
+    def _placed(self, old: Tensor, new: Tensor) -> Tensor:
+        """The new value at the old address where stages are kept."""
+        if self.keep and old.shape == new.shape:
+            return old.copy_(new)
+        return new.clone() if self.keep else new
+
+    def _loss(self, chosen: Tensor) -> Tensor:
+        x, y = self.inputs[chosen].to(self.call.device), self.targets[chosen].to(self.call.device)
+        if self._memory is not None and self._recalled:
+            self._memory.chosen = chosen
+        loss = weighted_squares(self.call(self.block, x), y, self.weights)
+        loss.backward()
+        return loss.detach()
+
+    def serves(self, dense: nn.Module, call: BlockCall) -> bool:
+        """Whether another block is of this make: called with the same values, with tensors of the same shapes."""
+        shapes = {name: value.shape for name, value in dense.state_dict().items()}
+        return (
+            self.keep
+            and shapes == self._shapes
+            and getattr(dense, "attention_type", None) == self._kind
+            and same_arguments(call.arguments, self.call.arguments)
+        )
+
+    def _tune(self, key: tuple[str, int], groups: list[ParameterGroup], batch: int, epochs: int, seed: int) -> Outcome:
+        if not epochs:
+            return Outcome(math.nan, math.nan)
+        tuner = self._tuners.get(key) or Tuner(groups, batch, self._loss, capture=self.keep)
+        if self.keep:
+            self._tuners[key] = tuner
+        return tuner.run(len(self.inputs), epochs, seed)
+
+    def tune_open(self, index: int, seed: int) -> Outcome:
+        """TuneFP of all layers from `index` on."""
+        recipe = self.recipe
+        weights = [self.open[name].weight for name in self.linears[index:]]
+        group = ParameterGroup(weights, recipe.fp_lr, recipe.relative_lr)
+        return self._tune((self.linears[index], 0), [group], recipe.fp_batch, recipe.fp_epochs, seed)
+
+    def tune_latent(self, name: str, rank: int, seed: int) -> Outcome:
+        """TuneLatentSTE of one layer."""
+        recipe, latent = self.recipe, self.latent[name, rank]
+        scales = [latent.scale_out, latent.scale_in] + ([] if latent.bias is None else [latent.bias])
+        groups = [
+            ParameterGroup([latent.u_latent, latent.v_latent], recipe.ste_lr, recipe.relative_lr),
+            ParameterGroup(scales, recipe.ste_scale_lr, recipe.relative_lr),
+        ]
+        return self._tune((name, rank), groups, recipe.ste_batch, recipe.ste_epochs, seed)
+
+    def use_open(self, index: int) -> None:
+        """Layers before `index` frozen, the others open."""
+        for place, name in enumerate(self.linears):
+            replace_module(self.block, name, self.open[name] if place >= index else self.frozen[name])
+
+    @torch.no_grad()
+    def use_latent(self, index: int, factors: Any) -> None:
+        """Layer `index` latent, with these factors; all others frozen."""
+        current = self.linears[index]
+        for name in self.linears[index + 1 :]:
+            load_frozen(self.frozen[name], self.open[name].weight, self.open[name].bias)
+            replace_module(self.block, name, self.frozen[name])
+        layer, key = self.open[current], (current, factors.u_latent.shape[1])
+        if key in self.latent:
+            self.latent[key].load(factors, layer.bias)
+        else:
+            self.latent[key] = LatentLinear(factors, layer.bias)
+        replace_module(self.block, current, self.latent[key])
+
+    @torch.no_grad()
+    def harden(self, name: str, rank: int) -> SignFactors:
+        """Signs and scales of a latent layer, which is frozen from here on."""
+        factors = self.latent[name, rank].harden()
+        self.freeze(name, factors)
+        if not self.keep:
+            del self.latent[name, rank]
+        return factors
+
+    @torch.no_grad()
+    def freeze(self, name: str, factors: SignFactors) -> None:
+        """Put hardened factors in a layer's place."""
+        load_frozen(self.frozen[name], factors.dense(self.call.device), factors.bias)
+        replace_module(self.block, name, self.frozen[name])
+
+    @torch.no_grad()
+    def remember_attention(self, index: int) -> None:
+        """Once no layer from `index` on lies in the attention, its output is computed for the last time and kept."""
+        prefix = f"{_ATTENTION}."
+        inside = [name.startswith(prefix) for name in self.linears]
+        if self._recalled or self._attention is None or not any(inside) or any(inside[index:]):
+            return
+        seen: list[Any] = []
+        handle = self._attention.register_forward_hook(lambda _module, _arguments, output: seen.append(output))
+        parts = []
+        try:
+            for part in self.inputs.split(1):
+                self.call(self.block, part.to(self.call.device))
+                output = seen.pop()
+                parts.append((output[0] if isinstance(output, tuple) else output).to(self.inputs.device))
+        finally:
+            handle.remove()
+        values = torch.cat(parts)
+        if self._memory is None or not self.keep:
+            rest = tuple(None for _ in output[1:]) if isinstance(output, tuple) else None
+            self._memory = RememberedModule(values, rest)
+        else:
+            self._memory.values.copy_(values)
+        setattr(self.block, _ATTENTION, self._memory)
+        self._recalled = True
+
+    def forget_attention(self) -> None:
+        """Let the attention compute again."""
+        if self._recalled:
+            setattr(self.block, _ATTENTION, self._attention)
+        self._recalled = False
 
 
 def reconstruct_block(
@@ -73,10 +231,11 @@ def reconstruct_block(
     recipe: Recipe,
     seed: int,
     report: Callable[[float, str], None] = lambda _fraction, _text: None,
+    bench: Workbench | None = None,
 ) -> BlockResult:
     """Compress the linear layers of one block, in order.
 
-    Holds the dense block and a copy of it, optimizer states of one stage, and one batch of activations.
+    Holds the dense block and a copy of it in three forms, optimizer states, and one batch of activations.
 
     Args:
         dense: the block of the dense model, on the device; it is not changed.
@@ -90,60 +249,36 @@ def reconstruct_block(
         recipe: schedules and learning rates.
         seed: reset before every stage, as in the official code.
         report: called with the fraction done and what is being done.
+        bench: from an earlier block of the same make, to be used again; None makes one.
     """
     device = call.device
-    block = copy.deepcopy(dense).requires_grad_(False)
-    weights = weights.to(device)
-
-    def block_loss(chosen: Tensor) -> Tensor:
-        x, y = inputs[chosen].to(device), targets[chosen].to(device)
-        difference = call(block, x) - y
-        # A sum over tokens and channels, as Adam's eps is sized for that; a mean over the batch (section 8.1).
-        loss = (difference.square() * weights).sum() / len(chosen)
-        loss.backward()
-        return loss.detach()
-
-    result = BlockResult({}, block, {}, {})
+    bench = Workbench(dense, linears, call, recipe) if bench is None else bench
+    bench.load(dense, inputs, targets, weights)
+    if recipe.refresh_inputs:
+        moments = input_moments(bench.block, bench.open, lambda part: call(bench.block, part.to(device)), inputs)
+        importances = {
+            name: Importance(moments[name].shrunk(len(inputs), recipe.gamma), value.outputs)
+            for name, value in importances.items()
+        }
+    result = BlockResult({}, bench.block, {}, {})
     for index, name in enumerate(linears):
         report(index / len(linears), name)
-        still_dense = [module_at(block, other).weight for other in linears[index:]]
-        fp = train(
-            [ParameterGroup(still_dense, recipe.fp_lr, recipe.relative_lr)],
-            len(inputs),
-            recipe.fp_batch,
-            recipe.fp_epochs,
-            seed,
-            block_loss,
-        )
-        layer = module_at(block, name)
+        bench.use_open(index)
+        bench.remember_attention(index)
+        fp = bench.tune_open(index, seed)
         factors = factorize(
-            layer.weight,
+            bench.open[name].weight,
             importances[name].inputs.to(device),
             importances[name].outputs.to(device),
             ranks[name],
-            steps=recipe.admm_steps,
-            schedule=recipe.admm_schedule,
-            ridge=recipe.admm_ridge,
-            svid_steps=recipe.svid_steps,
-            seed=seed,
-            dtype=call.dtype,
-        )
-        latent = LatentLinear(factors, layer.bias)
-        replace_module(block, name, latent)
-        scales = [latent.scale_out, latent.scale_in] + ([] if latent.bias is None else [latent.bias])
-        ste = train(
-            [
-                ParameterGroup([latent.u_latent, latent.v_latent], recipe.ste_lr, recipe.relative_lr),
-                ParameterGroup(scales, recipe.ste_scale_lr, recipe.relative_lr),
-            ],
-            len(inputs),
-            recipe.ste_batch,
-            recipe.ste_epochs,
+            recipe.admm(call.dtype),
             seed,
-            block_loss,
+            bench.problems,
         )
-        result.factors[name] = latent.harden()
+        bench.use_latent(index, factors)
+        ste = bench.tune_latent(name, ranks[name], seed)
+        result.factors[name] = bench.harden(name, ranks[name])
         result.errors[name] = factors.error
         result.losses[name] = (fp, ste)
-        replace_module(block, name, frozen_linear(result.factors[name], device))
+    bench.forget_attention()
     return result

@@ -26,29 +26,42 @@ def read_text(path: str | Path) -> str:
     return read_corpus(path, "NQ-CALIBRATION", _MAX_TEXT_BYTES)
 
 
-def text_windows(tokenizer: Any, text: str, windows: int, length: int, seed: int) -> Tensor:
-    """Distinct windows of a text, tokenized once.
+def text_windows(tokenizer: Any, text: str, windows: int, length: int, seed: int, choice: str = "distinct") -> Tensor:
+    """Windows of a text, tokenized once.
 
-    Windows lie on a grid without overlap where the text is long enough; otherwise they start at distinct random
-    offsets. (The official loader draws with replacement and repeats 39 % of its windows, method section 6.)
+    Args:
+        tokenizer: a transformers tokenizer.
+        text: rows joined already.
+        windows: how many.
+        length: tokens a window.
+        seed: of the draw.
+        choice: "distinct": on a grid without overlap where the text is long enough, otherwise at distinct random
+            offsets. "spread": evenly spaced on that grid (method section 21.1). "random": as the official loader, at
+            random offsets, of which as many are then drawn with replacement, which repeats 39 % (method section 6).
 
     Returns:
         int64 (windows, length).
 
     Raises:
-        NqEdgeError: NQ-CALIBRATION when the text has fewer than length + windows - 1 tokens.
+        NqEdgeError: NQ-CALIBRATION when the text has fewer than length + windows - 1 tokens, or for "spread" not
+            length x windows.
     """
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
     offsets_possible = len(ids) - length + 1
-    if offsets_possible < windows:
+    whole = len(ids) // length
+    if offsets_possible < windows or (choice == "spread" and whole < windows):
+        least = length * windows if choice == "spread" else length + windows - 1
         raise NqEdgeError(
             "NQ-CALIBRATION",
-            f"the calibration text has {len(ids)} tokens; {windows} windows of {length} need at least "
-            f"{length + windows - 1}.",
+            f"the calibration text has {len(ids)} tokens; {windows} windows of {length} need at least {least}.",
         )
     generator = torch.Generator().manual_seed(seed)
-    whole = len(ids) // length
-    if whole >= windows:
+    if choice == "random":
+        drawn = torch.randint(offsets_possible, (windows,), generator=generator)
+        starts = drawn[torch.randint(windows, (windows,), generator=generator)]
+    elif choice == "spread":
+        starts = torch.linspace(0, whole - 1, windows, dtype=torch.float64).long() * length
+    elif whole >= windows:
         starts = torch.randperm(whole, generator=generator)[:windows] * length
     else:
         starts = torch.randperm(offsets_possible, generator=generator)[:windows]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .calling import recorded_arguments
 from .layers import ScaledCore, SignFactors, replace_module
 from .optimize import Outcome, ParameterGroup, compute_in, train
 from .recipe import Recipe
@@ -35,7 +36,7 @@ def distill_scales(
 
     The dense and the compressed model share embeddings, norms and head: the compressed layers are swapped in and out.
     Teacher logits are recomputed, never cached. Holds the dense model, one dense-sized core a layer, and the
-    activations of one batch with every block recomputed in the backward pass.
+    activations of one batch, with every block recomputed in the backward pass unless a GPU has room for all.
 
     Args:
         model: the dense model on `device`; unchanged afterwards.
@@ -53,10 +54,12 @@ def distill_scales(
     model.requires_grad_(False)
     dense = {name: model.get_submodule(name) for name in factors}
     cores = {name: ScaledCore(value, device, dtype) for name, value in factors.items()}
-    head = model.get_output_embeddings().weight
-    head = head.to(dtype)
+    head = model.get_output_embeddings().weight.to(dtype)
+    cap = getattr(model.config, "final_logit_softcapping", None)
     steps = recipe.kd_epochs * -(-len(windows) // recipe.kd_batch)
-    done = 0
+    texts = windows.to(device)
+    masks = recorded_arguments(model, blocks, texts[:1])
+    recompute = _must_recompute(blocks, windows.shape[1] * recipe.kd_batch, device)
 
     def swap(layers: dict[str, Any]) -> None:
         for name, layer in layers.items():
@@ -68,24 +71,25 @@ def distill_scales(
         return states.flatten(0, 1)
 
     def step_loss(chosen: Tensor) -> Tensor:
-        nonlocal done
-        ids = windows[chosen].to(device)
+        ids = texts[chosen]
         swap(dense)
         _recompute_blocks(model, False)
         with torch.no_grad():
             teacher = hidden_of(ids).to(dtype)
         swap(cores)
-        _recompute_blocks(model, True)
+        _recompute_blocks(model, recompute)
         # Checkpointing looks at the blocks' own training flag; their children stay in evaluation mode (no dropout).
         for block in blocks:
-            block.training = True
-        loss = distillation_loss(hidden_of(ids).to(dtype), teacher, head, backward=True)
+            block.training = recompute
+        loss = distillation_loss(hidden_of(ids).to(dtype), teacher, head, backward=True, cap=cap)
         for block in blocks:
             block.training = False
-        done += 1
-        report(done / steps)
         return loss
 
+    handles = [
+        block.register_forward_pre_hook(_with_mask(keywords.get("attention_mask")), with_kwargs=True)
+        for block, keywords in zip(blocks, masks, strict=True)
+    ]
     scales: list[Tensor] = [scale for core in cores.values() for scale in (core.scale_out, core.scale_in)]
     try:
         outcome = train(
@@ -97,8 +101,11 @@ def distill_scales(
             step_loss,
             weight_decay=_WEIGHT_DECAY if not recipe.relative_lr else 0.0,
             final_fraction=0.0,
+            after_step=lambda done: report(done / steps),
         )
     finally:
+        for handle in handles:
+            handle.remove()
         swap(dense)
         _recompute_blocks(model, False)
         model.eval()
@@ -106,6 +113,21 @@ def distill_scales(
         factors[name].scale_out = core.scale_out.detach().float().cpu().clone()
         factors[name].scale_in = core.scale_in.detach().float().cpu().clone()
     return outcome
+
+
+def _with_mask(mask: Any) -> Callable[..., Any]:
+    """Call a block with this mask: inside a CUDA graph transformers makes a full one where none is needed."""
+    return lambda _module, arguments, keywords: (arguments, {**keywords, "attention_mask": mask})
+
+
+def _must_recompute(blocks: nn.ModuleList, tokens: int, device: torch.device) -> bool:
+    """Whether the activations of all blocks would take more than a quarter of a GPU's free memory; always on a CPU."""
+    if device.type != "cuda":
+        return True
+    # A block keeps about eight float32 values for each input and output of its linears.
+    widths = sum(m.in_features + m.out_features for m in blocks[0].modules() if isinstance(m, nn.Linear))
+    needed = 8 * 4 * widths * tokens * len(blocks)
+    return needed > torch.cuda.mem_get_info(device)[0] // 4
 
 
 def _recompute_blocks(model: Any, wanted: bool) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,15 @@ from ..errors import NqEdgeError
 from .optimize import compute_in
 from .vocabulary import cross_entropy
 
-__all__ = ["Importance", "collect_importances", "shrink"]
+__all__ = ["Importance", "Moment", "collect_importances", "input_moments", "shrink"]
 
 #: Gradients are squared in these units, which also set the size of the latents and so what one step of the latent
 #: optimizer means (method section 13.1).
 _GRADIENT_UNIT = 1e6
 #: The official windows are 2048 tokens and the loss is a mean over them; other lengths are brought to that unit.
 _REFERENCE_LENGTH = 2048
+#: Windows between two looks at the losses; each look waits for the GPU.
+_LOOK_EVERY = 16
 
 
 @dataclass
@@ -41,36 +44,74 @@ def shrink(importance: Tensor, gamma: float) -> Tensor:
     return (1 - gamma) * importance + gamma * importance.mean()
 
 
-class _Moment:
-    """Running clipped second moment of one stream of token vectors."""
+class Moment:
+    """Running clipped second moment of one stream of token vectors, on the device of what is added."""
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
-        self.clip = 0.0
+        self.clip: Tensor | None = None
 
     def add(self, z: Tensor) -> None:
-        """Add one window, (tokens, channels)."""
+        """Add one window, (tokens, channels). Nothing is read back, so a GPU is never waited for."""
         z = z.float()
         norms = z.norm(dim=1)
         count = max(1, int(0.001 * z.shape[0]))
-        level = float(norms.topk(count).values[-1])
-        if level > self.clip:
+        level = norms.topk(count).values[-1]
+        clip = level if self.clip is None else torch.maximum(self.clip, level)
+        moment = (z * (clip / (norms + 1e-8)).clamp_max(1.0)[:, None]).square().mean(0)
+        if self.total is None or self.clip is None:
+            self.total = moment
+        else:
             # What was clipped at the old level is rescaled as if it had been clipped at the new one.
-            if self.total is not None and self.clip > 0:
-                self.total *= (level / self.clip) ** 2
-            self.clip = level
-        z = z * (self.clip / (norms + 1e-8)).clamp_max(1.0)[:, None]
-        moment = z.square().mean(0).cpu()
-        self.total = moment if self.total is None else self.total + moment
+            grown = torch.where(self.clip > 0, clip / self.clip, torch.ones_like(clip))
+            self.total = self.total * grown.square() + moment
+        self.clip = clip
 
     def mean(self, windows: int, channels: int) -> Tensor:
-        """Mean over windows; zeros when nothing was seen."""
-        return torch.zeros(channels) if self.total is None else self.total / windows
+        """Mean over windows, float32 on the CPU; zeros when nothing was seen."""
+        return torch.zeros(channels) if self.total is None else self.total.cpu() / windows
+
+    def shrunk(self, windows: int, gamma: float) -> Tensor:
+        """Mean over windows, shrunk; ones when only zeros were seen."""
+        return shrink(_or_ones(self.mean(windows, 1)), gamma)
 
 
 def _or_ones(moment: Tensor) -> Tensor:
     """A layer that only ever saw zeros counts every channel equally (method section 13.5)."""
     return moment if bool((moment > 0).any()) else torch.ones_like(moment)
+
+
+def _refuse_non_finite(losses: list[Tensor]) -> None:
+    for index, loss in enumerate(torch.stack(losses).tolist()):
+        if not math.isfinite(loss):
+            raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on window {index} is {loss}.")
+
+
+def input_moments(
+    block: nn.Module, linears: dict[str, nn.Linear], run: Callable[[Tensor], Tensor], stream: Tensor
+) -> dict[str, Moment]:
+    """Clipped second moments of the inputs of a block's linears on a stream, one window at a time.
+
+    Args:
+        block: the block, which `run` calls.
+        linears: name -> layer in the block.
+        run: one forward pass over (1, length, hidden).
+        stream: (windows, length, hidden).
+    """
+    moments = {name: Moment() for name in linears}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda _module, arguments: moments[name].add(arguments[0].detach().flatten(0, -2))
+
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in linears.items()]
+    try:
+        with torch.no_grad():
+            for window in stream.split(1):
+                run(window)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return moments
 
 
 def collect_importances(
@@ -96,8 +137,8 @@ def collect_importances(
     Raises:
         NqEdgeError: NQ-NUMERIC when the loss of a window is not finite.
     """
-    inputs = {name: _Moment() for name in linears}
-    outputs = {name: _Moment() for name in linears}
+    inputs = {name: Moment() for name in linears}
+    outputs = {name: Moment() for name in linears}
     length = windows.shape[1]
     # The k-th gradient of a mean over T tokens shrinks as 1/T.
     unit = _GRADIENT_UNIT * length / _REFERENCE_LENGTH
@@ -113,7 +154,9 @@ def collect_importances(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles = [layer.register_forward_hook(watch(name)) for name, layer in linears.items()]
     head = model.get_output_embeddings().weight.to(dtype)
+    cap = getattr(model.config, "final_logit_softcapping", None)
     device = head.device
+    losses: list[Tensor] = []
     try:
         model.requires_grad_(False)
         for index, window in enumerate(windows):
@@ -121,9 +164,9 @@ def collect_importances(
             embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
             with compute_in(dtype, device):
                 hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-            loss = cross_entropy(hidden[0, :-1].to(dtype), head, ids[0, 1:], backward=True)
-            if not bool(torch.isfinite(loss)):
-                raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on window {index} is {float(loss)}.")
+            losses.append(cross_entropy(hidden[0, :-1].to(dtype), head, ids[0, 1:], backward=True, cap=cap))
+            if (index + 1) % _LOOK_EVERY == 0 or index + 1 == len(windows):
+                _refuse_non_finite(losses)
             report((index + 1) / len(windows))
     finally:
         for handle in handles:

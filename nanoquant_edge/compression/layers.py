@@ -10,19 +10,58 @@ from torch import Tensor, nn
 
 from .admm import Factors, sign
 
-__all__ = ["LatentLinear", "ScaledCore", "SignFactors", "frozen_linear", "module_at", "replace_module"]
+__all__ = [
+    "LatentLinear",
+    "ScaledCore",
+    "SignFactors",
+    "empty_linear",
+    "frozen_linear",
+    "load_frozen",
+    "module_at",
+    "replace_module",
+]
 
 
 class _StraightThroughSign(torch.autograd.Function):
-    """sign(x) forward (0 counts as +1), identity backward without a clipping window (method section 8.4)."""
+    """sign(x) in a compute type, 0 as +1; backward is the identity without a clipping window (method section 8.4)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return sign(x)
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = x.dtype
+        # Two launches, and no scalar travels from the host, which a CUDA graph could not repeat.
+        negative = torch.lt(x, 0, out=torch.empty(x.shape, dtype=dtype, device=x.device))
+        return torch.rsub(negative, 1, alpha=2)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].to(ctx.dtype), None
+
+
+class _ScaleColumns(torch.autograd.Function):
+    """x scaled per channel, multiplied in float32 and stored in x's or the asked type in the same pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return torch.mul(x, scale, out=torch.empty(x.shape, dtype=dtype, device=x.device))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, scale = ctx.saved_tensors
+        gradient = gradients[0]
+        for_x = for_scale = None
+        if ctx.needs_input_grad[0]:
+            for_x = torch.mul(gradient, scale, out=torch.empty_like(x))
+        if ctx.needs_input_grad[1]:
+            product = torch.mul(gradient, x, out=torch.empty(x.shape, dtype=scale.dtype, device=x.device))
+            for_scale = product.flatten(0, -2).sum(0)
+        return for_x, for_scale, None
+
+
+def _compute_type(x: Tensor) -> torch.dtype:
+    """The type of matrix products here: autocast's inside of it, else x's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class SignFactors:
@@ -47,6 +86,13 @@ class SignFactors:
         """U V as float32 (m, n); its entries are integers of magnitude at most r, so it is exact below r = 2^24."""
         return self.u.to(device, torch.float32) @ self.v.to(device, torch.float32)
 
+    def dense(self, device: torch.device) -> Tensor:
+        """The dense weight, float32 (m, n)."""
+        weight = self.core(device)
+        weight *= self.scale_out.to(device)[:, None]
+        weight *= self.scale_in.to(device)[None, :]
+        return weight
+
 
 class LatentLinear(nn.Module):
     """y = s_out (sign(U) (sign(V) (s_in x))) + bias, trained through the straight-through sign.
@@ -66,24 +112,49 @@ class LatentLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)."""
-        inner = nn.functional.linear(x * self.scale_in, _StraightThroughSign.apply(self.v_latent))
-        y = nn.functional.linear(inner, _StraightThroughSign.apply(self.u_latent)) * self.scale_out
-        return y if self.bias is None else y + self.bias
+        dtype = _compute_type(x)
+        inner = nn.functional.linear(
+            _ScaleColumns.apply(x, self.scale_in, dtype), _StraightThroughSign.apply(self.v_latent, dtype)
+        )
+        y = nn.functional.linear(inner, _StraightThroughSign.apply(self.u_latent, dtype))
+        y = _ScaleColumns.apply(y, self.scale_out, dtype)
+        return y if self.bias is None else y + self.bias.to(dtype)
+
+    @torch.no_grad()
+    def load(self, factors: Factors, bias: Tensor | None) -> None:
+        """Copy other factors of the same shapes into the parameters."""
+        for name in ("u_latent", "v_latent", "scale_out", "scale_in"):
+            getattr(self, name).copy_(getattr(factors, name))
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
 
     def harden(self) -> SignFactors:
         """Signs and scales as they are now."""
         return SignFactors(self.u_latent, self.v_latent, self.scale_out, self.scale_in, self.bias)
 
 
-def frozen_linear(factors: SignFactors, device: torch.device) -> nn.Linear:
+def empty_linear(like: nn.Linear, dtype: torch.dtype) -> nn.Linear:
+    """An untrained linear of the same shape and device in another type, with values still to come."""
+    empty = nn.Linear(
+        like.in_features, like.out_features, like.bias is not None, device=like.weight.device, dtype=dtype
+    )
+    return empty.requires_grad_(False)
+
+
+def load_frozen(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Copy values into a frozen linear."""
+    layer.weight.copy_(weight)
+    if bias is not None:
+        layer.bias.copy_(bias)
+
+
+def frozen_linear(factors: SignFactors, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Linear:
     """An ordinary linear layer with the dense weight of hardened factors: cheapest to run while others are tuned."""
-    weight = factors.core(device)
-    weight *= factors.scale_out.to(device)[:, None]
-    weight *= factors.scale_in.to(device)[None, :]
+    weight = factors.dense(device).to(dtype)
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=factors.bias is not None, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if factors.bias is not None:
-        layer.bias = nn.Parameter(factors.bias.to(device), requires_grad=False)
+        layer.bias = nn.Parameter(factors.bias.to(device, dtype), requires_grad=False)
     return layer
 
 
@@ -104,8 +175,10 @@ class ScaledCore(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)."""
-        y = nn.functional.linear((x * self.scale_in).to(self.core.dtype), self.core) * self.scale_out
-        return y if self.bias is None else y + self.bias
+        dtype = self.core.dtype
+        y = nn.functional.linear(_ScaleColumns.apply(x, self.scale_in, dtype), self.core)
+        y = _ScaleColumns.apply(y, self.scale_out, dtype)
+        return y if self.bias is None else y + self.bias.to(dtype)
 
 
 def module_at(root: nn.Module, path: str) -> Any:

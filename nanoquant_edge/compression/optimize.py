@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Outcome", "ParameterGroup", "compute_in", "preferred_dtype", "train"]
+from .capture import captured
+
+__all__ = ["Outcome", "ParameterGroup", "Tuner", "compute_in", "preferred_dtype", "train"]
 
 _BETAS = (0.9, 0.99)
 _ADAM_EPS = 1e-6
@@ -30,7 +32,7 @@ class ParameterGroup:
 
 @dataclass
 class Outcome:
-    """Mean loss of the first and the last epoch; `undone` when a loss was not finite and all changes were reverted."""
+    """Mean loss of the first and the last good epoch; `undone` when a later one was not finite and was reverted."""
 
     first: float
     last: float
@@ -52,8 +54,155 @@ def compute_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     if dtype == torch.float32:
         yield
     else:
-        with torch.autocast(device.type, dtype=dtype):
+        # Cast weights are not cached: a cache filled inside a CUDA graph would be read outside of it.
+        with torch.autocast(device.type, dtype=dtype, cache_enabled=False):
             yield
+
+
+class Tuner:
+    """A tuning stage that can be run again on new values of the same tensors: its step reads only tables and counters.
+
+    Learning rates and sample order lie in tables on the device, and counters walk through them, so that one step is
+    the same sequence of kernels every time and can be captured once (`captured`).
+
+    Args:
+        groups: what is trained.
+        batch: samples an optimizer step; the last batch of an epoch may be smaller.
+        step_loss: takes sample indices, runs forward and backward for the mean loss over them, returns it detached.
+            Unless `capture` is off it must touch only tensors that keep their addresses.
+        weight_decay: AdamW's.
+        final_fraction: the cosine ends at this fraction of the learning rate.
+        capture: make CUDA graphs on a CUDA device.
+    """
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        batch: int,
+        step_loss: Callable[[Tensor], Tensor],
+        weight_decay: float = 0.0,
+        final_fraction: float = _FINAL_FRACTION,
+        capture: bool = True,
+    ) -> None:
+        self.tensors = [tensor for group in groups for tensor in group.tensors]
+        self.batch, self.step_loss, self.final_fraction = batch, step_loss, final_fraction
+        self._rates = [(tensor, group.lr, group.relative) for group in groups for tensor in group.tensors]
+        self.device = self.tensors[0].device
+        self._good = [tensor.detach().clone() for tensor in self.tensors]
+        # One learning rate a tensor, each a view of this vector, which the step fills.
+        self._current = torch.zeros(len(self.tensors), device=self.device)
+        self._bases = torch.zeros_like(self._current)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": [tensor], "lr": rate} for tensor, rate in zip(self.tensors, self._current, strict=True)],
+            betas=_BETAS,
+            eps=_ADAM_EPS,
+            weight_decay=weight_decay,
+            fused=True,
+            capturable=self.device.type == "cuda",
+        )
+        self._capture = capture
+        self._plan: tuple[int, int] | None = None
+        self._steps: dict[int, Callable[[], None]] = {}
+
+    def run(
+        self, samples: int, epochs: int, seed: int, after_step: Callable[[int], None] = lambda _done: None
+    ) -> Outcome:
+        """Tune for some epochs, each a new permutation of the samples.
+
+        Losses, tensors and optimizer moments are looked at after each epoch. When one is not finite, the tensors go
+        back to the last epoch after which all were, and the stage ends (method section 13.5).
+        """
+        if epochs == 0:
+            return Outcome(math.nan, math.nan)
+        for tensor in self.tensors:
+            tensor.requires_grad_(True)
+        self._begin(samples, epochs, seed)
+        sizes = [len(part) for part in torch.arange(samples).split(self.batch)]
+        means: list[float] = []
+        undone = False
+        try:
+            for size in sorted(set(sizes)):
+                if size not in self._steps:
+                    self._steps[size] = self._prepared(size)
+            for epoch in range(epochs):
+                for place, size in enumerate(sizes):
+                    self._steps[size]()
+                    after_step(epoch * len(sizes) + place + 1)
+                mean = float(self._losses[epoch * len(sizes) : (epoch + 1) * len(sizes)].sum())
+                if not (math.isfinite(mean) and self._finite()):
+                    undone = True
+                    self._restore()
+                    break
+                means.append(mean)
+                self._keep()
+        finally:
+            for tensor in self.tensors:
+                tensor.requires_grad_(False)
+                tensor.grad = None
+        return Outcome(means[0] if means else math.nan, means[-1] if means else math.nan, undone)
+
+    def _begin(self, samples: int, epochs: int, seed: int) -> None:
+        """Fill the tables and forget the last run."""
+        per_epoch = math.ceil(samples / self.batch)
+        steps = epochs * per_epoch
+        if self._plan != (samples, epochs):
+            self._plan, self._steps = (samples, epochs), {}
+            self._order = torch.zeros(epochs * samples, dtype=torch.int64, device=self.device)
+            self._fractions = torch.zeros(steps, device=self.device)
+            self._losses = torch.zeros(steps, device=self.device)
+            self._place = torch.zeros(1, dtype=torch.int64, device=self.device)
+            self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
+        generator = torch.Generator().manual_seed(seed)
+        self._order.copy_(torch.cat([torch.randperm(samples, generator=generator) for _ in range(epochs)]))
+        final = self.final_fraction
+        self._fractions.copy_(
+            torch.tensor([final + (1 - final) * 0.5 * (1 + math.cos(math.pi * k / steps)) for k in range(steps)])
+        )
+        self._samples = samples
+        self._rewind()
+        self._keep()
+        rates = [lr * (tensor.detach().float().square().mean().sqrt() if rel else 1) for tensor, lr, rel in self._rates]
+        self._bases.copy_(torch.stack([torch.as_tensor(rate, device=self.device) for rate in rates]))
+
+    def _rewind(self) -> None:
+        """Counters to the start, moments to zero; what is allocated stays where it is."""
+        for table in (self._losses, self._place, self._step):
+            table.zero_()
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+
+    def _prepared(self, size: int) -> Callable[[], None]:
+        """The step for batches of one size."""
+        offsets = torch.arange(size, device=self.device)
+
+        def step() -> None:
+            chosen = self._order[self._place + offsets]
+            torch.mul(self._fractions[self._step], self._bases, out=self._current)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.step_loss(chosen)
+            self._losses[self._step] = (loss * (size / self._samples)).to(self._losses.dtype)
+            self.optimizer.step()
+            self._place += size
+            self._step += 1
+
+        def restore() -> None:
+            self._restore()
+            self._rewind()
+
+        return captured(step, self.device, restore) if self._capture else step
+
+    @torch.no_grad()
+    def _keep(self) -> None:
+        torch._foreach_copy_(self._good, [tensor.detach() for tensor in self.tensors])
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        torch._foreach_copy_([tensor.detach() for tensor in self.tensors], self._good)
+
+    def _finite(self) -> bool:
+        values = [*self.tensors, *(value for state in self.optimizer.state.values() for value in state.values())]
+        return bool(torch.stack([torch.isfinite(value.detach()).all() for value in values]).all())
 
 
 def train(
@@ -65,58 +214,9 @@ def train(
     step_loss: Callable[[Tensor], Tensor],
     weight_decay: float = 0.0,
     final_fraction: float = _FINAL_FRACTION,
+    after_step: Callable[[int], None] = lambda _done: None,
 ) -> Outcome:
-    """Minimize the mean over samples of a loss.
-
-    Args:
-        groups: what is trained.
-        samples: number of samples; a new permutation of them is drawn each epoch.
-        batch: samples an optimizer step; the last batch of an epoch may be smaller.
-        epochs: passes over the samples; 0 does nothing.
-        seed: of the permutations.
-        step_loss: takes sample indices, runs forward and backward for the mean loss over them, returns it detached.
-        weight_decay: AdamW's.
-        final_fraction: the cosine ends at this fraction of the learning rate.
-
-    Returns:
-        Losses. If any loss was not finite, every tensor has its old value again (method section 13.5).
-    """
-    tensors = [tensor for group in groups for tensor in group.tensors]
-    if epochs == 0 or not tensors:
+    """Minimize the mean over samples of a loss, once; see `Tuner` for the arguments."""
+    if epochs == 0 or not any(group.tensors for group in groups):
         return Outcome(math.nan, math.nan)
-    for tensor in tensors:
-        tensor.requires_grad_(True)
-    before = [tensor.detach().clone() for tensor in tensors]
-    entries = []
-    for group in groups:
-        for tensor in group.tensors:
-            scale = float(tensor.detach().square().mean().sqrt()) if group.relative else 1.0
-            entries.append({"params": [tensor], "lr": group.lr * scale, "initial_lr": group.lr * scale})
-    optimizer = torch.optim.AdamW(
-        entries, lr=1e-3, betas=_BETAS, eps=_ADAM_EPS, weight_decay=weight_decay, fused=tensors[0].device.type == "cuda"
-    )
-    generator = torch.Generator().manual_seed(seed)
-    steps = epochs * math.ceil(samples / batch)
-    means = []
-    done = 0
-    for _ in range(epochs):
-        losses = []
-        for chosen in torch.randperm(samples, generator=generator).split(batch):
-            rate = final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * done / steps))
-            for entry in optimizer.param_groups:
-                entry["lr"] = entry["initial_lr"] * rate
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(step_loss(chosen) * (len(chosen) / samples))
-            optimizer.step()
-            done += 1
-        means.append(torch.stack(losses).sum())
-    values = [float(mean) for mean in means]
-    finite = all(map(math.isfinite, values)) and all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-    if not finite:
-        with torch.no_grad():
-            for tensor, old in zip(tensors, before, strict=True):
-                tensor.copy_(old)
-    for tensor in tensors:
-        tensor.requires_grad_(False)
-        tensor.grad = None
-    return Outcome(values[0], values[-1], undone=not finite)
+    return Tuner(groups, batch, step_loss, weight_decay, final_fraction).run(samples, epochs, seed, after_step)

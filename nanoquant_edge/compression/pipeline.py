@@ -3,39 +3,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, QuantizationSettings, true_bits_per_weight, write_checkpoint
 from ..checkpoint.settings import SCALE_DTYPES
 from ..errors import NqEdgeError
 from ..files import check_new_folder
 from ..models.loading import SourceModel, load_model
-from .block import BlockCall, reconstruct_block
 from .calibration import read_text, sampled_windows, text_windows
 from .distillation import distill_scales
-from .importance import Importance, collect_importances
-from .layers import SignFactors
+from .importance import collect_importances
 from .optimize import preferred_dtype
 from .packing import pack_factors
-from .ranks import rank_for_rate
+from .ranks import allocate_ranks, rank_for_rate
 from .recipe import Recipe
+from .sequence import reconstruct_blocks
+from .state import RunState, fingerprint
 from .tensors import embedding_name, linear_at, refuse_non_finite, uncompressed_tensors
 
 __all__ = ["compress", "compress_source"]
 
 Report = Callable[[float, str], None]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-#: Tokens of a block's stream that are computed at one time.
-_STREAM_TOKENS = 4096
 
 
 def _quiet(_fraction: float, _text: str) -> None:
@@ -55,6 +51,7 @@ def compress(
     scale_dtype: str = "float16",
     overwrite: bool = False,
     allow_pickle: bool = False,
+    resume: bool = False,
     report: Report = _quiet,
 ) -> Checkpoint:
     """Compress a model and write the checkpoint folder.
@@ -72,7 +69,8 @@ def compress(
         device: "auto", "cpu", "cuda" or "cuda:N".
         compute_dtype: "auto", "float32" or "bfloat16", for matrix products while tuning.
         scale_dtype: storage type of the scales.
-        overwrite: replace a checkpoint at `output`.
+        overwrite: replace a checkpoint at `output`, and the state of an interrupted run.
+        resume: continue an interrupted run for `output`, whose state lies beside it; nothing there starts a new one.
         allow_pickle: read pickle weights where there are no safetensors; tensors only.
         report: called with (fraction done, what is being done).
 
@@ -100,6 +98,7 @@ def compress(
             compute_dtype=compute_dtype,
             scale_dtype=scale_dtype,
             overwrite=overwrite,
+            resume=resume,
             report=report,
         )
 
@@ -117,6 +116,7 @@ def compress_source(
     compute_dtype: str = "auto",
     scale_dtype: str = "float16",
     overwrite: bool = False,
+    resume: bool = False,
     report: Report = _quiet,
 ) -> Checkpoint:
     """`compress` for a model that is loaded already; the dense model is unchanged afterwards."""
@@ -135,22 +135,57 @@ def compress_source(
     refuse_non_finite(model)
     others = uncompressed_tensors(model, names, decoder.tied)
 
-    report(0.02, "drawing calibration windows")
-    if text is None:
-        start = int(source.config.get("bos_token_id") or 0)
-        windows = sampled_windows(model, recipe.windows, recipe.window_length, seed, start)
-    else:
-        windows = text_windows(source.tokenizer, text, recipe.windows, recipe.window_length, seed)
-    if int(windows.max()) >= decoder.vocab_size:
-        raise NqEdgeError(
-            "NQ-MODEL", f"the tokenizer makes id {int(windows.max())}, the vocabulary has {decoder.vocab_size} entries."
-        )
-    report(0.04, "importances")
-    importances = collect_importances(
-        model, linears, windows, recipe.gamma, lambda part: report(0.04 + 0.06 * part, "importances"), dtype
+    state = RunState(
+        Path(output).absolute().with_name(Path(output).name + ".resume"),
+        {
+            "recipe": recipe.to_dict(),
+            "bpw": bpw,
+            "seed": seed,
+            "model": fingerprint(model),
+            "calibration text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+            "device": where.type,
+            "compute type": str(dtype),
+        },
+        resume,
+        overwrite,
     )
-    ranks = {name: rank_for_rate(layer.out_features, layer.in_features, bpw) for name, layer in linears.items()}
-    reconstructed = _reconstruct(source, windows, importances, ranks, recipe, seed, where, dtype, report)
+    stored = state.start(linears)
+    if stored is None:
+        report(0.02, "drawing calibration windows")
+        if text is None:
+            start = int(source.config.get("bos_token_id") or 0)
+            windows = sampled_windows(model, recipe.windows, recipe.window_length, seed, start)
+        else:
+            length, choice = recipe.window_length, recipe.window_choice
+            windows = text_windows(source.tokenizer, text, recipe.windows, length, seed, choice)
+        if int(windows.max()) >= decoder.vocab_size:
+            raise NqEdgeError(
+                "NQ-MODEL",
+                f"the tokenizer makes id {int(windows.max())}, the vocabulary has {decoder.vocab_size} entries.",
+            )
+        report(0.04, "importances")
+        importances = collect_importances(
+            model, linears, windows, recipe.gamma, lambda part: report(0.04 + 0.06 * part, "importances"), dtype
+        )
+        state.keep_start(windows, importances)
+    else:
+        report(0.04, state.describe())
+        windows, importances = stored
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
+    places = {name: place // len(family.linears) for place, name in enumerate(names)}
+    ranks = allocate_ranks(shapes, places, bpw, recipe.rank_depth, recipe.rank_types)
+    reconstructed = reconstruct_blocks(
+        source,
+        windows,
+        importances,
+        ranks,
+        recipe,
+        seed,
+        where,
+        dtype,
+        state,
+        lambda part, what: report(0.10 + 0.78 * part, what),
+    )
     factors = reconstructed.factors
     report(0.88, "distilling scales")
     blocks = model.get_submodule(family.blocks)
@@ -190,88 +225,9 @@ def compress_source(
         },
         calibration={"text": text_name, "windows": len(windows), "window_length": windows.shape[1], "seed": seed},
     )
-    return write_checkpoint(output, source.config, settings, layers, others, source.companions, overwrite)
-
-
-@dataclass
-class _Reconstructed:
-    """All blocks: full name -> factors, each block's mean weighted error, and the tuning stages that were reverted."""
-
-    factors: dict[str, SignFactors] = field(default_factory=dict)
-    errors: list[float] = field(default_factory=list)
-    undone: list[str] = field(default_factory=list)
-
-
-def _reconstruct(
-    source: SourceModel,
-    windows: Tensor,
-    importances: dict[str, Importance],
-    ranks: dict[str, int],
-    recipe: Recipe,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    report: Report,
-) -> _Reconstructed:
-    """All blocks in order, the dense and the compressed stream side by side."""
-    model, family = source.model, source.family
-    blocks = model.get_submodule(family.blocks)
-    arguments = _recorded_arguments(model, blocks, windows[:1].to(device))
-    batch = max(1, _STREAM_TOKENS // windows.shape[1])
-    with torch.no_grad():
-        dense_stream = torch.cat([model.get_input_embeddings()(part.to(device)) for part in windows.split(batch)])
-    compressed_stream = dense_stream.clone()
-    done = _Reconstructed()
-    for index, dense in enumerate(blocks):
-        prefix = f"{family.blocks}.{index}."
-        call = BlockCall(arguments[index], device, dtype)
-        targets = call.over(dense, dense_stream, batch)
-
-        def inside(part: float, text: str, block: int = index) -> None:
-            fraction = (block + part) / len(blocks)
-            report(0.10 + 0.78 * fraction, f"block {block + 1} of {len(blocks)}: {text}")
-
-        result = reconstruct_block(
-            dense,
-            family.linears,
-            {name: ranks[prefix + name] for name in family.linears},
-            {name: importances[prefix + name] for name in family.linears},
-            importances[prefix + family.last_linear].outputs,
-            compressed_stream,
-            targets,
-            call,
-            recipe,
-            seed,
-            inside,
-        )
-        done.factors.update({prefix + name: value for name, value in result.factors.items()})
-        done.errors.append(round(sum(result.errors.values()) / len(result.errors), 4))
-        for name, outcomes in result.losses.items():
-            stages = zip(("TuneFP", "TuneLatentSTE"), outcomes, strict=True)
-            done.undone += [f"{stage} of {prefix}{name}" for stage, outcome in stages if outcome.undone]
-        compressed_stream = call.over(result.block, compressed_stream, batch)
-        dense_stream = targets
-        if not bool(torch.isfinite(compressed_stream).all()):
-            raise NqEdgeError("NQ-NUMERIC", f"block {index} of the compressed model gives NaN or infinity.")
-    return done
-
-
-def _recorded_arguments(model: Any, blocks: nn.ModuleList, ids: Tensor) -> list[dict[str, Any]]:
-    """Keyword arguments each block is called with, for one window; each block its own (method section 13.7)."""
-    recorded: list[dict[str, Any]] = []
-
-    def hook(_module: nn.Module, _arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        kept = {name: value for name, value in keywords.items() if name not in ("past_key_values", "hidden_states")}
-        recorded.append({**kept, "use_cache": False})
-
-    handles = [block.register_forward_pre_hook(hook, with_kwargs=True) for block in blocks]
-    try:
-        with torch.no_grad():
-            model.base_model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return recorded
+    checkpoint = write_checkpoint(output, source.config, settings, layers, others, source.companions, overwrite)
+    state.finish()
+    return checkpoint
 
 
 def _device(name: str) -> torch.device:

@@ -38,23 +38,35 @@ def in_chunks(hidden: Tensor, loss_of: Callable[[Tensor, slice], Tensor], backwa
     return total
 
 
-def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, backward: bool) -> Tensor:
+def _logits(hidden: Tensor, head: Tensor, cap: float | None) -> Tensor:
+    """Float32 logits, softly capped as Gemma-2 has it."""
+    logits = (hidden @ head.T).float()
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, backward: bool, cap: float | None = None) -> Tensor:
     """Mean next-token cross-entropy.
 
     Args:
         hidden: (positions, hidden_size).
         head: (vocab, hidden_size).
         labels: int64 (positions,).
+        backward: propagate gradients into `hidden`'s graph.
+        cap: soft cap of the logits.
     """
 
     def loss_of(part: Tensor, where: slice) -> Tensor:
-        logits = (part @ head.T).float()
-        return torch.nn.functional.cross_entropy(logits, labels[where], reduction="sum") / labels.shape[0]
+        return (
+            torch.nn.functional.cross_entropy(_logits(part, head, cap), labels[where], reduction="sum")
+            / labels.shape[0]
+        )
 
     return in_chunks(hidden, loss_of, backward)
 
 
-def distillation_loss(hidden: Tensor, teacher_hidden: Tensor, head: Tensor, backward: bool) -> Tensor:
+def distillation_loss(
+    hidden: Tensor, teacher_hidden: Tensor, head: Tensor, backward: bool, cap: float | None = None
+) -> Tensor:
     """Mean forward KL (teacher || student) over the full vocabulary, temperature 1 (method section 9).
 
     Args:
@@ -64,8 +76,8 @@ def distillation_loss(hidden: Tensor, teacher_hidden: Tensor, head: Tensor, back
 
     def loss_of(part: Tensor, where: slice) -> Tensor:
         with torch.no_grad():
-            wanted = (teacher_hidden[where] @ head.T).float().log_softmax(-1)
-        found = (part @ head.T).float().log_softmax(-1)
+            wanted = _logits(teacher_hidden[where], head, cap).log_softmax(-1)
+        found = _logits(part, head, cap).log_softmax(-1)
         divergence = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
         return divergence / hidden.shape[0]
 

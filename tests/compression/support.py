@@ -73,5 +73,7 @@ def short_recipe(**changes: Any) -> Recipe:
         "kd_lr": 0.005,
         "kd_batch": 2,
         "relative_lr": True,
+        "window_choice": "distinct",
+        "admm_unit_size": True,
     }
     return Recipe(**{**settings, **changes})

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from nanoquant_edge.compression.admm import Factors, factorize, rank_one_magnitudes, sign
+from nanoquant_edge.compression import admm
+from nanoquant_edge.compression.admm import AdmmSettings, Factors, rank_one_magnitudes, sign
 from nanoquant_edge.errors import NqEdgeError
+
+
+def factorize(w: torch.Tensor, i: torch.Tensor, o: torch.Tensor, rank: int, **options: object) -> Factors:
+    """`admm.factorize` with the settings as keywords."""
+    seed = options.pop("seed", 0)
+    return admm.factorize(w, i, o, rank, AdmmSettings(**options), seed)  # type: ignore[arg-type]
 
 
 def gaussian(m: int, n: int, seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nanoquant_edge.compression import distillation
-from nanoquant_edge.compression.admm import factorize
+from nanoquant_edge.compression.admm import AdmmSettings, factorize
 from nanoquant_edge.compression.distillation import distill_scales
 from nanoquant_edge.compression.layers import LatentLinear, SignFactors, frozen_linear, replace_module
 from nanoquant_edge.compression.optimize import Outcome
@@ -25,7 +25,7 @@ def start(**changes: Any) -> tuple[Any, dict[str, SignFactors], torch.Tensor]:
     factors = {}
     for name, layer in linears_of(model).items():
         m, n = layer.weight.shape
-        found = factorize(layer.weight, torch.ones(n), torch.ones(m), 32, steps=10)
+        found = factorize(layer.weight, torch.ones(n), torch.ones(m), 32, AdmmSettings(steps=10))
         factors[name] = LatentLinear(found, layer.bias).harden()
     return model, factors, torch.randint(0, 320, (4, 32), generator=torch.Generator().manual_seed(0))
 
@@ -120,4 +120,5 @@ def test_weight_decay_is_the_official_one(monkeypatch: pytest.MonkeyPatch, relat
 
     monkeypatch.setattr(distillation, "train", spy)
     distil(*start(), relative_lr=relative)
-    assert seen == {"weight_decay": decay, "final_fraction": 0.0}
+    assert seen["weight_decay"] == decay
+    assert seen["final_fraction"] == 0.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanoquant_edge.compression.optimize import ParameterGroup, train
+from nanoquant_edge.compression.optimize import Outcome, ParameterGroup, Tuner, train
 
 
 def quadratic(x: Tensor, targets: Tensor, seen: list[list[int]] | None = None):  # type: ignore[no-untyped-def]
@@ -70,20 +70,52 @@ def test_the_rate_follows_a_cosine(final_fraction: float, relative: bool) -> Non
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("at", [0, 3])
-def test_a_loss_that_is_not_finite_undoes_everything(bad: float, at: int) -> None:
-    x, targets = torch.zeros(3), torch.ones(4, 3)
-    calls = iter(range(100))
-    inner = quadratic(x, targets)
+@pytest.mark.parametrize("at", [0, 1, 5])
+def test_a_loss_that_is_not_finite_undoes_its_epoch_and_ends_the_stage(bad: float, at: int) -> None:
+    targets = torch.ones(4, 3)
 
-    def step_loss(chosen: Tensor) -> Tensor:
-        loss = inner(chosen)
-        return loss * bad if next(calls) == at else loss
+    def tuned(epochs: int, fail_at: int) -> tuple[Outcome, Tensor]:
+        x, calls = torch.zeros(3), iter(range(100))
+        inner = quadratic(x, targets)
 
-    outcome = train([ParameterGroup([x], 0.1)], 4, 2, 2, 0, step_loss)
+        def step_loss(chosen: Tensor) -> Tensor:
+            loss = inner(chosen)
+            return loss * bad if next(calls) == fail_at else loss
+
+        # A constant rate, so that two epochs of four are the same as two of two.
+        return train([ParameterGroup([x], 0.1)], 4, 2, epochs, 0, step_loss, final_fraction=1.0), x
+
+    outcome, x = tuned(4, at)
     assert outcome.undone
-    assert x.tolist() == [0, 0, 0]
     assert not x.requires_grad
+    good, expected = tuned(at // 2, -1)  # two steps an epoch
+    assert torch.equal(x, expected)
+    assert math.isnan(outcome.last) if at < 2 else outcome.last == good.last
+
+
+def test_moments_that_are_not_finite_undo_an_epoch_even_when_the_values_are_finite() -> None:
+    x = torch.ones(2)
+
+    def step_loss(_chosen: Tensor) -> Tensor:
+        (1e30 * x).sum().backward()  # its square overflows the second moment, and the update becomes 0
+        return torch.zeros(())
+
+    outcome = train([ParameterGroup([x], 0.1)], 1, 1, 1, 0, step_loss)
+    assert outcome.undone
+    assert x.tolist() == [1, 1]
+
+
+def test_a_tuner_runs_again_on_new_values_as_if_it_were_new() -> None:
+    targets = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    x = torch.zeros(3)
+    tuner = Tuner([ParameterGroup([x], 0.1, relative=True)], 2, quadratic(x, targets))
+    for start, seed in ((1.0, 0), (2.0, 1)):
+        x.fill_(start)
+        outcome = tuner.run(5, 3, seed)
+        fresh = torch.full((3,), start)
+        expected = train([ParameterGroup([fresh], 0.1, True)], 5, 2, 3, seed, quadratic(fresh, targets))
+        assert torch.equal(x, fresh)
+        assert outcome == expected
 
 
 def test_a_gradient_that_is_not_finite_undoes_everything() -> None:

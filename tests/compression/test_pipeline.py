@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nanoquant_edge.hf  # noqa: F401  (registers the format)
 from nanoquant_edge.checkpoint import Checkpoint, true_bits_per_weight
-from nanoquant_edge.compression import compress, pipeline
+from nanoquant_edge.compression import compress, pipeline, sequence
 from nanoquant_edge.compression.layers import replace_module
 from nanoquant_edge.compression.recipe import PRESETS
 from nanoquant_edge.errors import NqEdgeError
@@ -85,13 +85,13 @@ def test_compression_keeps_the_function_better_at_more_bits(tmp_path: Path) -> N
 def test_the_streams_of_later_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Targets come from the dense model's own stream, inputs from hardened layers (method section 5).
     calls = []
-    original = pipeline.reconstruct_block
+    original = sequence.reconstruct_block
 
     def spy(*arguments: Any, **keywords: Any) -> Any:
         calls.append((arguments[5].clone(), arguments[6].clone(), arguments[4].clone()))
         return original(*arguments, **keywords)
 
-    monkeypatch.setattr(pipeline, "reconstruct_block", spy)
+    monkeypatch.setattr(sequence, "reconstruct_block", spy)
     windows: list[torch.Tensor] = []
     draw = pipeline.text_windows
     monkeypatch.setattr(pipeline, "text_windows", lambda *a: windows.append(draw(*a)) or windows[0])

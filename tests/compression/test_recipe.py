@@ -9,26 +9,37 @@ import json
 import pytest
 
 from nanoquant_edge.compression import PRESETS, Recipe
+from nanoquant_edge.compression.recipe import REDUCED
 from nanoquant_edge.errors import NqEdgeError
 
 
 def test_presets_are_named_after_themselves_and_grow() -> None:
-    assert list(PRESETS) == ["quick", "balanced", "full"]
+    assert list(PRESETS) == ["quick", "balanced", "full", "official"]
     for name, recipe in PRESETS.items():
         assert Recipe.preset(name) == recipe
         assert recipe.name == name
     work = [r.windows * r.window_length * (r.fp_epochs + r.ste_epochs + r.kd_epochs) for r in PRESETS.values()]
     assert work == sorted(work)
-    assert len(set(work)) == 3
+    assert len(set(work)) == 3  # the full schedule, in both recipes
 
 
-def test_full_is_the_published_schedule() -> None:
-    full = PRESETS["full"]
-    assert (full.windows, full.window_length, full.admm_steps, full.svid_steps) == (128, 2048, 400, 5)
-    assert (full.fp_epochs, full.fp_lr, full.fp_batch) == (8, 1e-4, 4)
-    assert (full.ste_epochs, full.ste_lr, full.ste_scale_lr, full.ste_batch) == (8, 1e-5, 1e-5, 1)
-    assert (full.kd_epochs, full.kd_lr, full.kd_batch) == (8, 1e-5, 1)
-    assert (full.admm_schedule, full.admm_ridge, full.gamma, full.relative_lr) == ("linear", 0.03, 0.2, False)
+def test_official_is_the_published_schedule() -> None:
+    official = PRESETS["official"]
+    assert (official.windows, official.window_length, official.window_choice) == (128, 2048, "random")
+    assert (official.fp_epochs, official.fp_lr, official.fp_batch) == (8, 1e-4, 4)
+    assert (official.ste_epochs, official.ste_lr, official.ste_scale_lr, official.ste_batch) == (8, 1e-5, 1e-5, 1)
+    assert (official.kd_epochs, official.kd_lr, official.kd_batch) == (8, 1e-5, 1)
+    assert (official.admm_steps, official.svid_steps, official.admm_schedule) == (400, 5, "linear")
+    assert (official.admm_ridge, official.gamma, official.admm_unit_size) == (0.03, 0.2, False)
+    assert not (official.relative_lr or official.refresh_inputs or official.rank_depth or official.rank_types)
+
+
+def test_the_reduced_schedules_spend_the_same_sequences() -> None:
+    spent = []
+    for name, changes in REDUCED.items():
+        recipe = Recipe.preset({"default": "full"}.get(name, name), **changes)
+        spent.append([recipe.windows * epochs for epochs in (recipe.fp_epochs, recipe.ste_epochs, recipe.kd_epochs)])
+    assert spent[0] == spent[1] == [64, 64, 64]
 
 
 def test_a_preset_with_changes() -> None:
@@ -47,7 +58,7 @@ def test_the_dictionary_is_json_and_complete() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("best", {}, "'best' is unknown; there are quick, balanced, full"),
+        ("best", {}, "'best' is unknown; there are quick, balanced, full, official"),
         ("quick", {"windowz": 3}, "no setting 'windowz'"),
     ],
 )
@@ -71,6 +82,8 @@ def test_unknown_names_are_refused(name: str, changes: dict, message: str) -> No
         ("fp_lr", float("inf")),
         ("admm_ridge", 0.0),
         ("admm_ridge", float("nan")),
+        ("rank_depth", -0.1),
+        ("window_choice", "best"),
     ],
 )
 def test_values_out_of_range_are_refused(setting: str, value: object) -> None:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calling one decoder block of a model as the model itself does (method section 13.7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .optimize import compute_in
+
+__all__ = ["BlockCall", "first_inputs", "recorded_arguments", "same_arguments"]
+
+
+@dataclass
+class BlockCall:
+    """How to call a decoder block: keyword arguments recorded from the dense model, and the compute type."""
+
+    arguments: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """Block output (batch, length, hidden), float32."""
+        with compute_in(self.dtype, self.device):
+            output = block(hidden, **self.arguments)
+        return (output[0] if isinstance(output, tuple) else output).float()
+
+    @torch.no_grad()
+    def over(self, block: nn.Module, stream: Tensor, batch: int) -> Tensor:
+        """The block's output for a whole stream (windows, length, hidden) that lies on the CPU or the device."""
+        parts = [self(block, part.to(self.device)).to(stream.device) for part in stream.split(batch)]
+        return torch.cat(parts)
+
+
+def recorded_arguments(model: Any, blocks: nn.ModuleList, ids: Tensor) -> list[dict[str, Any]]:
+    """Keyword arguments each block is called with, for one window; each block its own.
+
+    Args:
+        model: transformers causal language model.
+        blocks: its decoder blocks.
+        ids: int64 (1, length), on the model's device.
+    """
+    recorded: list[dict[str, Any]] = []
+
+    def hook(_module: nn.Module, _arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        kept = {name: value for name, value in keywords.items() if name not in ("past_key_values", "hidden_states")}
+        recorded.append({**kept, "use_cache": False})
+
+    handles = [block.register_forward_pre_hook(hook, with_kwargs=True) for block in blocks]
+    try:
+        with torch.no_grad():
+            model.base_model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return recorded
+
+
+class _Seen(Exception):
+    """Ends a forward pass at the first block."""
+
+
+@torch.no_grad()
+def first_inputs(model: Any, blocks: nn.ModuleList, ids: Tensor) -> Tensor:
+    """What the first block is given: embeddings, scaled or with positions added as the family has it.
+
+    Args:
+        ids: int64 (batch, length), on the model's device.
+
+    Returns:
+        (batch, length, hidden).
+    """
+    found: list[Tensor] = []
+
+    def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        found.append(arguments[0] if arguments else keywords["hidden_states"])
+        raise _Seen
+
+    handle = blocks[0].register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        model.base_model(input_ids=ids, use_cache=False)
+    except _Seen:
+        pass
+    finally:
+        handle.remove()
+    return found[0].detach()
+
+
+def same_arguments(one: Any, other: Any) -> bool:
+    """Whether two blocks are called with the same values, so that one can be run in the other's place."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_arguments(one[key], other[key]) for key in one)
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(same_arguments, one, other))
+    return type(one) is type(other) and (one is other or one == other)

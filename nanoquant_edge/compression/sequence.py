@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All blocks in order, the dense and the compressed stream side by side (method section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..models.loading import SourceModel
+from .block import BlockResult, Workbench, reconstruct_block
+from .calling import BlockCall, first_inputs, recorded_arguments
+from .importance import Importance
+from .layers import SignFactors
+from .recipe import Recipe
+from .state import FinishedBlock, RunState
+
+__all__ = ["Reconstructed", "reconstruct_blocks"]
+
+#: Tokens of a block's stream that are computed at one time.
+_STREAM_TOKENS = 4096
+
+
+@dataclass
+class Reconstructed:
+    """All blocks: full name -> factors, each block's mean weighted error, and the tuning stages that were reverted."""
+
+    factors: dict[str, SignFactors] = field(default_factory=dict)
+    errors: list[float] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
+
+    def add(self, prefix: str, block: FinishedBlock) -> None:
+        """Add the next block, whose layers are called prefix + name."""
+        self.factors.update({prefix + name: value for name, value in block.factors.items()})
+        self.errors.append(block.error)
+        self.undone += [f"{stage} of {prefix}{name}" for stage, name in block.undone]
+
+
+def _finished(result: BlockResult) -> FinishedBlock:
+    undone = []
+    for name, outcomes in result.losses.items():
+        stages = zip(("TuneFP", "TuneLatentSTE"), outcomes, strict=True)
+        undone += [(stage, name) for stage, outcome in stages if outcome.undone]
+    error = round(sum(result.errors.values()) / len(result.errors), 4)
+    return FinishedBlock(result.factors, error, undone)
+
+
+def reconstruct_blocks(
+    source: SourceModel,
+    windows: Tensor,
+    importances: dict[str, Importance],
+    ranks: dict[str, int],
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    state: RunState,
+    report: Callable[[float, str], None],
+) -> Reconstructed:
+    """Compress all blocks of a model, except those that the state holds already.
+
+    Args:
+        source: the dense model, on `device`; unchanged afterwards.
+        windows: int64 (windows, length).
+        importances: full layer name -> importances.
+        ranks: full layer name -> rank.
+        recipe: schedules and learning rates.
+        seed: reset before every stage.
+        device: where to run.
+        dtype: compute type.
+        state: where finished blocks are kept, and read from.
+        report: called with the fraction done and what is being done.
+    """
+    model, family = source.model, source.family
+    blocks = model.get_submodule(family.blocks)
+    arguments = recorded_arguments(model, blocks, windows[:1].to(device))
+    batch = max(1, _STREAM_TOKENS // windows.shape[1])
+    dense_stream = torch.cat([first_inputs(model, blocks, part.to(device)).float() for part in windows.split(batch)])
+    compressed_stream = dense_stream.clone()
+    done = Reconstructed()
+    benches: list[Workbench] = []
+    for index, dense in enumerate(blocks):
+        prefix = f"{family.blocks}.{index}."
+        call = BlockCall(arguments[index], device, dtype)
+        targets = call.over(dense, dense_stream, batch)
+
+        def inside(part: float, text: str, block: int = index) -> None:
+            report((block + part) / len(blocks), f"block {block + 1} of {len(blocks)}: {text}")
+
+        bench = next((old for old in benches if old.serves(dense, call)), None)
+        if bench is None:
+            bench = Workbench(dense, family.linears, call, recipe)
+            benches = [*benches, bench] if bench.keep else []
+        here = {name: ranks[prefix + name] for name in family.linears}
+        finished = state.block(index, {name: bench.open[name] for name in here}, here)
+        if finished is not None:
+            inside(0.0, "from the interrupted run")
+            weights = importances[prefix + family.last_linear].outputs
+            bench.load(dense, compressed_stream, targets, weights)
+            for name, factors in finished.factors.items():
+                bench.freeze(name, factors)
+        else:
+            result = reconstruct_block(
+                dense,
+                family.linears,
+                here,
+                {name: importances[prefix + name] for name in family.linears},
+                importances[prefix + family.last_linear].outputs,
+                compressed_stream,
+                targets,
+                call,
+                recipe,
+                seed,
+                inside,
+                bench,
+            )
+            finished = _finished(result)
+            state.keep_block(index, finished)
+        done.add(prefix, finished)
+        compressed_stream = call.over(bench.block, compressed_stream, batch)
+        dense_stream = targets
+    return done
