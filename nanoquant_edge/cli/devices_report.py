@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..devices import Assessment, Target
-from ..devices.forecast import Range
 
 __all__ = ["print_assessment", "print_device"]
 
@@ -81,7 +80,7 @@ def print_assessment(found: Assessment) -> None:
         speed = found.speed
         energy = f", at most {speed.joules_per_token:.2g} J a token ({speed.watts:g} W)" if speed.watts else ""
         console.print(
-            f"forecast, not measured: decode {_span(speed.decode)} tokens/s, prompt {_span(speed.prefill)} tokens/s on "
+            f"forecast, not measured: decode {speed.decode} tokens/s, prompt {speed.prefill} tokens/s on "
             f"the {speed.path}{energy}"
         )
         parts = ", ".join(f"{name} {value / 1e3:.2f}" for name, value in speed.step_us.items())
@@ -95,11 +94,6 @@ def print_assessment(found: Assessment) -> None:
     for row in found.quality:
         rows.add_row(row.model, f"{row.bpw:g}", f"{row.ppl:.2f}", f"{row.ppl_dense:.2f}", row.kind, row.source)
     console.print(rows)
-
-
-def _span(value: Range) -> str:
-    digits = 0 if value.middle >= 20 else 1
-    return f"{value.middle:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
 
 def _plain(text: str) -> str:

@@ -42,6 +42,10 @@ class Range:
     middle: float
     high: float
 
+    def __str__(self) -> str:
+        digits = 0 if self.middle >= 20 else 1
+        return f"{self.middle:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
 
 @dataclass(frozen=True)
 class Forecast:
