@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import NqEdgeError
 
-__all__ = ["TABLE_FORMATS", "QuantizedTable", "TableFormat", "quantize_rows", "quantize_table"]
+__all__ = ["TABLE_FORMATS", "QuantizedTable", "TableFormat", "pack_codes", "quantize_rows", "quantize_table"]
 
 #: Rows that are widened to float32 at one time: 16 MB at 4096 columns.
 _PIECE_ROWS = 1024
@@ -137,6 +137,11 @@ def quantize_rows(rows: NDArray[np.float32], form: TableFormat) -> tuple[NDArray
     return codes.reshape(count, -1)[:, :columns], scales
 
 
+def pack_codes(entries: NDArray[np.int8], form: TableFormat) -> NDArray[np.int8]:
+    """One code an entry, (rows, columns), to the bytes that are stored."""
+    return entries if form.bits == 8 else (entries[:, 0::2] & 15) | np.left_shift(entries[:, 1::2], 4)
+
+
 def quantize_table(table: NDArray[np.generic], kind: str, name: str = "the table") -> QuantizedTable:
     """Quantize a dense table row by row, a piece at a time.
 
@@ -163,5 +168,5 @@ def quantize_table(table: NDArray[np.generic], kind: str, name: str = "the table
             raise NqEdgeError("NQ-NUMERIC", f"{name} holds NaN or infinity.")
         part = slice(start, start + len(piece))
         entries, scales[part] = quantize_rows(piece, form)
-        codes[part] = entries if form.bits == 8 else (entries[:, 0::2] & 15) | np.left_shift(entries[:, 1::2], 4)
+        codes[part] = pack_codes(entries, form)
     return QuantizedTable(kind, codes, scales)
