@@ -61,6 +61,13 @@ __all__ = ["command"]
 @click.option(
     "--allow-pickle", is_flag=True, help="Read pytorch_model.bin where MODEL has no safetensors; no code runs."
 )
+@click.option(
+    "--embedding",
+    type=click.Choice(["fp16", "int8", "int4"]),
+    default="fp16",
+    show_default=True,
+    help="Storage of embedding and head; low bits are calibrated.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands at --output.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run for the same --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -74,6 +81,7 @@ def command(
     device: str,
     compute_dtype: str,
     scale_dtype: str,
+    embedding: str,
     allow_pickle: bool,
     overwrite: bool,
     resume: bool,
@@ -101,6 +109,7 @@ def command(
             device=device,
             compute_dtype=compute_dtype,
             scale_dtype=scale_dtype,
+            embedding=embedding,
             allow_pickle=allow_pickle,
             overwrite=overwrite,
             resume=resume,
@@ -119,6 +128,8 @@ def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
         "target_bpw": settings.target_bpw,
         "true_bpw": settings.true_bpw,
         "layers": len(settings.ranks),
+        "embedding": settings.embedding,
+        "head": settings.head,
         "total_bytes": size,
         "seconds": settings.recipe["seconds"],
         "peak_mb": settings.recipe["peak_mb"],
@@ -137,6 +148,7 @@ def _print(summary: dict[str, Any]) -> None:
     table = Table(title=summary["checkpoint"], title_justify="left", show_header=False)
     table.add_row("bits per weight", f"{summary['true_bpw']:.4f} stored (asked for {summary['target_bpw']})")
     table.add_row("compressed layers", str(summary["layers"]))
+    table.add_row("embedding, head", f"{summary['embedding']}, {summary['head']}")
     table.add_row("size of the folder", f"{summary['total_bytes'] / 1e6:.2f} MB")
     table.add_row("factorization error", f"{summary['mean_factorization_error']:.3f} (weighted, mean over layers)")
     if summary["kd_loss"]:

@@ -26,6 +26,7 @@ from .ranks import allocate_ranks, rank_for_rate
 from .recipe import Recipe
 from .sequence import reconstruct_blocks
 from .state import RunState, fingerprint
+from .tables import check_format, quantized_tables
 from .tensors import embedding_name, linear_at, refuse_non_finite, uncompressed_tensors
 
 __all__ = ["compress", "compress_source"]
@@ -49,6 +50,7 @@ def compress(
     device: str = "auto",
     compute_dtype: str = "auto",
     scale_dtype: str = "float16",
+    embedding: str = "fp16",
     overwrite: bool = False,
     allow_pickle: bool = False,
     resume: bool = False,
@@ -69,6 +71,7 @@ def compress(
         device: "auto", "cpu", "cuda" or "cuda:N".
         compute_dtype: "auto", "float32" or "bfloat16", for matrix products while tuning.
         scale_dtype: storage type of the scales.
+        embedding: storage of embedding and head: "fp16", "int8" or "int4".
         overwrite: replace a checkpoint at `output`, and the state of an interrupted run.
         resume: continue an interrupted run for `output`, whose state lies beside it; nothing there starts a new one.
         allow_pickle: read pickle weights where there are no safetensors; tensors only.
@@ -97,6 +100,7 @@ def compress(
             device=device,
             compute_dtype=compute_dtype,
             scale_dtype=scale_dtype,
+            embedding=embedding,
             overwrite=overwrite,
             resume=resume,
             report=report,
@@ -115,6 +119,7 @@ def compress_source(
     device: str = "auto",
     compute_dtype: str = "auto",
     scale_dtype: str = "float16",
+    embedding: str = "fp16",
     overwrite: bool = False,
     resume: bool = False,
     report: Report = _quiet,
@@ -127,6 +132,7 @@ def compress_source(
         raise NqEdgeError("NQ-OPTION", f"compute_dtype must be auto, float32 or bfloat16, not {compute_dtype!r}.")
     if scale_dtype not in SCALE_DTYPES:
         raise NqEdgeError("NQ-OPTION", f"scale_dtype must be one of {', '.join(SCALE_DTYPES)}, not {scale_dtype!r}.")
+    check_format(embedding)
     dtype = preferred_dtype(where) if compute_dtype == "auto" else _DTYPES[compute_dtype]
     model = source.model.to(where).requires_grad_(False)
     family, decoder = source.family, source.decoder
@@ -202,14 +208,15 @@ def compress_source(
     )
     report(0.99, "writing the checkpoint")
     layers = {name: pack_factors(name, factors[name], scale_dtype) for name in names}
-    embedding = str(others[embedding_name(model)].dtype)
+    tables = {} if embedding == "fp16" else quantized_tables(model, windows, embedding, decoder.tied)
+    stored_as = embedding if tables else str(others[embedding_name(model)].dtype)
     settings = QuantizationSettings(
         target_bpw=bpw,
         true_bpw=true_bits_per_weight(layers.values()),
         ranks=ranks,
         scale_dtype=scale_dtype,
-        embedding=embedding,
-        head="tied" if decoder.tied else embedding,
+        embedding=stored_as,
+        head="tied" if decoder.tied else stored_as,
         recipe={
             **recipe.to_dict(),
             "seed": seed,
@@ -225,7 +232,9 @@ def compress_source(
         },
         calibration={"text": text_name, "windows": len(windows), "window_length": windows.shape[1], "seed": seed},
     )
-    checkpoint = write_checkpoint(output, source.config, settings, layers, others, source.companions, overwrite)
+    checkpoint = write_checkpoint(
+        output, source.config, settings, layers, others, source.companions, overwrite, tables=tables
+    )
     state.finish()
     return checkpoint
 

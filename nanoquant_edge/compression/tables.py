@@ -20,7 +20,7 @@ from ..checkpoint import TABLE_FORMATS, QuantizedTable, quantize_table
 from ..checkpoint.table import TableFormat, pack_codes
 from ..errors import NqEdgeError
 
-__all__ = ["hidden_moments", "quantized_tables", "round_with_feedback"]
+__all__ = ["check_format", "hidden_moments", "quantized_tables", "round_with_feedback"]
 
 #: Weight of the identity beside the moments (of mean diagonal 1): for a head alone, and for one that is tied.
 _DAMPING, _TIED_DAMPING = 0.01, 0.1
@@ -28,6 +28,12 @@ _DAMPING, _TIED_DAMPING = 0.01, 0.1
 _MOST_TOKENS = 1 << 16
 #: Rows that are rounded at one time: 38 MB at 576 columns.
 _PIECE_ROWS = 1 << 14
+
+
+def check_format(kind: str) -> None:
+    """Raises NQ-OPTION unless it is "fp16" or a table format."""
+    if kind not in ("fp16", *TABLE_FORMATS):
+        raise NqEdgeError("NQ-OPTION", f"embedding must be fp16, {' or '.join(TABLE_FORMATS)}, not {kind!r}.")
 
 
 def quantized_tables(model: Any, windows: Tensor, kind: str, tied: bool) -> dict[str, QuantizedTable]:
@@ -45,8 +51,7 @@ def quantized_tables(model: Any, windows: Tensor, kind: str, tied: bool) -> dict
     Raises:
         NqEdgeError: NQ-OPTION for another kind, NQ-NUMERIC when a table does not fit.
     """
-    if kind not in TABLE_FORMATS:
-        raise NqEdgeError("NQ-OPTION", f"embedding must be fp16, {' or '.join(TABLE_FORMATS)}, not {kind!r}.")
+    check_format(kind)
     moments = hidden_moments(model, windows)
     modules = {module: name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

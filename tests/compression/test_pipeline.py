@@ -233,3 +233,23 @@ def test_options_are_refused_before_any_work(tmp_path: Path, option: str, value:
     assert caught.value.code == "NQ-OPTION"
     assert set(steps) <= {"loading the model"}
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("int8", {}), ("int4", ORACLE)], ids=["int8", "int4-untied"])
+def test_embedding_and_head_in_few_bits(tmp_path: Path, kind: str, changes: dict) -> None:
+    source = dense_folder(tmp_path / "m", **changes)
+    recipe = short_recipe(kd_epochs=0)
+    checkpoint = run(source, tmp_path / "c", calibration=write_text(tmp_path), embedding=kind, recipe=recipe)
+    settings = checkpoint.settings
+    assert settings.embedding == kind and settings.head == (kind if changes else "tied")
+    assert set(settings.tables) == {"model.embed_tokens", "lm_head"} if changes else {"model.embed_tokens"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "c", dtype=torch.float32)
+    rebuilt = logits(dense_model(tmp_path / "c"))
+    assert (logits(model) - rebuilt).norm() < 1e-4 * rebuilt.norm()
+
+
+def test_an_unknown_table_format_is_refused_before_any_work(tmp_path: Path) -> None:
+    source = dense_folder(tmp_path / "m")
+    with pytest.raises(NqEdgeError, match="embedding must be fp16, int8 or int4, not 'int3'") as error:
+        run(source, tmp_path / "c", embedding="int3")
+    assert error.value.code == "NQ-OPTION" and not (tmp_path / "c").exists()
