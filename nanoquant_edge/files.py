@@ -124,7 +124,7 @@ def _sync_tree(folder: Path) -> None:
 
 def _written_by_us(folder: Path) -> bool:
     """Whether a folder is empty, a bundle, or a NanoQuant checkpoint, and so safe to replace."""
-    if (folder / "nq_bundle.json").is_file() or not any(folder.iterdir()):
+    if any((folder / name).is_file() for name in ("nq_bundle.json", "nq_deploy.json")) or not any(folder.iterdir()):
         return True
     config = folder / "config.json"
     return config.is_file() and "quantization_config" in read_json(config, "NQ-OUTPUT")

@@ -26,6 +26,7 @@ VERBS = {
     "validate": "Prove that a bundle computes what PyTorch computed.",
     "generate": "Generate text with a bundle.",
     "devices": "List devices; say whether a model fits one and how fast it will be.",
+    "deploy": "Write all that a board needs to run a bundle into one folder.",
     "demo": "Run the whole path on SmolLM2-135M and print what came out.",
 }
 
