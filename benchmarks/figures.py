@@ -15,7 +15,7 @@ from typing import Any
 
 from nanoquant_edge.files import write_json
 
-__all__ = ["append_rows", "listed", "machine"]
+__all__ = ["FOLDER", "append_rows", "listed", "machine", "merge_rows"]
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "figures"
 _PACKAGES = ("torch", "transformers", "onnxruntime", "onnx", "onnx-ir", "numpy")
@@ -70,3 +70,20 @@ def append_rows(name: str, rows: list[dict[str, Any]], repetitions: int = 1, fol
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, entry)
     return path
+
+
+def merge_rows(name: str, source: Path, folder: Path = FOLDER) -> int:
+    """Take over the rows of a figure file that another machine wrote, as they are, except those that are there.
+
+    Returns:
+        How many were taken over.
+    """
+    path = folder / f"{name}.json"
+    added = json.loads(source.read_text(encoding="utf-8"))
+    if not path.is_file():
+        write_json(path, added)
+        return len(added["rows"])
+    old = json.loads(path.read_text(encoding="utf-8"))
+    fresh = [row for row in added["rows"] if row not in old["rows"]]
+    write_json(path, {**added, "rows": old["rows"] + fresh})
+    return len(fresh)

@@ -7,9 +7,11 @@ The target is the dense block's output on the dense model's own stream; the inpu
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,12 +41,14 @@ class BlockResult:
         block: the block with hardened layers, for the compressed stream; valid until the workbench is used again.
         errors: linear name -> relative weighted error of the factorization.
         losses: linear name -> (TuneFP outcome, TuneLatentSTE outcome).
+        seconds: stage -> time over all layers.
     """
 
     factors: dict[str, SignFactors]
     block: nn.Module
     errors: dict[str, float]
     losses: dict[str, tuple[Outcome, Outcome]]
+    seconds: dict[str, float] = field(default_factory=lambda: {"TuneFP": 0.0, "LB-ADMM": 0.0, "TuneLatentSTE": 0.0})
 
 
 class Workbench:
@@ -265,7 +269,9 @@ def reconstruct_block(
         report(index / len(linears), name)
         bench.use_open(index)
         bench.remember_attention(index)
+        clock = [time.monotonic()]
         fp = bench.tune_open(index, seed)
+        clock.append(time.monotonic())
         factors = factorize(
             bench.open[name].weight,
             importances[name].inputs.to(device),
@@ -275,10 +281,14 @@ def reconstruct_block(
             seed,
             bench.problems,
         )
+        clock.append(time.monotonic())
         bench.use_latent(index, factors)
         ste = bench.tune_latent(name, ranks[name], seed)
         result.factors[name] = bench.harden(name, ranks[name])
         result.errors[name] = factors.error
         result.losses[name] = (fp, ste)
+        clock.append(time.monotonic())
+        for stage, (start, end) in zip(result.seconds, itertools.pairwise(clock), strict=True):
+            result.seconds[stage] += end - start  # each stage ends by reading a figure from the device
     bench.forget_attention()
     return result

@@ -141,6 +141,7 @@ def compress_source(
     refuse_non_finite(model)
     others = uncompressed_tensors(model, names, decoder.tied)
 
+    clock = {"loading and checks": time.monotonic() - started}
     state = RunState(
         Path(output).absolute().with_name(Path(output).name + ".resume"),
         {
@@ -177,6 +178,7 @@ def compress_source(
     else:
         report(0.04, state.describe())
         windows, importances = stored
+    clock["importances"] = time.monotonic() - started - sum(clock.values())
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
     places = {name: place // len(family.linears) for place, name in enumerate(names)}
     ranks = allocate_ranks(shapes, places, bpw, recipe.rank_depth, recipe.rank_types)
@@ -193,6 +195,7 @@ def compress_source(
         lambda part, what: report(0.10 + 0.78 * part, what),
     )
     factors = reconstructed.factors
+    clock["blocks"] = time.monotonic() - started - sum(clock.values())
     report(0.88, "distilling scales")
     blocks = model.get_submodule(family.blocks)
     outcome = distill_scales(
@@ -206,6 +209,7 @@ def compress_source(
         dtype,
         lambda part: report(0.88 + 0.11 * part, "distilling scales"),
     )
+    clock["distillation"] = time.monotonic() - started - sum(clock.values())
     report(0.99, "writing the checkpoint")
     layers = {name: pack_factors(name, factors[name], scale_dtype) for name in names}
     tables = {} if embedding == "fp16" else quantized_tables(model, windows, embedding, decoder.tied)
@@ -223,6 +227,7 @@ def compress_source(
             "device": where.type,
             "compute_dtype": str(dtype).removeprefix("torch."),
             "seconds": round(time.monotonic() - started, 1),
+            "stage_seconds": {name: round(value, 1) for name, value in clock.items()} | reconstructed.seconds,
             "peak_mb": _peak_mb(where),
             "block_errors": reconstructed.errors,
             "undone": reconstructed.undone + (["scale distillation"] if outcome.undone else []),

@@ -25,11 +25,12 @@ _STREAM_TOKENS = 4096
 
 @dataclass
 class Reconstructed:
-    """All blocks: full name -> factors, each block's mean weighted error, and the tuning stages that were reverted."""
+    """All blocks: full name -> factors, each block's mean weighted error, reverted tuning stages, time by stage."""
 
     factors: dict[str, SignFactors] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, prefix: str, block: FinishedBlock) -> None:
         """Add the next block, whose layers are called prefix + name."""
@@ -118,6 +119,8 @@ def reconstruct_blocks(
             )
             finished = _finished(result)
             state.keep_block(index, finished)
+            for stage, seconds in result.seconds.items():
+                done.seconds[stage] = round(done.seconds.get(stage, 0.0) + seconds, 2)
         done.add(prefix, finished)
         compressed_stream = call.over(bench.block, compressed_stream, batch)
         dense_stream = targets
