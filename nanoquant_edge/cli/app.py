@@ -27,6 +27,7 @@ VERBS = {
     "generate": "Generate text with a bundle.",
     "devices": "List devices; say whether a model fits one and how fast it will be.",
     "deploy": "Write all that a board needs to run a bundle into one folder.",
+    "doctor": "Say what is here, what is missing, and what to do about it.",
     "demo": "Run the whole path on SmolLM2-135M and print what came out.",
 }
 

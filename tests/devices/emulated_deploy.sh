@@ -40,7 +40,7 @@ debian bookworm arm64 machine base-files libc6 libc-bin libgcc-s1 libstdc++6 das
   libcom-err2 libkrb5support0 libkeyutils1 media-types
 debian trixie amd64 qemu qemu-user
 
-mkdir -p machine/proc machine/dev machine/tmp machine/opt
+mkdir -p machine/proc machine/sys machine/dev machine/tmp machine/opt
 for folder in bin sbin; do
   if [[ ! -L machine/$folder ]]; then
     cp -rn machine/$folder/. machine/usr/$folder/ 2>/dev/null || true
@@ -84,15 +84,17 @@ magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
 mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
 printf '%s' ":aarch64:M::$magic:$mask:$PWD/qemu/usr/bin/qemu-aarch64:F" >/proc/sys/fs/binfmt_misc/register
 mount --bind /proc machine/proc
+mount --rbind /sys machine/sys
 mount --rbind /dev machine/dev
 exec env -i PATH=/usr/bin:/usr/sbin HOME=/tmp LANG=C.UTF-8 QEMU_CPU=neoverse-n1 chroot machine /bin/sh /steps.sh
 ENTER
 # --net: a network namespace with nothing in it, as a board in the field.
 unshare --user --map-root-user --mount --net bash enter.sh
 cp machine/tmp/text.json machine/tmp/text.txt machine/tmp/doctor.json .
-python3 - "$work/text.json" <<'END'
+python3 - "$work/text.json" "$work/doctor.json" <<'END'
 import json, sys
-found = json.load(open(sys.argv[1]))
+found, report = (json.load(open(path)) for path in sys.argv[1:])
+assert report["healthy"], [check for check in report["checks"] if check["status"] == "problem"]
 assert len(found["ids"]) == 8 and found["kernel"] == "nanoquant", found
 print(json.dumps({name: found[name] for name in ("text", "ids", "prefill_tps", "decode_tps", "ttft_s", "peak_memory_mb", "kernel")}))
 END

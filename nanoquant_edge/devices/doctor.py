@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is here, what is missing for running bundles, and what to do about each gap."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module, metadata
+from typing import Any
+
+from .. import native
+from ..errors import NqEdgeError, first_line
+from .fit import memory_available
+from .power import find_sources
+from .profile import Target
+from .recognise import Machine, describe_machine, recognise
+
+__all__ = ["Check", "Report", "examine"]
+
+#: Status of a check: all is well; worth knowing; something that this machine needs does not work.
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: what was looked at, its status, what was found, and what to do ("" if nothing)."""
+
+    name: str
+    status: str
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks of a machine; `healthy` when none found a problem."""
+
+    device: str
+    checks: tuple[Check, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether bundles can run here."""
+        return all(check.status != PROBLEM for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        checks = [asdict(check) for check in self.checks]
+        return {"device": self.device, "healthy": self.healthy, "checks": checks}
+
+
+@dataclass(frozen=True)
+class _Here:
+    machine: Machine
+    target: Target | None
+
+
+def examine(machine: Machine | None = None) -> Report:
+    """Look at this machine; nothing is changed, and a check that fails in an unforeseen way is a problem itself."""
+    here = machine or describe_machine()
+    known = _Here(here, recognise(here))
+    checks: list[Check] = []
+    for check in _CHECKS:
+        name = check.__name__.strip("_").replace("_", " ")
+        try:
+            checks += check(known)
+        except Exception as error:  # a report with one broken line is worth more than none
+            checks.append(Check(name, PROBLEM, f"cannot be told: {first_line(error)}", "Report this."))
+    return Report(known.target.name if known.target else here.model, tuple(checks))
+
+
+def _machine(here: _Here) -> Iterator[Check]:
+    machine, target = here.machine, here.target
+    title = target.title if target else f"{machine.model}, no profile of its own"
+    yield Check("device", OK, f"{title}; {machine.architecture}, {machine.cores} cores, {machine.memory / 1e9:.1f} GB")
+    free = memory_available()
+    if free is not None:
+        low = free < 500_000_000
+        advice = "End other programs; a desktop alone takes about 800 MB of a board." if low else ""
+        yield Check("free memory", NOTE if low else OK, f"{free / 1e9:.1f} GB", advice)
+    version = platform.python_version()
+    old = sys.version_info < (3, 10)
+    yield Check("Python", PROBLEM if old else OK, version, "Install Python 3.10 or newer." if old else "")
+    if target and target.jetpack and machine.l4t:
+        series = {row["l4t"].split(".")[0] for row in target.software if "l4t" in row}
+        known = machine.l4t.split(".")[0] in series
+        wanted = " or ".join(f"{row['jetpack']} (L4T {row['l4t']})" for row in target.software)
+        advice = "" if known else f"This project knows JetPack {wanted} on this board."
+        yield Check("Jetson Linux", OK if known else NOTE, f"L4T {machine.l4t}", advice)
+
+
+def _requirements(_here: _Here) -> Iterator[Check]:
+    try:
+        lines = metadata.requires("nanoquant-edge") or []
+    except metadata.PackageNotFoundError:
+        yield Check("nanoquant-edge", NOTE, "runs without being installed", "pip install .")
+        return
+    yield Check("nanoquant-edge", OK, metadata.version("nanoquant-edge"))
+    for line in lines:
+        match = re.match(r"^([\w-]+)\s*>=\s*([\d.]+)[^;]*$", line)
+        if match is not None:
+            yield _package(match[1], match[2], PROBLEM)
+
+
+def _onnxruntime(_here: _Here) -> Iterator[Check]:
+    found = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+    installed = [f"{name} {version}" for name, version in found.items() if version]
+    if len(installed) == 2:
+        advice = "They overwrite each other's files: pip uninstall both, then install one of them."
+        yield Check("ONNX Runtime", PROBLEM, " and ".join(installed), advice)
+        return
+    if not installed:
+        advice = "pip install 'nanoquant-edge[cpu]', unless only TensorRT engines run here."
+        yield Check("ONNX Runtime", NOTE, "not installed", advice)
+        return
+    name = next(name for name, version in found.items() if version)
+    yield _package(name, "1.23", PROBLEM)
+    ort = import_module("onnxruntime")
+    yield Check("its providers", OK, ", ".join(ort.get_available_providers()))
+    try:
+        options = ort.SessionOptions()
+        options.register_custom_ops_library(str(native.ort_library_path()))
+    except NqEdgeError:
+        return  # the library's own check says so
+    except Exception as error:  # ONNX Runtime raises several types
+        advice = "Build the library again with this compiler: the message of nq-edge generate says how."
+        yield Check("operator in ONNX Runtime", PROBLEM, first_line(error), advice)
+        return
+    yield Check("operator in ONNX Runtime", OK, "registers")
+
+
+def _operator_library(_here: _Here) -> Iterator[Check]:
+    try:
+        info = native.ort_library_info()
+    except NqEdgeError as error:
+        yield Check("operator's library", PROBLEM, error.message, error.hint)
+        return
+    own = _version("nanoquant-edge")
+    isa = info.get("isa") or "none"
+    found = f"{isa} kernels, version {info.get('version')}, {info['path']}"
+    if isa == "none":
+        advice = "NQ_CPU_ISA names kernels that this processor lacks: unset it."
+        yield Check("operator's library", PROBLEM, found, advice)
+    elif own and info.get("version") not in (own, "0+unknown"):
+        yield Check("operator's library", NOTE, found, f"The package is {own}: build or install the library again.")
+    elif isa == "scalar":
+        yield Check("operator's library", NOTE, found, "Neither AVX2 nor NEON was found: texts will be slow.")
+    else:
+        yield Check("operator's library", OK, found)
+
+
+def _gpus(here: _Here) -> Iterator[Check]:
+    machine, target = here.machine, here.target
+    board = bool(target and target.jetpack and target.flavour != "none")
+    if _version("nvidia-ml-py") is None and not board:
+        advice = (
+            "pip install 'nanoquant-edge[devices]' to see GPUs and their energy." if shutil.which("nvidia-smi") else ""
+        )
+        yield Check("NVIDIA GPU", NOTE, "not looked for: nvidia-ml-py is not installed", advice)
+    elif not machine.gpus and not board:
+        driver = "a driver is there, but shows no GPU" if shutil.which("nvidia-smi") else "none"
+        yield Check("NVIDIA GPU", OK if driver == "none" else NOTE, driver)
+    for gpu in machine.gpus:
+        yield Check("NVIDIA GPU", OK, f"{gpu.name}, compute capability {gpu.capability}, driver {gpu.driver}")
+    capabilities = {gpu.capability for gpu in machine.gpus} | (
+        {target.compute_capability} if board and target else set()
+    )
+    if not capabilities:
+        return
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    yield Check(
+        "nvcc", OK if nvcc else NOTE, nvcc or "not found", "" if nvcc else "Needed only to build our libraries."
+    )
+    for name, ask in (("CUDA kernels", native.cuda_library_info), ("TensorRT plugin", native.tensorrt_library_info)):
+        yield _gpu_library(name, ask, capabilities)
+    for name in ("tensorrt", "tensorrt_rtx"):
+        found = _module_version(name)
+        if found is not None:
+            good = tuple(int(part) for part in re.findall(r"\d+", found)[:2]) >= (
+                (10, 0) if name == "tensorrt" else (1, 7)
+            )
+            advice = "" if good else "TensorRT 10.0 or newer has the plugin interface that ours needs."
+            yield Check(name, OK if good else PROBLEM, found, advice)
+    if not any(_module_version(name) for name in ("tensorrt", "tensorrt_rtx")):
+        install = "sudo apt-get install nvidia-jetpack" if board else "pip install 'nanoquant-edge[rtx]'"
+        yield Check("TensorRT", NOTE, "its Python package is not there", f"For engines: {install}.")
+    binding = _version("cuda-python") or _version("cuda-bindings")
+    advice = "" if binding else "For engines: pip install 'nanoquant-edge[tensorrt]'."
+    yield Check("CUDA's Python binding", OK if binding else NOTE, binding or "not installed", advice)
+
+
+def _gpu_library(name: str, ask: Callable[[], dict[str, Any]], capabilities: set[str]) -> Check:
+    try:
+        info = ask()
+    except NqEdgeError as error:
+        return Check(name, NOTE, error.message, error.hint)
+    compiled = info["architectures"]
+    wanted = {capability.replace(".", "") for capability in capabilities}
+    missing = sorted(wanted - set(compiled))
+    # Code runs on GPUs of the same major number and a minor number that is not smaller.
+    missing = [one for one in missing if not any(have[:-1] == one[:-1] and have <= one for have in compiled)]
+    found = f"compute capability {', '.join(compiled)}, version {info.get('version')}"
+    if not missing:
+        return Check(name, OK, found)
+    return Check(name, PROBLEM, found, f"Build it for {', '.join(missing)}: make native CUDA_ARCHS={missing[0]}.")
+
+
+def _power(_here: _Here) -> Iterator[Check]:
+    sources, absent = find_sources()
+    for source in sources:
+        source.close()
+    if sources:
+        yield Check("power sensors", OK, ", ".join(source.name for source in sources))
+    else:
+        yield Check("power sensors", NOTE, "; ".join(absent.values()), "nq-edge bench --power will report no energy.")
+
+
+def _package(name: str, lowest: str, missing: str) -> Check:
+    found = _version(name)
+    if found is None:
+        return Check(name, missing, "not installed", f"pip install '{name}>={lowest}'")
+    if _numbers(found) < _numbers(lowest):
+        return Check(name, PROBLEM, f"{found} is older than {lowest}", f"pip install --upgrade '{name}>={lowest}'")
+    return Check(name, OK, found)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _module_version(name: str) -> str | None:
+    try:
+        return str(import_module(name).__version__)
+    except Exception:  # a TensorRT without its libraries raises OSError, one for another Python ImportError
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)  # type: ignore[index]
+
+
+_CHECKS: tuple[Callable[[_Here], Iterable[Check]], ...] = (
+    _machine,
+    _requirements,
+    _onnxruntime,
+    _operator_library,
+    _gpus,
+    _power,
+)
