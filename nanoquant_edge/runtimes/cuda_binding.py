@@ -91,7 +91,6 @@ class Algorithm(IntEnum):
     GEMV_BYTES = 2
     GEMM_MMA = 3
     GEMM_WGMMA = 4
-    GEMM_BITS = 5
 
 
 class CLinear(Structure):

@@ -49,8 +49,7 @@ typedef enum nq_algorithm {
   NQ_ALGORITHM_GEMV_BITS = 1,   // bit planes on the one-bit tensor cores, sm_80 to sm_90
   NQ_ALGORITHM_GEMV_BYTES = 2,  // bytes on the int8 tensor cores, any GPU
   NQ_ALGORITHM_GEMM_MMA = 3,    // warp-level tensor-core product, any GPU
-  NQ_ALGORITHM_GEMM_WGMMA = 4,  // warpgroup product, sm_90 only
-  NQ_ALGORITHM_GEMM_BITS = 5    // bit planes for up to 16 rows at a time, sm_80 to sm_90
+  NQ_ALGORITHM_GEMM_WGMMA = 4   // warpgroup product, sm_90 only
 } nq_algorithm;
 
 // One pass over `rows` rows. All pointers are device pointers, aligned to 16 bytes, and so are the
@@ -79,7 +78,7 @@ typedef struct nq_cuda_pass {
 typedef struct nq_cuda_device {
   int32_t compute_capability;  // 10 major + minor
   int32_t multiprocessors;
-  int32_t one_bit_tensor_cores;  // 1 where NQ_ALGORITHM_GEMV_BITS and GEMM_BITS run
+  int32_t one_bit_tensor_cores;  // 1 where NQ_ALGORITHM_GEMV_BITS runs
   int32_t warpgroup_mma;         // 1 where NQ_ALGORITHM_GEMM_WGMMA runs
 } nq_cuda_device;
 

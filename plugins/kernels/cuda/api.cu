@@ -9,8 +9,14 @@ namespace nq_cuda {
 
 namespace {
 
-// Up to this many rows the weights' bytes decide, and the matrix-vector kernels win.
-constexpr int64_t kGemvRows = 8;
+// Where one family takes over from another, from times on an H200 (docs/notes.md).
+constexpr int64_t kFewRows = 4;           // the matrix-vector kernels win,
+constexpr int64_t kFewRowsSmall = 8;      // up to here for layers of at most
+constexpr int64_t kSmallBytes = 1 << 19;  // so many packed bytes.
+constexpr int64_t kWarpRows = 512;        // The warp-level product beats the warpgroups' while
+constexpr int64_t kWarpWork = 1ll << 35;  // rows^2 times packed bytes stay below this.
+// A row of x with fewer columns rounds its float16 operands without averaging over terms.
+constexpr int64_t kFewColumns = 64;
 
 bool is_type(int value) { return value >= NQ_FLOAT32 && value <= NQ_BFLOAT16; }
 
@@ -33,7 +39,7 @@ nq_status check_shape(const nq_cuda_pass& pass) {
   if (pass.precision < NQ_PRECISION_EXACT || pass.precision > NQ_PRECISION_INT8) {
     return NQ_BAD_ARGUMENT;
   }
-  if (pass.algorithm < NQ_ALGORITHM_AUTO || pass.algorithm > NQ_ALGORITHM_GEMM_BITS) {
+  if (pass.algorithm < NQ_ALGORITHM_AUTO || pass.algorithm > NQ_ALGORITHM_GEMM_WGMMA) {
     return NQ_BAD_ARGUMENT;
   }
   for (int32_t i = 0; i < pass.count; ++i) {
@@ -84,17 +90,24 @@ nq_status check_pointers(const nq_cuda_pass& pass) {
   return NQ_OK;
 }
 
-nq_status choose(const nq_cuda_pass& pass, const nq_cuda_device& device, nq_algorithm* chosen) {
-  *chosen = pass.algorithm;
-  if (pass.algorithm == NQ_ALGORITHM_AUTO) {
-    if (pass.rows <= kGemvRows) {
-      *chosen = device.one_bit_tensor_cores ? NQ_ALGORITHM_GEMV_BITS : NQ_ALGORITHM_GEMV_BYTES;
-    } else {
-      *chosen = device.warpgroup_mma ? NQ_ALGORITHM_GEMM_WGMMA : NQ_ALGORITHM_GEMM_MMA;
-    }
+nq_algorithm automatic(const nq_cuda_pass& pass, const nq_cuda_device& device) {
+  int64_t bytes = 0, narrowest = NQ_MAX_DIM;
+  for (int32_t i = 0; i < pass.count; ++i) {
+    const nq_linear& layer = pass.layers[i];
+    bytes += (layer.in_features + layer.out_features) * layer.rank / 8;
+    narrowest = min(narrowest, min(layer.in_features, layer.rank));
   }
-  const bool bits = *chosen == NQ_ALGORITHM_GEMV_BITS || *chosen == NQ_ALGORITHM_GEMM_BITS;
-  if (bits && !device.one_bit_tensor_cores) return NQ_NO_KERNEL;
+  if (pass.rows <= kFewRows || (pass.rows <= kFewRowsSmall && bytes <= kSmallBytes)) {
+    return device.one_bit_tensor_cores ? NQ_ALGORITHM_GEMV_BITS : NQ_ALGORITHM_GEMV_BYTES;
+  }
+  const bool few = pass.rows <= kWarpRows && pass.rows * pass.rows * bytes <= kWarpWork;
+  const bool warpgroups = device.warpgroup_mma && !few && narrowest >= kFewColumns;
+  return warpgroups ? NQ_ALGORITHM_GEMM_WGMMA : NQ_ALGORITHM_GEMM_MMA;
+}
+
+nq_status choose(const nq_cuda_pass& pass, const nq_cuda_device& device, nq_algorithm* chosen) {
+  *chosen = pass.algorithm == NQ_ALGORITHM_AUTO ? automatic(pass, device) : pass.algorithm;
+  if (*chosen == NQ_ALGORITHM_GEMV_BITS && !device.one_bit_tensor_cores) return NQ_NO_KERNEL;
   if (*chosen == NQ_ALGORITHM_GEMM_WGMMA && !device.warpgroup_mma) return NQ_NO_KERNEL;
   return NQ_OK;
 }
@@ -106,15 +119,12 @@ size_t workspace_of(nq_algorithm algorithm, const nq_cuda_pass& pass,
       return gemm_mma_workspace(pass, device);
     case NQ_ALGORITHM_GEMM_WGMMA:
       return gemm_wgmma_workspace(pass, device);
-    case NQ_ALGORITHM_GEMM_BITS:
-      return gemm_bits_workspace(pass, device);
     default:
       return gemv_workspace(pass, device);
   }
 }
 
-// The largest of the families' needs on any GPU: the one-bit product's grows with the number of
-// multiprocessors up to a limit, the others do not depend on the GPU.
+// The largest of the families' needs, which do not depend on the GPU.
 size_t bound_of(const nq_cuda_pass& pass) {
   nq_cuda_device any = {};
   any.multiprocessors = 1 << 20;
@@ -122,8 +132,7 @@ size_t bound_of(const nq_cuda_pass& pass) {
   const int64_t most = mma::most_rows(pass);
   if (piece.rows > most) piece.rows = most;
   size_t bound = gemm_mma_workspace(piece, any);
-  for (const size_t other : {gemv_workspace(pass, any), gemm_bits_workspace(pass, any),
-                             gemm_wgmma_workspace(pass, any)}) {
+  for (const size_t other : {gemv_workspace(pass, any), gemm_wgmma_workspace(pass, any)}) {
     if (other > bound) bound = other;
   }
   return bound;
@@ -172,8 +181,6 @@ extern "C" nq_status nq_cuda_forward(const nq_cuda_pass* pass, void* stream) {
       return gemm_mma_forward(*pass, device, queue);
     case NQ_ALGORITHM_GEMM_WGMMA:
       return gemm_wgmma_forward(*pass, device, queue);
-    case NQ_ALGORITHM_GEMM_BITS:
-      return gemm_bits_forward(*pass, device, queue);
     default:
       return gemv_forward(*pass, device, algorithm == NQ_ALGORITHM_GEMV_BITS, queue);
   }

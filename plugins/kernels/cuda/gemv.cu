@@ -55,8 +55,9 @@ nq_status run(GemvStage& stage, const nq_cuda_device& device, const Limits& limi
   // than a launch.
   constexpr bool kConverted = ROWS > 1 || (FIRST && KPW > 2);
   if constexpr (kConverted) {
-    const dim3 grid(static_cast<unsigned>(ceil_div(stage.slices, 4)), stage.batch, stage.count);
-    const nq_status status = launch({"gemv", grid, 128, 0, limits.overlap}, stream,
+    const dim3 grid(static_cast<unsigned>(ceil_div(stage.slices * KPW, kConvertWarps)), stage.batch,
+                    stage.count);
+    const nq_status status = launch({"gemv", grid, kConvertWarps * 32, 0, limits.overlap}, stream,
                                     gemv_convert<KPW, BITS, kSource>, stage);
     if (status != NQ_OK) return status;
   }

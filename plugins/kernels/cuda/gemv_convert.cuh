@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A warp turns its slice, KPW column tiles of one row of activations, into fixed-point fragments
-// (fixed_point.cuh) with one scale. Lane l has columns 8 l to 8 l + 7 of each tile.
+// Turns slices, KPW column tiles of one row of activations, into fixed-point fragments
+// (fixed_point.cuh) with one scale. Lane l of a warp has columns 8 l to 8 l + 7 of each tile.
 
 #ifndef NQ_CUDA_GEMV_CONVERT_CUH
 #define NQ_CUDA_GEMV_CONVERT_CUH
@@ -169,11 +169,10 @@ __device__ __forceinline__ void deal_slice(const float (&values)[KPW][8], float 
   }
 }
 
-// The same with the slice's own largest magnitude; returns its facts, without the squares, in all
-// lanes.
-template <int KPW, bool BITS>
-__device__ __forceinline__ SliceFacts convert_slice(const float (&values)[KPW][8],
-                                                    uint32_t fragments, const Dealer& dealer) {
+// The bits of a slice's largest magnitude, in all lanes: they order as magnitudes do, and a NaN is
+// the largest of all and stays.
+template <int KPW>
+__device__ __forceinline__ uint32_t largest_magnitude(const float (&values)[KPW][8]) {
   uint32_t largest = 0;
 #pragma unroll
   for (int k = 0; k < KPW; ++k) {
@@ -182,11 +181,20 @@ __device__ __forceinline__ SliceFacts convert_slice(const float (&values)[KPW][8
       largest = max(largest, __float_as_uint(values[k][i]) & 0x7fffffffu);
     }
   }
-  // Magnitudes order as their bits do; a NaN is the largest of all and stays.
-  const float bound = __uint_as_float(warp_max(largest));
+  return warp_max(largest);
+}
+
+// What one step of the fixed-point values is worth.
+__device__ __forceinline__ float scale_of(float bound) { return bound * (1.0f / kFixedMax); }
+
+// A warp's own slice; returns its facts, without the squares, in all lanes.
+template <int KPW, bool BITS>
+__device__ __forceinline__ SliceFacts convert_slice(const float (&values)[KPW][8],
+                                                    uint32_t fragments, const Dealer& dealer) {
+  const float bound = __uint_as_float(largest_magnitude<KPW>(values));
   int total = 0;
   deal_slice<KPW, BITS>(values, bound, fragments, dealer, &total);
-  return {bound * (1.0f / kFixedMax), warp_sum(total), 0.0f, 0.0f};
+  return {scale_of(bound), warp_sum(total), 0.0f, 0.0f};
 }
 
 // Fragments, scales, totals and sums of squares of a slice that an earlier launch converted.

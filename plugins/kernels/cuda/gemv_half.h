@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What both families for a few rows say of one half of a pass, before each adds its scratch memory.
+// What the pass's caller says of one half of it, before scratch memory and launches are planned.
 
 #ifndef NQ_CUDA_GEMV_HALF_H
 #define NQ_CUDA_GEMV_HALF_H

@@ -237,37 +237,51 @@ __global__ void __launch_bounds__(kGemvWarps * 32, ROWS* KPW <= 2 ? 2 : 1)
   }
 }
 
-// Converts slices for launches of several rows: one warp for each row and slice.
+// Converts slices for other launches: a warp for each column tile, KPW of them for a slice.
 template <int KPW, bool BITS, Source SOURCE>
-__global__ void __launch_bounds__(128) gemv_convert(const __grid_constant__ GemvStage stage) {
-  __shared__ uint4 scratch[4][KPW * 32];
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int slice = blockIdx.x * 4 + warp, row = blockIdx.y;
+__global__ void __launch_bounds__(kConvertWarps * 32)
+    gemv_convert(const __grid_constant__ GemvStage stage) {
+  __shared__ uint4 scratch[kConvertWarps][32];
+  __shared__ uint32_t largest_of[kConvertWarps];
+  __shared__ float squares_of[kConvertWarps];
+  __shared__ int total_of[kConvertWarps];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, leader = warp / KPW * KPW;
+  const int tile = blockIdx.x * kConvertWarps + warp, row = blockIdx.y;
   const GemvPart& part = stage.parts[blockIdx.z];
-  const int first_column = slice * KPW * 256 + lane * 8;
-  float factors[KPW][8], values[KPW][8], squares = 0.0f;
-  if (SOURCE == Source::kInput) load_factors<KPW>(stage, part, first_column, factors);
-  SliceReader<KPW, SOURCE> reader(part, row, first_column);
+  const int column = tile * 256 + lane * 8;
+  float factors[1][8], values[1][8], squares = 0.0f;
+  if (SOURCE == Source::kInput) load_factors<1>(stage, part, column, factors);
+  SliceReader<1, SOURCE> reader(part, row, column);
   Dealer dealer(lane);
   wait_for_predecessors();
   release_dependents();
-  if (slice * KPW >= part.column_tiles) {
-    // A group's narrower parts have slices without columns.
-    if (slice < stage.slices && lane == 0) part.facts[row * stage.slices + slice] = {};
-    return;
-  }
   reader.read(stage, part, factors, values, &squares);
-  SliceFacts facts = convert_slice<KPW, BITS>(values, shared_address(scratch[warp]), dealer);
-  __syncwarp();
-  if (SOURCE == Source::kInput) facts.squares = warp_sum(squares);
-  if (lane == 0) part.facts[row * stage.slices + slice] = facts;
+  uint32_t largest = largest_magnitude<1>(values);
+  if (SOURCE == Source::kInput) squares = warp_sum(squares);
+  if (lane == 0) largest_of[warp] = largest, squares_of[warp] = squares;
+  __syncthreads();
 #pragma unroll
-  for (int k = 0; k < KPW; ++k) {
-    const int column = slice * KPW + k;
-    if (column < part.column_tiles) {
-      part.fragments[(static_cast<int64_t>(row) * part.column_tiles + column) * 32 + lane] =
-          scratch[warp][k * 32 + lane];
+  for (int k = 0; k < KPW; ++k) largest = max(largest, largest_of[leader + k]);
+  const float bound = __uint_as_float(largest);
+  int total = 0;
+  deal_slice<1, BITS>(values, bound, shared_address(scratch[warp]), dealer, &total);
+  total = warp_sum(total);
+  if (lane == 0) total_of[warp] = total;
+  __syncthreads();
+  if (tile < part.column_tiles) {
+    part.fragments[(static_cast<int64_t>(row) * part.column_tiles + tile) * 32 + lane] =
+        scratch[warp][lane];
+  }
+  // A group's narrower parts have slices without columns: their facts are zeros.
+  const int slice = tile / KPW;
+  if (warp == leader && lane == 0 && slice < stage.slices) {
+    SliceFacts facts = {scale_of(bound), 0, 0.0f, 0.0f};
+#pragma unroll
+    for (int k = 0; k < KPW; ++k) {
+      facts.total += total_of[leader + k];
+      facts.squares += squares_of[leader + k];
     }
+    part.facts[row * stage.slices + slice] = facts;
   }
 }
 

@@ -12,8 +12,9 @@
 
 namespace nq_cuda {
 
-constexpr int kGemvWarps = 16;  // most warps of a block
-constexpr int kGemvRows = 8;    // most rows of activations of a launch
+constexpr int kGemvWarps = 16;    // most warps of a block
+constexpr int kConvertWarps = 8;  // of a block that only converts
+constexpr int kGemvRows = 8;      // most rows of activations of a launch
 
 // What a slice of one row is, beside its fragments: the scale of its fixed-point values, their sum,
 // and the sum of squares of the input (for the norm).

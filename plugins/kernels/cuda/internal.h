@@ -29,11 +29,6 @@ size_t gemv_workspace(const nq_cuda_pass& pass, const nq_cuda_device& device);
 nq_status gemv_forward(const nq_cuda_pass& pass, const nq_cuda_device& device, bool bits,
                        cudaStream_t stream);
 
-// Pieces of 16 rows, GPUs with one-bit tensor cores.
-size_t gemm_bits_workspace(const nq_cuda_pass& pass, const nq_cuda_device& device);
-nq_status gemm_bits_forward(const nq_cuda_pass& pass, const nq_cuda_device& device,
-                            cudaStream_t stream);
-
 // Any number of rows, any GPU.
 size_t gemm_mma_workspace(const nq_cuda_pass& pass, const nq_cuda_device& device);
 nq_status gemm_mma_forward(const nq_cuda_pass& pass, const nq_cuda_device& device,

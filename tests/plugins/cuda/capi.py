@@ -15,7 +15,7 @@ __all__ = ["ALGORITHMS", "BFLOAT16", "FLOAT16", "FLOAT32", "Cuda", "Device", "Li
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 PLAIN, RMS_NORM, SILU, GELU = 0, 1, 2, 3
 EXACT, INT8 = 0, 1
-AUTO, GEMV_BITS, GEMV_BYTES, GEMM_MMA, GEMM_WGMMA, GEMM_BITS = 0, 1, 2, 3, 4, 5
+AUTO, GEMV_BITS, GEMV_BYTES, GEMM_MMA, GEMM_WGMMA = 0, 1, 2, 3, 4
 TILES = 1
 MAX_GROUP = 4
 
@@ -26,7 +26,6 @@ ALGORITHMS = {
     "gemv_bytes": GEMV_BYTES,
     "gemm_mma": GEMM_MMA,
     "gemm_wgmma": GEMM_WGMMA,
-    "gemm_bits": GEMM_BITS,
 }
 
 

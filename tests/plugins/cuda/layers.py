@@ -27,6 +27,8 @@ LIMITS = {
 }
 #: rounding a value to bfloat16 alone costs up to 2^-8; over many outputs it averages to 1.7e-3
 _FEW_OUTPUTS, _FEW_LIMIT = 256, 4.5e-3
+#: input, middle and output rounded to float16 cost up to 3 x 2^-11 where sums have too few terms to average
+_FEW_TERMS, _FEW_TERMS_LIMIT = 8, 1.5e-3
 #: below this size of any dimension a row's sum may cancel, and the error is measured against its expected norm
 _SMALL = 64
 _GUARD = 1024
@@ -249,6 +251,8 @@ class Run:
     def limit(self) -> float:
         """The largest error that rung 2 allows a row."""
         few = min(layer.shape[2] for layer in self.layers) < _FEW_OUTPUTS
+        if all(max(layer.shape) < _FEW_TERMS for layer in self.layers) and self.y_type == capi.FLOAT16:
+            return _FEW_TERMS_LIMIT
         return _FEW_LIMIT if few and self.y_type == capi.BFLOAT16 else LIMITS[self.x_type, self.y_type]
 
     def errors(self) -> torch.Tensor:

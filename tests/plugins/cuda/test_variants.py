@@ -106,10 +106,10 @@ def test_a_dense_matrix_gives_the_same(algorithm: int, cuda: capi.Cuda) -> None:
 
 @KINDS
 def test_eight_bit_activations(kind: int, algorithm: int, cuda: capi.Cuda, record: Record) -> None:
-    """The 8-bit mode may round activations to 1/127 of their row's largest, twice; without outliers that is 2 %."""
+    """The 8-bit mode may round activations to 1/127 of their row's largest, twice: 2 % a time, 3 % in all."""
     layer = layers.make_layer(cuda, 1024, 512, 3072)
     for rows in [*HEIGHTS, 512]:
         x = layers.make_x(rows, 1024, kind, seed=rows, outliers=False)
         run = layers.Run(cuda, [layer], x, kind, algorithm, precision=capi.INT8)
         run.checked()
-        record("int8 mode", run, 0.03)
+        record("int8 mode", run, 0.04)  # the worst of many rows
