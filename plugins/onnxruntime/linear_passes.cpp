@@ -1,88 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One parallel region a pass, whatever the number of layers: waking a thread costs about as much as
-// a small layer. Threads take pieces of the current phase from a counter and wait for each other
-// between phases. A piece that is taken is being computed by a thread that runs, so that no thread
-// ever waits for one that has not started; one that comes late finds nothing left to do.
+// The three stages of all layers of a node as the phases of one parallel region.
 
 #include "linear_passes.h"
 
-#include <sched.h>
-
+#include "phases.h"
 #include "status.h"
 #include "workspace.h"
-
-#if defined(__x86_64__) || defined(__i386__)
-#include <immintrin.h>
-#endif
 
 namespace {
 
 using Stage = nq_status (*)(const nq_pass*, int64_t, int64_t);
 constexpr Stage kStages[] = {nq_stage_scale, nq_stage_rank, nq_stage_out};
-constexpr int kPhases = 3;
+constexpr int kStageCount = 3;
 
-// One phase of one layer: a stage over [0, size), cut into pieces.
+// One stage of one layer, over [0, size), cut into pieces.
 struct Part {
   int64_t size;
   int64_t piece;
   int64_t pieces;
 };
 
-struct Region {
+struct Node {
   nq_pass passes[kMaxLayers];
-  Part parts[kPhases][kMaxLayers];
-  size_t count;
-  int64_t pieces[kPhases];
-  // Counters on cache lines of their own.
-  struct alignas(64) Counter {
-    int64_t value;
-  } taken[kPhases], done[kPhases];
-  int failed;
+  Part parts[kStageCount][kMaxLayers];
 };
 
-void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("yield");
-#endif
-}
-
-void run_piece(Region* region, int phase, int64_t piece) {
+nq_status run_piece(void* data, int stage, int64_t piece) {
+  const Node& node = *static_cast<const Node*>(data);
   size_t layer = 0;
-  while (piece >= region->parts[phase][layer].pieces) piece -= region->parts[phase][layer++].pieces;
-  const Part& part = region->parts[phase][layer];
+  while (piece >= node.parts[stage][layer].pieces) piece -= node.parts[stage][layer++].pieces;
+  const Part& part = node.parts[stage][layer];
   const int64_t begin = piece * part.piece;
   const int64_t end = begin + part.piece < part.size ? begin + part.piece : part.size;
-  const nq_status status = kStages[phase](&region->passes[layer], begin, end);
-  if (status != NQ_OK) {
-    __atomic_store_n(&region->failed, static_cast<int>(status), __ATOMIC_RELAXED);
-  }
-}
-
-// What every thread runs; `index` only counts the threads.
-void work(void* data, size_t) {
-  Region* region = static_cast<Region*>(data);
-  for (int phase = 0; phase < kPhases; ++phase) {
-    const int64_t pieces = region->pieces[phase];
-    for (;;) {
-      const int64_t piece =
-          __atomic_fetch_add(&region->taken[phase].value, int64_t{1}, __ATOMIC_RELAXED);
-      if (piece >= pieces) break;
-      run_piece(region, phase, piece);
-      __atomic_fetch_add(&region->done[phase].value, int64_t{1}, __ATOMIC_RELEASE);
-    }
-    if (phase + 1 == kPhases) return;  // the caller of the region waits for the threads
-    for (int spins = 0; __atomic_load_n(&region->done[phase].value, __ATOMIC_ACQUIRE) < pieces;) {
-      // The thread that holds the last piece may have lost its core.
-      if (++spins < 2000) {
-        pause();
-      } else {
-        sched_yield();
-      }
-    }
-  }
+  return kStages[stage](&node.passes[layer], begin, end);
 }
 
 // Cuts a stage of `size` entries, `cost` sign-adds each, into pieces of whole steps.
@@ -98,37 +49,24 @@ Part cut(int64_t size, int64_t step, int64_t cost) {
   return {size, each * step, (steps + each - 1) / each};
 }
 
-ort::Status* run_region(const ort::Api* api, const ort::KernelContext* context, Region* region) {
+ort::Status* run_node(const ort::Api* api, const ort::KernelContext* context, Node* node,
+                      size_t count) {
   // Sign-adds that one core does in about the time that it takes to wake another.
   constexpr int64_t kWorthwhile = 3 << 17;
   int64_t total = 0;
-  int64_t most = 0;
-  for (size_t i = 0; i < region->count; ++i) {
-    const nq_pass& pass = region->passes[i];
+  Phases phases = {run_piece, node, kStageCount, {}};
+  for (size_t i = 0; i < count; ++i) {
+    const nq_pass& pass = node->passes[i];
     const nq_linear& layer = *pass.layer;
-    region->parts[0][i] = cut(pass.rows, 1, layer.in_features);
-    region->parts[1][i] = cut(layer.rank, NQ_RANGE_STEP, pass.rows * layer.in_features);
-    region->parts[2][i] = cut(layer.out_features, NQ_RANGE_STEP, pass.rows * layer.rank);
+    node->parts[0][i] = cut(pass.rows, 1, layer.in_features);
+    node->parts[1][i] = cut(layer.rank, NQ_RANGE_STEP, pass.rows * layer.in_features);
+    node->parts[2][i] = cut(layer.out_features, NQ_RANGE_STEP, pass.rows * layer.rank);
     total += pass.rows * layer.rank * (layer.in_features + layer.out_features);
-  }
-  for (int phase = 0; phase < kPhases; ++phase) {
-    region->taken[phase].value = region->done[phase].value = region->pieces[phase] = 0;
-    for (size_t i = 0; i < region->count; ++i) {
-      region->pieces[phase] += region->parts[phase][i].pieces;
+    for (int stage = 0; stage < kStageCount; ++stage) {
+      phases.pieces[stage] += node->parts[stage][i].pieces;
     }
-    if (region->pieces[phase] > most) most = region->pieces[phase];
   }
-  region->failed = NQ_OK;
-  if (total < kWorthwhile || most < 2) {
-    work(region, 0);
-  } else {
-    NQ_ORT_RETURN(ort::call<ort::ContextParallelFor>(api, ort::kKernelContextParallelFor)(
-        context, work, static_cast<size_t>(most), 0, region));
-  }
-  if (region->failed != NQ_OK) {
-    return ort::fail(api, ort::kFail, "%s", nq_status_text(static_cast<nq_status>(region->failed)));
-  }
-  return nullptr;
+  return run_phases(api, context, phases, total >= kWorthwhile);
 }
 
 size_t bytes_of(nq_type type) { return type == NQ_FLOAT32 ? 4 : 2; }
@@ -154,14 +92,13 @@ ort::Status* run_layers(const ort::Api* api, const ort::KernelContext* context,
     return ort::fail(api, ort::kFail, "%zu bytes of scratch memory are not to be had", bytes);
   }
   const size_t element = bytes_of(type);
-  Region region;
-  region.count = count;
+  Node node;
   for (int64_t row = 0; row < rows; row += tallest) {
     const size_t at = static_cast<size_t>(row);
     for (size_t i = 0; i < count; ++i) {
       const size_t n = static_cast<size_t>(layers[i].in_features);
       const size_t m = static_cast<size_t>(layers[i].out_features);
-      region.passes[i] = {
+      node.passes[i] = {
           &layers[i],
           type,
           rows - row < tallest ? rows - row : tallest,
@@ -170,7 +107,7 @@ ort::Status* run_layers(const ort::Api* api, const ort::KernelContext* context,
           static_cast<char*>(workspace.data()) + offsets[i],
       };
     }
-    NQ_ORT_RETURN(run_region(api, context, &region));
+    NQ_ORT_RETURN(run_node(api, context, &node, count));
   }
   return nullptr;
 }

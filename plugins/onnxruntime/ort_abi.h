@@ -58,6 +58,7 @@ enum Slot : size_t {
   kGetDimensions = 62,
   kGetSymbolicDimensions = 63,
   kGetTensorTypeAndShape = 65,
+  kKernelInfoGetAttributeFloat = 85,
   kKernelInfoGetAttributeInt64 = 86,
   kKernelContextGetInputCount = 88,
   kKernelContextGetInput = 90,
@@ -120,6 +121,7 @@ using GetSymbolicDimensions = Status*(const TypeShape*, const char**, size_t);
 using SetSymbolicDimensions = Status*(TypeShape*, const char**, size_t);
 using GetTensorTypeAndShape = Status*(const Value*, TypeShape**);
 using ReleaseTypeShape = void(TypeShape*);
+using InfoGetFloat = Status*(const KernelInfo*, const char*, float*);
 using InfoGetInt64 = Status*(const KernelInfo*, const char*, int64_t*);
 using InfoGetInt64s = Status*(const KernelInfo*, const char*, int64_t*, size_t*);
 using InfoGetInputCount = Status*(const KernelInfo*, size_t*);

@@ -30,6 +30,7 @@ SLOT(kGetDimensionsCount, GetDimensionsCount);
 SLOT(kGetDimensions, GetDimensions);
 SLOT(kGetSymbolicDimensions, GetSymbolicDimensions);
 SLOT(kGetTensorTypeAndShape, GetTensorTypeAndShape);
+SLOT(kKernelInfoGetAttributeFloat, KernelInfoGetAttribute_float);
 SLOT(kKernelInfoGetAttributeInt64, KernelInfoGetAttribute_int64);
 SLOT(kKernelInfoGetAttributeInt64s, KernelInfoGetAttributeArray_int64);
 SLOT(kKernelContextGetInputCount, KernelContext_GetInputCount);

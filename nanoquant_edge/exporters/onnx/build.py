@@ -67,6 +67,8 @@ def build_model(
     form = LinearForm(layout, grouped)
     if portable and form != LinearForm():
         raise NqEdgeError("NQ-OPTION", "a portable graph has layout 0 and no groups, which its body cannot read.")
+    # The kernels that read groups of float32 are the CPU's, and attention is beside them.
+    target.native = grouped and dtype == "float32"
     target.check(config)
     check_weights(config, weights)
     opsets = {**target.opsets, DOMAIN: VERSION}

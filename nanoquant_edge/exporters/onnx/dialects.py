@@ -53,12 +53,14 @@ class Dialect(ABC):
         name: its name on the command line and in manifests.
         opsets: domain -> version of the model's imports, the operator's own excluded.
         backend_versions: lowest and highest version of its runtime seen to run it; highest may be "".
+        native: this package's CPU kernels run the graph, so that it may use their own attention.
         in_place: the graph updates the cache; otherwise `present.*` hold the new rows only, for the runtime to copy.
     """
 
     name: str
     opsets: Mapping[str, int]
     backend_versions: tuple[str, str]
+    native: bool = False
     in_place: bool = True
 
     @abstractmethod

@@ -7,6 +7,7 @@ the model's own folder.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from ...checkpoint import from_tiles, tiles_shape, to_tiles, words_for
 from ...errors import NqEdgeError
 from ...files import path_inside
+from .attention import ATTENTION_OP, check_attention_node
 from .operator import (
     ATTRIBUTES,
     DOMAIN,
@@ -105,6 +107,9 @@ def check_model(model: ir.Model) -> int:
             continue
         if node.op_type in TABLE_OPS and model.opset_imports.get(DOMAIN) == VERSION:
             check_table_node(node)
+            continue
+        if node.op_type == ATTENTION_OP and model.opset_imports.get(DOMAIN) == VERSION:
+            check_attention_node(node, functools.partial(_fail, node))
             continue
         if node.op_type not in (OP_TYPE, GROUP_OP_TYPE):
             raise _fail(node, f"{DOMAIN}::{node.op_type} is not an operator of version {VERSION}")

@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include "attend.h"
 #include "convert.h"
 #include "isa_table.h"
 #include "panel.h"
@@ -24,6 +25,12 @@ struct Ymm {
   static void store(float* to, Floats value) { _mm256_storeu_ps(to, value); }
   static Floats fma(float a, Floats b, Floats c) {
     return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c);
+  }
+  static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  static float total(Floats a) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
   static Words load_words(const uint32_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -175,4 +182,5 @@ void gemv(const uint32_t* words, int64_t row_words, int64_t rows, const float* t
 
 }  // namespace
 
-const NqIsa kIsaAvx2 = {"avx2", to_float, from_float, kLookupFloats, lookup, gemv, Panel<Ymm>::run};
+const NqIsa kIsaAvx2 = {"avx2", to_float, from_float,      kLookupFloats,
+                        lookup, gemv,     Panel<Ymm>::run, Attend<Ymm, Panel<Ymm>>::run};

@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include "attend.h"
 #include "convert.h"
 #include "isa_table.h"
 #include "panel.h"
@@ -23,6 +24,8 @@ struct Zmm {
   static Floats fma(float a, Floats b, Floats c) {
     return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
   }
+  static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static float total(Floats a) { return _mm512_reduce_add_ps(a); }
   static Words load_words(const uint32_t* from) { return _mm512_loadu_si512(from); }
   static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
     transpose([=](int i) { return four_words(rows[i] + word); }, out);
@@ -123,9 +126,9 @@ void lookup(const float* x, int64_t columns, float* tables) {
   }
 }
 
-// kBlocks times sixteen rows, of which row(i) gives the i-th, share the loads of the tables. As many
-// words are fetched from `ahead` on as are read: weights come from memory once a token, and rows
-// read side by side are not what the processor's own prefetcher follows.
+// kBlocks times sixteen rows, of which row(i) gives the i-th, share the loads of the tables. As
+// many words are fetched from `ahead` on as are read: weights come from memory once a token, and
+// rows read side by side are not what the processor's own prefetcher follows.
 template <int kBlocks, class Row>
 void gemv_blocks(Row row, int64_t row_words, const uint32_t* ahead, const float* tables,
                  float* out) {
@@ -188,5 +191,5 @@ void gemv(const uint32_t* words, int64_t row_words, int64_t rows, const float* t
 
 }  // namespace
 
-const NqIsa kIsaAvx512 = {"avx512", to_float, from_float,     kLookupFloats,
-                          lookup,   gemv,     Panel<Zmm>::run};
+const NqIsa kIsaAvx512 = {"avx512", to_float, from_float,      kLookupFloats,
+                          lookup,   gemv,     Panel<Zmm>::run, Attend<Zmm, Panel<Zmm>>::run};

@@ -4,6 +4,7 @@
 
 #include <arm_neon.h>
 
+#include "attend.h"
 #include "convert.h"
 #include "isa_table.h"
 #include "lookup.h"
@@ -22,6 +23,8 @@ struct Neon {
   static Floats load(const float* from) { return vld1q_f32(from); }
   static void store(float* to, Floats value) { vst1q_f32(to, value); }
   static Floats fma(float a, Floats b, Floats c) { return vfmaq_n_f32(c, b, a); }
+  static Floats multiply_add(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
+  static float total(Floats a) { return vaddvq_f32(a); }
   static Words load_words(const uint32_t* from) { return vld1q_u32(from); }
   static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
     const uint64x2_t low01 = pairs(vzip1q_u32(row(rows[0], word), row(rows[1], word)));
@@ -80,5 +83,6 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
 
 }  // namespace
 
-const NqIsa kIsaNeon = {"neon",        to_float,    from_float,      kNibbleFloats,
-                        nibble_tables, nibble_gemv, Panel<Neon>::run};
+const NqIsa kIsaNeon = {
+    "neon",        to_float,    from_float,       kNibbleFloats,
+    nibble_tables, nibble_gemv, Panel<Neon>::run, Attend<Neon, Panel<Neon>>::run};

@@ -2,6 +2,7 @@
 //
 // The plain C++ kernels: the reference for the others and the last resort on any processor.
 
+#include "attend.h"
 #include "convert.h"
 #include "isa_table.h"
 #include "lookup.h"
@@ -32,6 +33,11 @@ struct Plain {
     for (int i = 0; i < kLanes; ++i) c.v[i] += a * b.v[i];
     return c;
   }
+  static Floats multiply_add(const Floats& a, const Floats& b, Floats c) {
+    for (int i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
+    return c;
+  }
+  static float total(const Floats& a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
   static Words load_words(const uint32_t* from) {
     Words out;
     memcpy(out.v, from, sizeof out.v);
@@ -79,5 +85,6 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
 
 }  // namespace
 
-const NqIsa kIsaScalar = {"scalar",      to_float,    from_float,       kNibbleFloats,
-                          nibble_tables, nibble_gemv, Panel<Plain>::run};
+const NqIsa kIsaScalar = {
+    "scalar",      to_float,    from_float,        kNibbleFloats,
+    nibble_tables, nibble_gemv, Panel<Plain>::run, Attend<Plain, Panel<Plain>>::run};

@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+#include "../nq_attention.h"
 #include "../nq_kernels.h"
 
 // Weight rows that one call of `panel` covers, and the row stride of its result.
@@ -45,6 +46,11 @@ struct NqIsa {
   // floats.
   void (*panel)(const uint32_t* words, int64_t row_words, int64_t rows, const float* x,
                 int64_t stride, int64_t x_rows, float* out, float* tile);
+
+  // See nq_attend.
+  void (*attend)(const nq_attention* attention, const float* queries, int64_t rows, int64_t first,
+                 const float* keys, const float* values, float* y, int64_t y_stride,
+                 float* scratch);
 };
 
 extern const NqIsa kIsaScalar;

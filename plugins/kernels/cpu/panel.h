@@ -51,8 +51,8 @@ struct Panel {
   }
 
   template <int kRows>
-  static void micro(const float* x, int64_t stride, int columns, const float* tile, float* out,
-                    bool first) {
+  static void micro(const float* x, int64_t stride, int columns, const float* tile, int64_t pitch,
+                    float* out, bool first) {
     typename V::Floats sum[kRows][V::kVectors];
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < V::kVectors; ++v) {
@@ -61,7 +61,7 @@ struct Panel {
     }
     for (int k = 0; k < columns; ++k) {
       typename V::Floats signs[V::kVectors];
-      for (int v = 0; v < V::kVectors; ++v) signs[v] = V::load(tile + k * kWidth + v * V::kLanes);
+      for (int v = 0; v < V::kVectors; ++v) signs[v] = V::load(tile + k * pitch + v * V::kLanes);
       for (int r = 0; r < kRows; ++r) {
         for (int v = 0; v < V::kVectors; ++v) {
           sum[r][v] = V::fma(x[r * stride + k], signs[v], sum[r][v]);
@@ -78,17 +78,29 @@ struct Panel {
   // Rows of x in groups of nearly equal height: a lone last row would wait on its own adds.
   template <int kRows>
   static void rows_of(int64_t height, const float* x, int64_t stride, int columns,
-                      const float* tile, float* out, bool first) {
+                      const float* tile, int64_t pitch, float* out, bool first) {
     if (height == kRows) {
-      micro<kRows>(x, stride, columns, tile, out, first);
+      micro<kRows>(x, stride, columns, tile, pitch, out, first);
     } else if constexpr (kRows > 1) {
-      rows_of<kRows - 1>(height, x, stride, columns, tile, out, first);
+      rows_of<kRows - 1>(height, x, stride, columns, tile, pitch, out, first);
+    }
+  }
+
+  // out[row * kPanelRows + i] (+)= sum over k < columns of x[row][k] * tile[k * pitch + i], for
+  // kWidth values of i; `first` overwrites what is there.
+  static void multiply(const float* x, int64_t stride, int64_t x_rows, int columns,
+                       const float* tile, int64_t pitch, float* out, bool first) {
+    const int64_t groups = (x_rows + V::kRows - 1) / V::kRows;
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t begin = x_rows * group / groups;
+      const int64_t end = x_rows * (group + 1) / groups;
+      rows_of<V::kRows>(end - begin, x + begin * stride, stride, columns, tile, pitch,
+                        out + begin * kPanelRows, first);
     }
   }
 
   static void run(const uint32_t* words, int64_t row_words, int64_t rows, const float* x,
                   int64_t stride, int64_t x_rows, float* out, float* tile) {
-    const int64_t groups = (x_rows + V::kRows - 1) / V::kRows;
     for (int64_t part = 0; part < rows; part += kWidth) {
       // Rows past the last repeat it: their results are never read.
       const uint32_t* packed[kWidth];
@@ -99,12 +111,7 @@ struct Panel {
         const int64_t left = row_words - word;
         const int count = left < kTileWords ? static_cast<int>(left) : kTileWords;
         expand(packed, word, count, tile);
-        for (int64_t group = 0; group < groups; ++group) {
-          const int64_t begin = x_rows * group / groups;
-          const int64_t end = x_rows * (group + 1) / groups;
-          rows_of<V::kRows>(end - begin, x + begin * stride + word * 32, stride, count * 32, tile,
-                            out + begin * kPanelRows + part, word == 0);
-        }
+        multiply(x + word * 32, stride, x_rows, count * 32, tile, kWidth, out + part, word == 0);
       }
     }
   }

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Attention of one key head over the vector types of the panel kernels: scores, softmax, weighted
+// sum of the values. A few queries multiply the keys as they lie; more queries share keys that are
+// turned into the panel kernel's tiles. The weighted sum reads the values as they lie, where the
+// head's width allows it.
+
+#ifndef NQ_CPU_ATTEND_H
+#define NQ_CPU_ATTEND_H
+
+#include <string.h>
+
+#include "../nq_attention.h"
+#include "isa_table.h"
+
+// Keys of one block of scores: what the widest micro-kernel takes.
+constexpr int64_t kKeyBlock = kPanelRows;
+// Most query vectors that multiply the keys as they lie.
+constexpr int64_t kDirectQueries = 12;
+
+namespace {
+
+inline int64_t key_blocks(const nq_attention& a, int64_t first, int64_t rows) {
+  const int64_t low = a.window > 0 && first + 1 > a.window ? first + 1 - a.window : 0;
+  return (first + rows - low + kKeyBlock - 1) / kKeyBlock;
+}
+
+// Floats of scratch: scores, one tile, sums of values.
+inline size_t attend_floats(const nq_attention& a, int64_t rows, int64_t last) {
+  const int64_t queries = rows * (a.heads / a.kv_heads);
+  const int64_t width = (a.head_dim + kPanelRows - 1) / kPanelRows * kPanelRows;
+  const int64_t scores = queries * key_blocks(a, last + 1 - rows, rows) * kKeyBlock;
+  return static_cast<size_t>(scores + width * kKeyBlock + queries * width);
+}
+
+// exp(x) for x <= 0 in single precision: 2^n times a polynomial (Cephes expf, S. Moshier).
+inline float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) * (1 << 23);
+  float power;
+  memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+template <class V, class P>
+struct Attend {
+  static constexpr int64_t kWidth = P::kWidth;
+
+  // Turns scores into weights whose sum is returned. Blocks of a query lie `pitch` floats apart;
+  // the query sees keys [low, high) of them.
+  static float soften(float* scores, int64_t pitch, int64_t blocks, int64_t low, int64_t high) {
+    float most[16];
+    float sum[16] = {};
+    for (int l = 0; l < 16; ++l) most[l] = -3.0e38f;
+    for (int64_t b = 0; b < blocks; ++b) {
+      float* block = scores + b * pitch;
+      const int64_t begin = low - b * kKeyBlock;
+      const int64_t end = high - b * kKeyBlock;
+      for (int64_t j = 0; j < kKeyBlock && j < begin; ++j) block[j] = -3.0e38f;
+      for (int64_t j = end < 0 ? 0 : end; j < kKeyBlock; ++j) block[j] = -3.0e38f;
+      for (int64_t j = 0; j < kKeyBlock; j += 16) {
+        for (int l = 0; l < 16; ++l) most[l] = block[j + l] > most[l] ? block[j + l] : most[l];
+      }
+    }
+    for (int l = 1; l < 16; ++l) most[0] = most[l] > most[0] ? most[l] : most[0];
+    const float largest = most[0];
+    for (int64_t b = 0; b < blocks; ++b) {
+      float* block = scores + b * pitch;
+      for (int64_t j = 0; j < kKeyBlock; j += 16) {
+        for (int l = 0; l < 16; ++l) {
+          const float weight = block[j + l] < -2.9e38f ? 0.0f : exponential(block[j + l] - largest);
+          block[j + l] = weight;
+          sum[l] += weight;
+        }
+      }
+    }
+    for (int l = 8; l > 0; l /= 2) {
+      for (int i = 0; i < l; ++i) sum[i] += sum[i + l];
+    }
+    return sum[0];
+  }
+
+  // scores[q * kKeyBlock + j] = query q times key j, for `count` keys.
+  static void direct(const float* queries, int64_t number, int64_t dim, const float* keys,
+                     int64_t count, float* scores) {
+    for (int64_t j = 0; j < count; ++j) {
+      const float* key = keys + j * dim;
+      for (int64_t q = 0; q < number; ++q) {
+        typename V::Floats sum = V::zero();
+        for (int64_t d = 0; d < dim; d += V::kLanes) {
+          sum = V::multiply_add(V::load(queries + q * dim + d), V::load(key + d), sum);
+        }
+        scores[q * kKeyBlock + j] = V::total(sum);
+      }
+    }
+  }
+
+  // The same by tiles of keys turned round.
+  static void tiled(const float* queries, int64_t number, int64_t dim, const float* keys,
+                    int64_t count, float* tile, float* scores) {
+    for (int64_t part = 0; part < kKeyBlock; part += kWidth) {
+      for (int64_t j = 0; j < kWidth; ++j) {
+        const float* key = keys + (part + j < count ? part + j : count - 1) * dim;
+        for (int64_t d = 0; d < dim; ++d) tile[d * kWidth + j] = key[d];
+      }
+      P::multiply(queries, dim, number, static_cast<int>(dim), tile, kWidth, scores + part, true);
+    }
+  }
+
+  static void run(const nq_attention* attention, const float* queries, int64_t rows, int64_t first,
+                  const float* keys, const float* values, float* y, int64_t y_stride,
+                  float* scratch) {
+    const nq_attention& a = *attention;
+    const int64_t dim = a.head_dim;
+    const int64_t group = a.heads / a.kv_heads;
+    const int64_t number = rows * group;
+    const int64_t blocks = key_blocks(a, first, rows);
+    const int64_t low = a.window > 0 && first + 1 > a.window ? first + 1 - a.window : 0;
+    const int64_t total = first + rows - low;
+    const int64_t width = (dim + kPanelRows - 1) / kPanelRows * kPanelRows;
+    const int64_t pitch = number * kKeyBlock;
+    float* scores = scratch;
+    float* tile = scores + blocks * pitch;
+    float* sums = tile + width * kKeyBlock;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t at = b * kKeyBlock;
+      const int64_t count = total - at < kKeyBlock ? total - at : kKeyBlock;
+      const float* from = keys + (low + at) * dim;
+      if (number <= kDirectQueries) {
+        direct(queries, number, dim, from, count, scores + b * pitch);
+      } else {
+        tiled(queries, number, dim, from, count, tile, scores + b * pitch);
+      }
+    }
+    for (int64_t q = 0; q < number; ++q) {
+      const int64_t position = first + q / group;
+      const int64_t begin = a.window > 0 && position + 1 > a.window ? position + 1 - a.window : 0;
+      const float sum =
+          soften(scores + q * kKeyBlock, pitch, blocks, begin - low, position + 1 - low);
+      const float factor = 1.0f / sum;
+      for (int64_t b = 0; b < blocks; ++b) {
+        float* block = scores + b * pitch + q * kKeyBlock;
+        for (int64_t j = 0; j < kKeyBlock; ++j) block[j] *= factor;
+      }
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t at = b * kKeyBlock;
+      const int64_t count = total - at < kKeyBlock ? total - at : kKeyBlock;
+      const float* from = values + (low + at) * dim;
+      for (int64_t part = 0; part < dim; part += kWidth) {
+        const float* panel = from + part;
+        int64_t step = dim;
+        if (dim % kWidth != 0) {
+          const int64_t columns = dim - part < kWidth ? dim - part : kWidth;
+          for (int64_t j = 0; j < count; ++j) {
+            for (int64_t d = 0; d < columns; ++d) tile[j * kWidth + d] = from[j * dim + part + d];
+            for (int64_t d = columns; d < kWidth; ++d) tile[j * kWidth + d] = 0.0f;
+          }
+          panel = tile;
+          step = kWidth;
+        }
+        float* out = sums + part / kPanelRows * number * kPanelRows + part % kPanelRows;
+        P::multiply(scores + b * pitch, kKeyBlock, number, static_cast<int>(count), panel, step,
+                    out, b == 0);
+      }
+    }
+    for (int64_t q = 0; q < number; ++q) {
+      float* out = y + q / group * y_stride + q % group * dim;
+      for (int64_t part = 0; part < dim; part += kPanelRows) {
+        const int64_t columns = dim - part < kPanelRows ? dim - part : kPanelRows;
+        memcpy(out + part, sums + (part / kPanelRows * number + q) * kPanelRows,
+               static_cast<size_t>(columns) * sizeof(float));
+      }
+    }
+  }
+};
+
+}  // namespace
+
+#endif  // NQ_CPU_ATTEND_H

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// ONNX Runtime's GroupQueryAttention spends most of a step's time on products of one row (see
+// docs/notes.md); this operator has its semantics where past and present are one buffer.
+
+#include "attention_cpu.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../kernels/nq_attention.h"
+#include "linear_inputs.h"
+#include "phases.h"
+#include "status.h"
+#include "workspace.h"
+
+namespace {
+
+enum Input : size_t {
+  kQuery = 0,
+  kKey = 1,
+  kValue = 2,
+  kPastKey = 3,
+  kPastValue = 4,
+  kLast = 5,
+  kCosines = 6,
+  kSines = 7,
+  kInputs = 8
+};
+constexpr const char* kNames[kInputs] = {"query",      "key",  "value",   "past_key",
+                                         "past_value", "last", "cosines", "sines"};
+constexpr size_t kRanks[kInputs] = {3, 3, 3, 4, 4, 1, 2, 2};
+
+struct AttentionKernel {
+  const ort::Api* api;
+  nq_attention attention;
+};
+
+struct Call {
+  nq_attention attention;
+  int64_t batch, rows, capacity;
+  const float* query;
+  const float* key;
+  const float* value;
+  const int32_t* last;  // [batch]: position of the last valid token
+  const float* cosines;
+  const float* sines;
+  float* y;
+  float* keys;
+  float* values;
+  float* rotated;  // [batch][kv_heads][rows][group][head_dim]
+  int64_t step;    // tokens of a piece
+};
+
+int64_t first_of(const Call& call, int64_t b) {
+  const int64_t first = call.last[b] + 1 - call.rows;
+  return first > 0 ? first : 0;  // a prompt padded on the right starts at 0 all the same
+}
+
+// Phase 0: queries are rotated, keys are rotated into the cache, values are copied there.
+nq_status prepare(const Call& call, int64_t piece) {
+  const nq_attention& a = call.attention;
+  const int64_t pieces = (call.rows + call.step - 1) / call.step;
+  const int64_t b = piece / pieces;
+  const int64_t begin = piece % pieces * call.step;
+  const int64_t end = begin + call.step < call.rows ? begin + call.step : call.rows;
+  const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, first = first_of(call, b);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t position = first + row;
+    const float* cosines = call.cosines + position * (dim / 2);
+    const float* sines = call.sines + position * (dim / 2);
+    const int64_t token = b * call.rows + row;
+    for (int64_t h = 0; h < a.kv_heads; ++h) {
+      const float* query = call.query + (token * a.heads + h * group) * dim;
+      float* out = call.rotated + (((b * a.kv_heads + h) * call.rows + row) * group) * dim;
+      nq_rotate(query, group, dim, cosines, sines, a.scale, out, dim);
+      const int64_t slot = ((b * a.kv_heads + h) * call.capacity + position) * dim;
+      const int64_t from = (token * a.kv_heads + h) * dim;
+      nq_rotate(call.key + from, 1, dim, cosines, sines, 1.0f, call.keys + slot, dim);
+      memcpy(call.values + slot, call.value + from, static_cast<size_t>(dim) * sizeof(float));
+    }
+  }
+  return NQ_OK;
+}
+
+// Phase 1: attention of some tokens to one key head.
+nq_status attend(const Call& call, int64_t piece) {
+  const nq_attention& a = call.attention;
+  const int64_t pieces = (call.rows + call.step - 1) / call.step;
+  const int64_t begin = piece % pieces * call.step;
+  const int64_t head = piece / pieces % a.kv_heads;
+  const int64_t b = piece / pieces / a.kv_heads;
+  const int64_t rows = begin + call.step < call.rows ? call.step : call.rows - begin;
+  const int64_t dim = a.head_dim, group = a.heads / a.kv_heads;
+  const int64_t first = first_of(call, b) + begin;
+  const Workspace scratch(nq_attend_scratch(&a, rows, first + rows - 1));
+  if (scratch.data() == nullptr) return NQ_WORKSPACE;
+  const int64_t slot = (b * a.kv_heads + head) * call.capacity * dim;
+  const float* queries = call.rotated + ((b * a.kv_heads + head) * call.rows + begin) * group * dim;
+  float* y = call.y + ((b * call.rows + begin) * a.heads + head * group) * dim;
+  nq_attend(&a, queries, rows, first, call.keys + slot, call.values + slot, y, a.heads * dim,
+            scratch.data());
+  return NQ_OK;
+}
+
+nq_status run_piece(void* data, int phase, int64_t piece) {
+  const Call& call = *static_cast<const Call*>(data);
+  return phase == 0 ? prepare(call, piece) : attend(call, piece);
+}
+
+ort::Status* read_inputs(const AttentionKernel& kernel, ort::KernelContext* context,
+                         TensorShape* shapes, void** data) {
+  const ort::Api* api = kernel.api;
+  for (size_t i = 0; i < kInputs; ++i) {
+    const ort::Value* value = nullptr;
+    NQ_ORT_RETURN(
+        ort::call<ort::ContextGetInput>(api, ort::kKernelContextGetInput)(context, i, &value));
+    NQ_ORT_RETURN(read_shape(api, value, &shapes[i]));
+    if (shapes[i].count != kRanks[i] ||
+        shapes[i].type != (i == kLast ? ort::kInt32 : ort::kFloat)) {
+      return ort::fail(api, ort::kInvalidArgument,
+                       "attention: %s has a wrong type or %zu dimensions", kNames[i],
+                       shapes[i].count);
+    }
+    NQ_ORT_RETURN(ort::call<ort::GetMutableData>(api, ort::kGetTensorMutableData)(
+        const_cast<ort::Value*>(value), &data[i]));
+  }
+  return nullptr;
+}
+
+// Compares every shape with the query's and the cache's, and every position with the capacity.
+ort::Status* check_inputs(const AttentionKernel& kernel, const TensorShape* shapes, void** data,
+                          Call* call) {
+  const ort::Api* api = kernel.api;
+  const nq_attention& a = kernel.attention;
+  const int64_t batch = shapes[kQuery].dims[0], rows = shapes[kQuery].dims[1];
+  const int64_t capacity = shapes[kPastKey].dims[2], limit = shapes[kCosines].dims[0];
+  const int64_t wanted[kInputs][4] = {
+      {batch, rows, a.heads * a.head_dim},
+      {batch, rows, a.kv_heads * a.head_dim},
+      {batch, rows, a.kv_heads * a.head_dim},
+      {batch, a.kv_heads, capacity, a.head_dim},
+      {batch, a.kv_heads, capacity, a.head_dim},
+      {batch},
+      {limit, a.head_dim / 2},
+      {limit, a.head_dim / 2},
+  };
+  for (size_t i = 0; i < kInputs; ++i) {
+    for (size_t d = 0; d < kRanks[i]; ++d) {
+      if (shapes[i].dims[d] != wanted[i][d]) {
+        return ort::fail(api, ort::kInvalidArgument,
+                         "attention: dimension %zu of %s is %" PRId64 ", not %" PRId64, d,
+                         kNames[i], shapes[i].dims[d], wanted[i][d]);
+      }
+    }
+  }
+  const int32_t* last = static_cast<const int32_t*>(data[kLast]);
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t first = last[b] + int64_t{1} - rows;
+    const int64_t end = (first > 0 ? first : 0) + rows;
+    if (last[b] < 0 || end > capacity || end > limit) {
+      return ort::fail(api, ort::kInvalidArgument,
+                       "attention: %" PRId64
+                       " tokens up to position %d do not fit a cache of %" PRId64
+                       " slots and tables of %" PRId64,
+                       rows, last[b], capacity, limit);
+    }
+  }
+  call->attention = a;
+  call->batch = batch;
+  call->rows = rows;
+  call->capacity = capacity;
+  call->query = static_cast<const float*>(data[kQuery]);
+  call->key = static_cast<const float*>(data[kKey]);
+  call->value = static_cast<const float*>(data[kValue]);
+  call->last = last;
+  call->cosines = static_cast<const float*>(data[kCosines]);
+  call->sines = static_cast<const float*>(data[kSines]);
+  return nullptr;
+}
+
+// Asks for the outputs. Where the caller has not bound past and present to one buffer, the past is
+// copied.
+ort::Status* make_outputs(const ort::Api* api, ort::KernelContext* context,
+                          const TensorShape* shapes, void** data, Call* call) {
+  const TensorShape* like[] = {&shapes[kQuery], &shapes[kPastKey], &shapes[kPastKey]};
+  void* out[3] = {};
+  for (size_t i = 0; i < 3; ++i) {
+    ort::Value* value = nullptr;
+    NQ_ORT_RETURN(ort::call<ort::ContextGetOutput>(api, ort::kKernelContextGetOutput)(
+        context, i, like[i]->dims, like[i]->count, &value));
+    NQ_ORT_RETURN(ort::call<ort::GetMutableData>(api, ort::kGetTensorMutableData)(value, &out[i]));
+  }
+  call->y = static_cast<float*>(out[0]);
+  call->keys = static_cast<float*>(out[1]);
+  call->values = static_cast<float*>(out[2]);
+  const size_t bytes = static_cast<size_t>(call->batch * call->attention.kv_heads * call->capacity *
+                                           call->attention.head_dim) *
+                       sizeof(float);
+  if (out[1] != data[kPastKey] && bytes != 0) memcpy(out[1], data[kPastKey], bytes);
+  if (out[2] != data[kPastValue] && bytes != 0) memcpy(out[2], data[kPastValue], bytes);
+  return nullptr;
+}
+
+ort::Status* compute(void* state, ort::KernelContext* context) {
+  constexpr int64_t kWorthwhile = 1 << 17;  // multiply-adds that are worth a second thread
+  constexpr int64_t kQueries = 192;         // most query vectors of a piece
+  const AttentionKernel& kernel = *static_cast<const AttentionKernel*>(state);
+  const ort::Api* api = kernel.api;
+  TensorShape shapes[kInputs];
+  void* data[kInputs];
+  Call call;
+  NQ_ORT_RETURN(read_inputs(kernel, context, shapes, data));
+  NQ_ORT_RETURN(check_inputs(kernel, shapes, data, &call));
+  NQ_ORT_RETURN(make_outputs(api, context, shapes, data, &call));
+  if (call.batch == 0 || call.rows == 0) return nullptr;
+  const nq_attention& a = call.attention;
+  int64_t longest = 0;
+  for (int64_t b = 0; b < call.batch; ++b) {
+    const int64_t end = first_of(call, b) + call.rows;
+    if (end > longest) longest = end;
+  }
+  const Workspace rotated(static_cast<size_t>(call.batch * call.rows * a.heads * a.head_dim) *
+                          sizeof(float));
+  if (rotated.data() == nullptr) return ort::fail(api, ort::kFail, "attention: no scratch memory");
+  call.rotated = static_cast<float*>(rotated.data());
+  // Scores of a piece stay near the core: some hundred thousand at most.
+  const int64_t group = a.heads / a.kv_heads;
+  int64_t queries = (int64_t{1} << 18) / longest;
+  if (queries > kQueries) queries = kQueries;
+  call.step = queries / group > 1 ? queries / group : 1;
+  const int64_t pieces = (call.rows + call.step - 1) / call.step;
+  const Phases phases = {
+      run_piece, &call, 2, {call.batch * pieces, call.batch * pieces * a.kv_heads}};
+  const int64_t work = call.batch * call.rows * a.heads * a.head_dim * longest * 2;
+  return run_phases(api, context, phases, work >= kWorthwhile);
+}
+
+ort::Status* create(const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info,
+                    void** state) {
+  *state = nullptr;
+  AttentionKernel kernel = {};
+  kernel.api = api;
+  nq_attention& a = kernel.attention;
+  NQ_ORT_RETURN(read_integer(api, info, "num_heads", 1, 65536, &a.heads));
+  NQ_ORT_RETURN(read_integer(api, info, "kv_num_heads", 1, 65536, &a.kv_heads));
+  NQ_ORT_RETURN(read_integer(api, info, "head_dim", 16, 1024, &a.head_dim));
+  NQ_ORT_RETURN(read_integer(api, info, "window", 0, NQ_MAX_DIM, &a.window));
+  ort::Status* status =
+      ort::call<ort::InfoGetFloat>(api, ort::kKernelInfoGetAttributeFloat)(info, "scale", &a.scale);
+  if (status != nullptr) {
+    ort::call<ort::ReleaseStatus>(api, ort::kReleaseStatus)(status);
+    return ort::fail(api, ort::kInvalidGraph, "attention: attribute 'scale' is missing");
+  }
+  if (nq_attention_check(&a) != NQ_OK) {
+    return ort::fail(api, ort::kInvalidGraph,
+                     "attention: %" PRId64 " heads on %" PRId64 " of %" PRId64
+                     " channels, scale %g, cannot be computed",
+                     a.heads, a.kv_heads, a.head_dim, static_cast<double>(a.scale));
+  }
+  AttentionKernel* kept = static_cast<AttentionKernel*>(malloc(sizeof(AttentionKernel)));
+  if (kept == nullptr) return ort::fail(api, ort::kFail, "out of memory");
+  *kept = kernel;
+  *state = kept;
+  return nullptr;
+}
+
+const char* name(const ort::CustomOp*) { return "NanoQuantAttention"; }
+const char* provider(const ort::CustomOp*) { return "CPUExecutionProvider"; }
+size_t input_count(const ort::CustomOp*) { return kInputs; }
+size_t output_count(const ort::CustomOp*) { return 3; }
+ort::ElementType input_type(const ort::CustomOp*, size_t index) {
+  return index == kLast ? ort::kInt32 : ort::kFloat;
+}
+ort::ElementType output_type(const ort::CustomOp*, size_t) { return ort::kFloat; }
+ort::Characteristic required(const ort::CustomOp*, size_t) { return ort::kRequired; }
+ort::MemoryType default_memory(const ort::CustomOp*, size_t) { return ort::kMemoryDefault; }
+int first_version(const ort::CustomOp*) { return 1; }
+
+constexpr ort::CustomOp make_op() {
+  ort::CustomOp op{};
+  op.version = ort::kApiVersion;
+  op.GetName = name;
+  op.GetExecutionProviderType = provider;
+  op.GetInputType = input_type;
+  op.GetInputTypeCount = input_count;
+  op.GetOutputType = output_type;
+  op.GetOutputTypeCount = output_count;
+  op.KernelDestroy = free;
+  op.GetInputCharacteristic = required;
+  op.GetOutputCharacteristic = required;
+  op.GetInputMemoryType = default_memory;
+  op.CreateKernelV2 = create;
+  op.KernelComputeV2 = compute;
+  op.GetStartVersion = first_version;
+  op.GetEndVersion = first_version;
+  return op;
+}
+
+const ort::CustomOp kOp = make_op();
+
+}  // namespace
+
+const ort::CustomOp* attention_op() { return &kOp; }

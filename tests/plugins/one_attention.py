@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of one NanoQuantAttention node against float64; runs as a script on a library and prints the errors.
+
+The caches are bound as input and output at once, poisoned past the valid slots, as the runtime does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper
+
+NAMES = ("query", "key", "value", "past_key", "past_value", "last", "cosines", "sines")
+
+
+def make_model(heads: int, kv_heads: int, dim: int, window: int = 0, scale: float = 0.1, **changes: Any) -> bytes:
+    """A model of one node with symbolic shapes; `changes` replace attributes, None removes one."""
+    attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "head_dim": dim, "window": window, "scale": scale}
+    attributes = {name: value for name, value in {**attributes, **changes}.items() if value is not None}
+    outputs = ["y", "present_key", "present_value"]
+    node = helper.make_node("NanoQuantAttention", NAMES, outputs, domain="com.nanoquant", **attributes)
+    ranks = (3, 3, 3, 4, 4, 1, 2, 2)
+    inputs = [
+        helper.make_tensor_value_info(
+            name, TensorProto.INT32 if name == "last" else TensorProto.FLOAT, [f"{name}{d}" for d in range(rank)]
+        )
+        for name, rank in zip(NAMES, ranks, strict=True)
+    ]
+    results = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [f"{name}{d}" for d in range(rank)])
+        for name, rank in zip(outputs, (3, 4, 4), strict=True)
+    ]
+    graph = helper.make_graph([node], "one", inputs, results)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.nanoquant", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+def make_session(model: bytes, library: str, threads: int = 1) -> onnxruntime.InferenceSession:
+    """A CPU session that knows the operator."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.register_custom_ops_library(library)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """Y; the caches in `feeds` are updated in place."""
+    binding = session.io_binding()
+    for name in NAMES:
+        kind = TensorProto.INT32 if name == "last" else TensorProto.FLOAT
+        binding.bind_input(name, "cpu", 0, kind, feeds[name].shape, feeds[name].ctypes.data)
+    y = np.full(feeds["query"].shape, np.nan, np.float32)
+    binding.bind_output("y", "cpu", 0, TensorProto.FLOAT, y.shape, y.ctypes.data)
+    for part in ("key", "value"):
+        cache = feeds[f"past_{part}"]
+        binding.bind_output(f"present_{part}", "cpu", 0, TensorProto.FLOAT, cache.shape, cache.ctypes.data)
+    session.run_with_iobinding(binding)
+    return y
+
+
+def rotated(x: np.ndarray, positions: np.ndarray, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """[rows, heads, dim] in float64, halves rotated."""
+    cosines, sines = (feeds[name].astype(np.float64)[positions][:, None] for name in ("cosines", "sines"))
+    low, high = np.split(x.astype(np.float64), 2, axis=-1)
+    return np.concatenate([low * cosines - high * sines, high * cosines + low * sines], axis=-1)
+
+
+def reference(feeds: dict[str, np.ndarray], before: list[np.ndarray], heads: int, window: int, scale: float) -> Any:
+    """Y in float64 from the caches as they were before the call."""
+    batch, rows, _ = feeds["query"].shape
+    _, kv_heads, _, dim = before[0].shape
+    y = np.zeros((batch, rows, heads, dim))
+    for b in range(batch):
+        first = max(int(feeds["last"][b]) + 1 - rows, 0)
+        positions = np.arange(first, first + rows)
+        query = rotated(feeds["query"][b].reshape(rows, heads, dim), positions, feeds)
+        new = rotated(feeds["key"][b].reshape(rows, kv_heads, dim), positions, feeds)
+        keys = np.concatenate([before[0][b, :, :first].astype(np.float64), new.transpose(1, 0, 2)], axis=1)
+        fresh = feeds["value"][b].reshape(rows, kv_heads, dim).transpose(1, 0, 2)
+        values = np.concatenate([before[1][b, :, :first].astype(np.float64), fresh], axis=1)
+        slots = np.arange(first + rows)
+        seen = slots <= positions[:, None]
+        if window:
+            seen &= slots > positions[:, None] - window
+        for head in range(heads):
+            scores = np.where(seen, query[:, head] @ keys[head * kv_heads // heads].T * scale, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            y[b, :, head] = weights / weights.sum(-1, keepdims=True) @ values[head * kv_heads // heads]
+    return y.reshape(batch, rows, heads * dim)
+
+
+def make_feeds(
+    heads: int, kv_heads: int, dim: int, rows: int, past: list[int], capacity: int, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Random inputs; slots of the caches that hold no token yet are NaN."""
+    rng, batch = np.random.default_rng(seed), len(past)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    angles = np.arange(capacity)[:, None] * 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
+    feeds = {"query": normal(batch, rows, heads * dim) * 3, "key": normal(batch, rows, kv_heads * dim)}
+    feeds |= {"value": normal(batch, rows, kv_heads * dim), "last": np.array(past, np.int32) + np.int32(rows - 1)}
+    feeds |= {"cosines": np.cos(angles).astype(np.float32), "sines": np.sin(angles).astype(np.float32)}
+    for part in ("key", "value"):
+        cache = normal(batch, kv_heads, capacity, dim)
+        for b, length in enumerate(past):
+            cache[b, :, length:] = np.nan
+        feeds[f"past_{part}"] = cache
+    return feeds
+
+
+#: heads, kv_heads, head_dim, rows, tokens before, capacity, window
+CASES = [
+    (9, 3, 64, 1, [0], 256, 0),
+    (9, 3, 64, 1, [319], 512, 0),
+    (9, 3, 64, 40, [0], 64, 0),
+    (9, 3, 64, 200, [57], 512, 0),
+    (2, 2, 16, 5, [3, 60], 70, 0),
+    (4, 1, 80, 33, [0, 0, 0], 64, 0),
+    (4, 1, 256, 2, [190], 256, 0),
+    (4, 1, 256, 70, [10], 128, 20),
+    (8, 2, 32, 1, [100], 128, 7),
+    (8, 2, 32, 130, [0], 256, 64),
+    (3, 3, 128, 7, [129, 1], 140, 1),
+]
+
+
+def main(library: str) -> None:
+    """Run the cases, in one thread and in three."""
+    rows = []
+    for number, (heads, kv_heads, dim, count, past, capacity, window) in enumerate(CASES):
+        for threads in (1, 3):
+            feeds = make_feeds(heads, kv_heads, dim, count, past, capacity, seed=number)
+            before = [feeds[f"past_{part}"].copy() for part in ("key", "value")]
+            session = make_session(make_model(heads, kv_heads, dim, window, dim**-0.5), library, threads)
+            y = run(session, feeds)
+            wanted = reference(feeds, before, heads, window, dim**-0.5)
+            error = np.linalg.norm(y - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
+            kept = all(
+                np.array_equal(cache[b, :, :length], old[b, :, :length])
+                and np.isnan(cache[b, :, length + count :]).all()
+                and np.isfinite(cache[b, :, : length + count]).all()
+                for cache, old in zip((feeds["past_key"], feeds["past_value"]), before, strict=True)
+                for b, length in enumerate(past)
+            )
+            worst = float(np.max(np.where(np.isfinite(error), error, np.inf)))
+            rows.append({"case": number, "threads": threads, "error": worst, "kept": bool(kept)})
+    print(json.dumps({"rows": rows}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
