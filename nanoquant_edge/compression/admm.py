@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NqEdgeError
-from .capture import captured
+from .capture import WARM_UP, captured
 
 __all__ = ["AdmmSettings", "Factors", "factorize", "rank_one_magnitudes", "sign"]
 
@@ -166,7 +166,9 @@ class _Problem:
         self.targets = tuple(torch.empty(s, dtype=settings.dtype, device=device) for s in ((n, m), (m, n)))
         steps = range(settings.steps)
         power = 1 if settings.schedule == "linear" else 3
-        self.penalties = torch.tensor([(k / settings.steps) ** power for k in steps], device=device)
+        # A warm-up before a capture must stay inside the table.
+        penalties = [(k / settings.steps) ** power for k in steps] + [1.0] * WARM_UP
+        self.penalties = torch.tensor(penalties, device=device)
         self.place = torch.zeros(1, dtype=torch.int64, device=device)
         self.failures = torch.zeros((), dtype=torch.int32, device=device)
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None

@@ -63,6 +63,7 @@ class Workbench:
         linears: layers to compress, in processing order.
         call: how to run the block.
         recipe: schedules and learning rates.
+        at_once: windows that go through the block together where nothing is trained.
         keep: keep stages and streams for further blocks; needed for, and implied by, CUDA graphs.
     """
 
@@ -73,8 +74,9 @@ class Workbench:
         call: BlockCall,
         recipe: Recipe,
         keep: bool | None = None,
+        at_once: int = 1,
     ) -> None:
-        self.linears, self.call, self.recipe = linears, call, recipe
+        self.linears, self.call, self.recipe, self.at_once = linears, call, recipe, at_once
         self.block = copy.deepcopy(dense).requires_grad_(False)
         self.norms = fuse_norms(self.block, call.dtype)
         self.open: dict[str, nn.Linear] = {name: module_at(self.block, name) for name in linears}
@@ -201,7 +203,7 @@ class Workbench:
         handle = self._attention.register_forward_hook(lambda _module, _arguments, output: seen.append(output))
         parts = []
         try:
-            for part in self.inputs.split(1):
+            for part in self.inputs.split(self.at_once):
                 self.call(self.block, part.to(self.call.device))
                 output = seen.pop()
                 parts.append((output[0] if isinstance(output, tuple) else output).to(self.inputs.device))

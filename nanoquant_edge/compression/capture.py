@@ -8,36 +8,37 @@ launch one by one than to run.
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-__all__ = ["Replayed", "captured"]
+__all__ = ["WARM_UP", "Replayed", "captured"]
 
 #: Eager calls before a capture; libraries make their handles and workspaces in the first one.
-_WARM_UP = 2
+WARM_UP = 2
 
 
 class Replayed:
     """A captured step; calling it replays the graph."""
 
-    #: All graphs share one memory pool: they run one after the other and keep nothing in it between runs.
+    #: All graphs share one memory pool and one stream, so that each uses the others' memory again: they run one after
+    #: the other and keep nothing in it between runs.
     _pool: Any = None
+    _stream: Any = None
 
     def __init__(self, step: Callable[[], None]) -> None:
         if Replayed._pool is None:
             Replayed._pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream()
+            Replayed._stream = torch.cuda.Stream()
+        stream = Replayed._stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
+            for _ in range(WARM_UP):
                 step()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
-        gc.collect()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=Replayed._pool, stream=stream):
             step()

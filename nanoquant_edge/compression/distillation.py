@@ -67,7 +67,9 @@ def distill_scales(
 
     def hidden_of(ids: Tensor) -> Tensor:
         with compute_in(dtype, device):
-            states: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            states: Tensor = model.base_model(
+                input_ids=ids, attention_mask=placeholder, use_cache=False
+            ).last_hidden_state
         return states.flatten(0, 1)
 
     def step_loss(chosen: Tensor) -> Tensor:
@@ -90,6 +92,7 @@ def distill_scales(
         block.register_forward_pre_hook(_with_mask(keywords.get("attention_mask")), with_kwargs=True)
         for block, keywords in zip(blocks, masks, strict=True)
     ]
+    placeholder = _mask_placeholder(model, texts[:1])
     scales: list[Tensor] = [scale for core in cores.values() for scale in (core.scale_out, core.scale_in)]
     try:
         outcome = train(
@@ -115,8 +118,26 @@ def distill_scales(
     return outcome
 
 
+@torch.no_grad()
+def _mask_placeholder(model: Any, ids: Tensor) -> Tensor | None:
+    """What keeps transformers from making masks, where the blocks are given theirs by hooks; None if it does not work.
+
+    To see whether a mask is needed transformers looks at values, which cannot be done inside a CUDA graph. A mask of
+    four dimensions is passed on as it is.
+    """
+    empty = torch.ones(1, 1, 1, 1, device=ids.device)
+    try:
+        found, wanted = (
+            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            for mask in (empty, None)
+        )
+    except (RuntimeError, ValueError, IndexError, TypeError):  # a family that reads positions from its mask (OPT)
+        return None
+    return empty if torch.equal(found, wanted) else None
+
+
 def _with_mask(mask: Any) -> Callable[..., Any]:
-    """Call a block with this mask: inside a CUDA graph transformers makes a full one where none is needed."""
+    """Call a block with this mask, whatever the model hands it."""
     return lambda _module, arguments, keywords: (arguments, {**keywords, "attention_mask": mask})
 
 

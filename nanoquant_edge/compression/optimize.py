@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .capture import captured
+from .capture import WARM_UP, captured
 
 __all__ = ["Outcome", "ParameterGroup", "Tuner", "compute_in", "preferred_dtype", "train"]
 
@@ -147,17 +147,19 @@ class Tuner:
         steps = epochs * per_epoch
         if self._plan != (samples, epochs):
             self._plan, self._steps = (samples, epochs), {}
-            self._order = torch.zeros(epochs * samples, dtype=torch.int64, device=self.device)
-            self._fractions = torch.zeros(steps, device=self.device)
-            self._losses = torch.zeros(steps, device=self.device)
+            # The tables end a few steps late, so that a warm-up before a capture stays inside them.
+            self._order = torch.zeros((epochs * samples + WARM_UP * self.batch), dtype=torch.int64, device=self.device)
+            self._fractions = torch.zeros(steps + WARM_UP, device=self.device)
+            self._losses = torch.zeros(steps + WARM_UP, device=self.device)
             self._place = torch.zeros(1, dtype=torch.int64, device=self.device)
             self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
         generator = torch.Generator().manual_seed(seed)
-        self._order.copy_(torch.cat([torch.randperm(samples, generator=generator) for _ in range(epochs)]))
+        self._order[: epochs * samples] = torch.cat(
+            [torch.randperm(samples, generator=generator) for _ in range(epochs)]
+        ).to(self.device)
         final = self.final_fraction
-        self._fractions.copy_(
-            torch.tensor([final + (1 - final) * 0.5 * (1 + math.cos(math.pi * k / steps)) for k in range(steps)])
-        )
+        fractions = [final + (1 - final) * 0.5 * (1 + math.cos(math.pi * k / steps)) for k in range(steps)]
+        self._fractions[:steps] = torch.tensor(fractions, device=self.device)
         self._samples = samples
         self._rewind()
         self._keep()

@@ -19,8 +19,8 @@ from .state import FinishedBlock, RunState
 
 __all__ = ["Reconstructed", "reconstruct_blocks"]
 
-#: Tokens of a block's stream that are computed at one time.
-_STREAM_TOKENS = 4096
+#: Tokens of a block's stream that are computed at one time: on a CPU; at most, and by the widest layer, on a GPU.
+_CPU_TOKENS, _GPU_TOKENS, _GPU_VALUES = 4096, 32768, 1 << 26
 
 
 @dataclass
@@ -77,7 +77,9 @@ def reconstruct_blocks(
     model, family = source.model, source.family
     blocks = model.get_submodule(family.blocks)
     arguments = recorded_arguments(model, blocks, windows[:1].to(device))
-    batch = max(1, _STREAM_TOKENS // windows.shape[1])
+    widest = max(layer.out_features for layer in blocks[0].modules() if isinstance(layer, torch.nn.Linear))
+    tokens = min(_GPU_TOKENS, _GPU_VALUES // widest) if device.type == "cuda" else _CPU_TOKENS
+    batch = max(1, tokens // windows.shape[1])
     dense_stream = torch.cat([first_inputs(model, blocks, part.to(device)).float() for part in windows.split(batch)])
     compressed_stream = dense_stream.clone()
     done = Reconstructed()
@@ -92,7 +94,7 @@ def reconstruct_blocks(
 
         bench = next((old for old in benches if old.serves(dense, call)), None)
         if bench is None:
-            bench = Workbench(dense, family.linears, call, recipe)
+            bench = Workbench(dense, family.linears, call, recipe, at_once=batch)
             benches = [*benches, bench] if bench.keep else []
         here = {name: ranks[prefix + name] for name in family.linears}
         finished = state.block(index, {name: bench.open[name] for name in here}, here)
