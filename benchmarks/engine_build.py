@@ -20,14 +20,22 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import append_rows
-from nanoquant_edge.checkpoint import PackedLayer, QuantizationSettings, words_for, write_checkpoint
+from nanoquant_edge.checkpoint import (
+    PackedLayer,
+    QuantizationSettings,
+    true_bits_per_weight,
+    words_for,
+    write_checkpoint,
+)
+from nanoquant_edge.compression.ranks import rank_for_rate
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build_engine
 from nanoquant_edge.models import DecoderConfig, family_of
 
-_COMMON = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "hidden_act": "silu"}
-#: Sizes from the models' config.json. The Qwen3 shape lacks its norms of query and key heads.
+_LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_parameters": {"rope_theta": 5e5}}
+#: Sizes from the models' config.json.
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
+        **_LLAMA,
         "vocab_size": 49152,
         "hidden_size": 576,
         "intermediate_size": 1536,
@@ -39,6 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
     },
     "llama-3.2-1b": {
+        **_LLAMA,
         "vocab_size": 128256,
         "hidden_size": 2048,
         "intermediate_size": 8192,
@@ -49,7 +58,23 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "max_position_embeddings": 131072,
     },
+    "gemma-3-270m": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262144,
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 512,
+        "max_position_embeddings": 32768,
+    },
     "qwen3-8b": {
+        "model_type": "qwen3",
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_theta": 1e6},
         "vocab_size": 151936,
         "hidden_size": 4096,
         "intermediate_size": 12288,
@@ -63,41 +88,33 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def _random_checkpoint(shape: str, bpw: float, folder: Path) -> Path:
-    config = {**_COMMON, **SHAPES[shape], "dtype": "float16", "rope_parameters": {"rope_theta": 5e5}}
-    decoder = DecoderConfig.from_dict(config)
+def random_checkpoint(shape: str, bpw: float, folder: Path) -> Path:
+    """Write a checkpoint of random signs at the ranks that `compress` takes at `bpw` bits a weight."""
+    config = {**SHAPES[shape], "dtype": "float16"}
+    decoder, family = DecoderConfig.from_dict(config), family_of(config)
     rng = np.random.default_rng(0)
-    hidden, ffn, keys = decoder.hidden_size, decoder.intermediate_size, decoder.num_kv_heads * decoder.head_dim
-    queries = decoder.num_heads * decoder.head_dim
-    sizes = {
-        "q_proj": (queries, hidden),
-        "k_proj": (keys, hidden),
-        "v_proj": (keys, hidden),
-        "o_proj": (hidden, queries),
-        "gate_proj": (ffn, hidden),
-        "up_proj": (ffn, hidden),
-        "down_proj": (hidden, ffn),
-    }
 
     def words(rows: int, columns: int) -> np.ndarray:
         return rng.integers(-(2**31), 2**31, (rows, words_for(columns)), dtype=np.int32)
 
     layers = {}
-    for name in family_of(config).layer_names(decoder.num_layers):
-        m, n = sizes[name.rsplit(".", 1)[1]]
-        rank = max(32, int(bpw * m * n / (m + n) - 16) // 32 * 32)
+    for name in family.layer_names(decoder.num_layers):
+        m, n = decoder.linear_shapes()[name.removeprefix(f"{family.blocks}.").partition(".")[2]]
+        rank = rank_for_rate(m, n, bpw)
         scales = [np.full(size, 0.02, np.float16) for size in (m, n)]
+        # Bits past the last column must be 0: whole words have none, and no shape here has others.
         layers[name] = PackedLayer(words(m, rank), words(rank, n), scales[0], scales[1])
-    ones = np.ones(hidden, np.float16)
-    others = {"model.norm.weight": ones}
-    for block in range(decoder.num_layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            others[f"model.layers.{block}.{norm}.weight"] = ones
-    for name in ("model.embed_tokens.weight", *(() if decoder.tied else ("lm_head.weight",))):
-        others[name] = rng.standard_normal((decoder.vocab_size, hidden), np.float32).astype(np.float16)
+    others = {name: np.ones(size, np.float16) for name, size in decoder.norm_shapes().items()}
+    for name in (f"{family.embedding}.weight", *(() if decoder.tied else ("lm_head.weight",))):
+        others[name] = rng.standard_normal((decoder.vocab_size, decoder.hidden_size), np.float32).astype(np.float16)
     ranks = {name: layer.rank for name, layer in layers.items()}
-    head = "tied" if decoder.tied else "float16"
-    settings = QuantizationSettings(target_bpw=bpw, true_bpw=bpw, ranks=ranks, scale_dtype="float16", head=head)
+    settings = QuantizationSettings(
+        target_bpw=bpw,
+        true_bpw=true_bits_per_weight(layers.values()),
+        ranks=ranks,
+        scale_dtype="float16",
+        head="tied" if decoder.tied else "float16",
+    )
     companions = folder / "companions"
     companions.mkdir()
     (companions / "tokenizer.json").write_text("{}")
@@ -119,7 +136,7 @@ def main() -> None:
         parser.error("pass a source or --shape")
     with tempfile.TemporaryDirectory(prefix="nq-engine-") as scratch:
         folder = Path(scratch)
-        source = given.source or _random_checkpoint(given.shape, given.bpw, folder)
+        source = given.source or random_checkpoint(given.shape, given.bpw, folder)
         options = EngineOptions(capacity=given.capacity)
         bundle = build_engine(source, folder / "engine", target=given.target, options=options)
     build, engine = bundle.measured["build"], bundle.engine

@@ -40,3 +40,16 @@ def test_few_heads_are_built_without_a_fused_kernel(heads: int, tmp_path: Path) 
     checkpoint = tiny_checkpoint(tmp_path / "c", num_attention_heads=heads, num_key_value_heads=1, num_hidden_layers=1)
     options = EngineOptions(capacity=64, prefill=32)
     assert build_engine(checkpoint.folder, tmp_path / "e", target=TARGET, options=options).engine is not None
+
+
+@needs_builder
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["smollm2-135m", "gemma-3-270m"])
+def test_real_shapes_at_one_bit_with_random_signs(shape: str, tmp_path: Path) -> None:
+    from benchmarks.engine_build import random_checkpoint
+
+    source = random_checkpoint(shape, 1.0, tmp_path)
+    engine = build_engine(source, tmp_path / "e", target=TARGET, options=EngineOptions(dtype="bfloat16")).engine
+    blocks = {"smollm2-135m": 30, "gemma-3-270m": 18}[shape]
+    assert engine is not None and (engine.plugin_layers, engine.compressed_linears) == (4 * blocks, 7 * blocks)
+    assert engine.compute_capabilities == ("8.6", "8.9", "12.0")
