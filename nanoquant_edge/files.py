@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import NqEdgeError
 
-__all__ = ["check_new_folder", "new_folder", "path_in_snapshot", "path_inside", "read_json", "sha256_of", "write_json"]
+__all__ = ["check_new_folder", "new_folder", "path_in_snapshot", "path_inside", "read_json", "read_text", "sha256_of", "write_json"]
 
 #: Larger than any config, manifest or tokenizer.json seen (Gemma's tokenizer.json is 33 MB).
 MAX_JSON_BYTES = 256 << 20
@@ -75,6 +75,23 @@ def _is_relative_name(name: str) -> bool:
     return 0 < longest <= 255 and "\0" not in name and not Path(name).is_absolute()
 
 
+def read_text(path: Path, code: str) -> str:
+    """A UTF-8 file of at most `MAX_JSON_BYTES`, its size checked first.
+
+    Raises:
+        NqEdgeError: `code` when the file is missing, too large or not UTF-8.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise NqEdgeError(code, f"{path} has {size} bytes, more than any real file of its kind.")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise NqEdgeError(code, f"cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise NqEdgeError(code, f"{path} is not valid UTF-8 ({error.reason}).") from error
+
+
 def read_json(path: Path, code: str) -> dict[str, Any]:
     """A JSON object from a file, its size checked first.
 
@@ -82,12 +99,7 @@ def read_json(path: Path, code: str) -> dict[str, Any]:
         NqEdgeError: `code` when the file is missing, too large, not JSON, or not an object.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise NqEdgeError(code, f"{path} has {size} bytes, more than any real file of its kind.")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NqEdgeError(code, f"cannot read {path}: {error.strerror}.") from error
+        value = json.loads(read_text(path, code))
     except (ValueError, RecursionError) as error:
         raise NqEdgeError(code, f"{path} is not valid JSON ({error}).") from error
     if not isinstance(value, dict):

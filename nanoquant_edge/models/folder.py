@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoint import TensorFile
 from ..errors import NqEdgeError
-from ..files import path_in_snapshot, read_json
+from ..files import path_in_snapshot, read_json, read_text
 from .config import DecoderConfig
 from .source import SourceModel, load_dense, load_tokenizer
 
@@ -41,6 +41,7 @@ def from_folder(folder: Path, name: str, allow_pickle: bool = False) -> Iterator
         )
     if not (folder / "tokenizer.json").is_file():
         raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no tokenizer.json.")
+    read_text(folder / "tokenizer.json", "NQ-TOKENIZER")  # the tokenizers library aborts on what is not UTF-8
     safe = check_weight_files(folder, allow_pickle)
     # Code in the folder is never run; without the explicit False, transformers would ask on the terminal.
     local = {"local_files_only": True, "trust_remote_code": False}

@@ -60,7 +60,7 @@ class _Fields:
 
     def activation(self, name: str, usual: str, supported: Mapping[str, str]) -> str:
         value = self.config.get(name) or usual
-        if value not in supported:
+        if not isinstance(value, str) or value not in supported:
             raise NqEdgeError(
                 "NQ-ARCH", f"activation {value!r} is not supported for {self.family}; {', '.join(supported)} is."
             )

@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 
 from ..errors import NqEdgeError
-from ..files import MAX_JSON_BYTES, path_inside, read_json
+from ..files import path_inside, read_json, read_text
 
 __all__ = ["SPECIAL_TOKEN_NAMES", "Tokenizer", "load_tokenizer"]
 
@@ -85,10 +85,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     path = path_inside(folder, TOKENIZER_FILE)
     if not path.is_file():
         raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no {TOKENIZER_FILE}.")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise NqEdgeError("NQ-TOKENIZER", f"{path} is larger than any real {TOKENIZER_FILE}.")
+    text = read_text(path, "NQ-TOKENIZER")  # of bytes that are no UTF-8, tokenizers 0.23 aborts the process
     try:
-        core = tokenizers.Tokenizer.from_file(str(path))
+        core = tokenizers.Tokenizer.from_str(text)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # the library is native code: its panics are no subclass of Exception
@@ -99,6 +98,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     config = _optional_json(folder, CONFIG_FILE)
     named = _named_tokens(folder, config)
     special = [*named.values(), *_extra_tokens(config)]
+    if not all(_is_unicode(text) for text in special):  # JSON can hold lone surrogates
+        raise NqEdgeError("NQ-TOKENIZER", f"{folder} names a special token that is not Unicode text.")
     core.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in special])
     core.encode_special_tokens = bool(config.get("split_special_tokens", False))
     return Tokenizer(core, named, config)
