@@ -33,7 +33,6 @@ COUNTERS = {
     "dram_pct": "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
     "memory_pct": "gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed",
     "sm_pct": "sm__throughput.avg.pct_of_peak_sustained_elapsed",
-    "issue_pct": "sm__instruction_throughput.avg.pct_of_peak_sustained_active",
     "issued_per_cycle": "smsp__issue_active.avg.per_cycle_active",
     "warps_per_scheduler": "smsp__warps_active.avg.per_cycle_active",
     "eligible_warps": "smsp__warps_eligible.avg.per_cycle_active",
