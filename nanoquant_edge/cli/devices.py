@@ -33,7 +33,7 @@ def command(context: click.Context, as_json: bool) -> None:
 
     table = Table(title="devices", title_justify="left")
     for column in ("name", "device", "GB", "GB/s", "compute capability", "runs a bundle by", "JetPack"):
-        table.add_column(column, justify="right" if column.startswith("GB") else "left", overflow="fold")
+        table.add_column(column, justify="right" if column.startswith("GB") else "left", no_wrap=column == "name")
     for name, target in TARGETS.items():
         sizes = ["" if value is None else f"{value:g}" for value in (target.memory_gb, target.bandwidth_gbs)]
         here = " (this machine)" if found is not None and found.name == name else ""
