@@ -6,7 +6,9 @@ from __future__ import annotations
 import importlib
 import keyword
 import os
+import signal
 import sys
+import threading
 from typing import Any
 
 import click
@@ -79,8 +81,16 @@ def main(arguments: list[str] | None = None) -> Any:
     # PyTorch's OpenMP threads spin while they wait. On a machine that does anything else, they then take each other's
     # cores: factorization ran 6 times slower beside one busy process (docs/notes.md). Read when the library loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _end_on_sigterm()
     try:
         return app.main(args=arguments, prog_name="nq-edge", standalone_mode=True)
     except NqEdgeError as error:
         click.echo(f"nq-edge: [{error.code}] {error.message}\n  {error.hint}", err=True)
         sys.exit(2)
+
+
+def _end_on_sigterm() -> None:
+    """Let SIGTERM, which service managers send, unwind: models are closed, scratch folders go; status 128 + 15."""
+    ours = threading.current_thread() is threading.main_thread()
+    if ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))

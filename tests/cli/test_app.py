@@ -100,3 +100,20 @@ def test_a_programming_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
     fake_verb(monkeypatch, ZeroDivisionError("ours"))
     with pytest.raises(ZeroDivisionError):
         main(["inspect"])
+
+
+def test_sigterm_unwinds_with_status_143() -> None:
+    script = (
+        "import contextlib, os, signal, sys, types, click\n"
+        "from nanoquant_edge.cli import app\n"
+        "@click.command()\n"
+        "def command():\n"
+        "    with contextlib.ExitStack() as stack:\n"
+        "        stack.callback(lambda: print('closed', flush=True))\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "sys.modules['nanoquant_edge.cli.inspect'] = types.SimpleNamespace(command=command)\n"
+        "app.main(['inspect'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "closed\n", "")
