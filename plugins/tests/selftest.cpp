@@ -12,6 +12,7 @@
 
 #include "../kernels/cpu/convert.h"
 #include "../kernels/cpu/isa_table.h"
+#include "../kernels/nq_attention.h"
 #include "../kernels/nq_kernels.h"
 
 namespace {
@@ -202,6 +203,48 @@ void check_conversions() {
   }
 }
 
+// `rows` tokens from position `first` on, two queries to a key head.
+void check_attention(int64_t rows, int64_t first, int64_t dim, int64_t window) {
+  const nq_attention attention = {2, 1, dim, window, 0.2f};
+  expect(nq_attention_check(&attention) == NQ_OK, "the attention is accepted");
+  const int64_t total = first + rows;
+  Array<float> queries(rows * 2 * dim);
+  Array<float> keys(total * dim);
+  Array<float> values(total * dim);
+  Array<float> y(rows * 2 * dim);
+  for (int64_t i = 0; i < queries.size; ++i) queries[i] = random_float();
+  for (int64_t i = 0; i < keys.size; ++i) keys[i] = random_float();
+  for (int64_t i = 0; i < values.size; ++i) values[i] = random_float();
+  const size_t bytes = nq_attend_scratch(&attention, rows, total - 1);
+  void* scratch = aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (scratch == nullptr) abort();
+  memset(scratch, 0xff, bytes);
+  nq_attend(&attention, queries.data, rows, first, keys.data, values.data, y.data, 2 * dim,
+            scratch);
+  free(scratch);
+  Array<double> weights(total);
+  for (int64_t q = 0; q < rows * 2; ++q) {
+    const int64_t position = first + q / 2;
+    const int64_t low = window > 0 && position + 1 > window ? position + 1 - window : 0;
+    double sum = 0.0;
+    for (int64_t k = low; k <= position; ++k) {
+      double score = 0.0;
+      for (int64_t d = 0; d < dim; ++d) score += double{queries[q * dim + d]} * keys[k * dim + d];
+      sum += weights[k] = exp(score);
+    }
+    double error = 0.0;
+    double norm = 0.0;
+    for (int64_t d = 0; d < dim; ++d) {
+      double wanted = 0.0;
+      for (int64_t k = low; k <= position; ++k) wanted += weights[k] / sum * values[k * dim + d];
+      const double difference = y[q / 2 * 2 * dim + q % 2 * dim + d] - wanted;
+      error += difference * difference;
+      norm += wanted * wanted;
+    }
+    expect(sqrt(error / norm) <= 1e-5, "relative error of an attended row", sqrt(error / norm));
+  }
+}
+
 void check_refusals() {
   const int32_t word = 0;
   const float one = 1.0f;
@@ -257,6 +300,9 @@ int main() {
     check({11008, 70, 40, 3, nq_type(kind), NQ_BFLOAT16, false, true, true});
     cases += 2;
   }
+  const int64_t attended[][4] = {{1, 0, 16, 0},   {1, 70, 64, 0},   {5, 63, 80, 0},
+                                 {9, 120, 96, 0}, {40, 30, 144, 0}, {40, 30, 64, 9}};
+  for (const auto& c : attended) check_attention(c[0], c[1], c[2], c[3]);
   check_conversions();
   check_refusals();
   printf("%s: %d cases, %d failures\n", isa, cases, failures);
