@@ -16,7 +16,16 @@ from typing import Any
 
 from .errors import NqEdgeError
 
-__all__ = ["check_new_folder", "new_folder", "path_in_snapshot", "path_inside", "read_json", "read_text", "sha256_of", "write_json"]
+__all__ = [
+    "check_new_folder",
+    "new_folder",
+    "path_in_snapshot",
+    "path_inside",
+    "read_json",
+    "read_text",
+    "sha256_of",
+    "write_json",
+]
 
 #: Larger than any config, manifest or tokenizer.json seen (Gemma's tokenizer.json is 33 MB).
 MAX_JSON_BYTES = 256 << 20

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..checkpoint import TensorFile
 from ..errors import NqEdgeError
-from ..files import path_in_snapshot, read_json, read_text
+from ..files import path_in_snapshot, read_json
+from ..tokenizer_file import read_tokenizer_file
 from .config import DecoderConfig
 from .source import SourceModel, load_dense, load_tokenizer
 
@@ -41,7 +42,7 @@ def from_folder(folder: Path, name: str, allow_pickle: bool = False) -> Iterator
         )
     if not (folder / "tokenizer.json").is_file():
         raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no tokenizer.json.")
-    read_text(folder / "tokenizer.json", "NQ-TOKENIZER")  # the tokenizers library aborts on what is not UTF-8
+    read_tokenizer_file(folder / "tokenizer.json")
     safe = check_weight_files(folder, allow_pickle)
     # Code in the folder is never run; without the explicit False, transformers would ask on the terminal.
     local = {"local_files_only": True, "trust_remote_code": False}

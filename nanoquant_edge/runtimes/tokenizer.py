@@ -15,11 +15,11 @@ from typing import Any
 import tokenizers
 
 from ..errors import NqEdgeError
-from ..files import path_inside, read_json, read_text
+from ..files import path_inside, read_json
+from ..tokenizer_file import TOKENIZER_FILE, read_tokenizer_file
 
 __all__ = ["SPECIAL_TOKEN_NAMES", "Tokenizer", "load_tokenizer"]
 
-TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -85,7 +85,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     path = path_inside(folder, TOKENIZER_FILE)
     if not path.is_file():
         raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no {TOKENIZER_FILE}.")
-    text = read_text(path, "NQ-TOKENIZER")  # of bytes that are no UTF-8, tokenizers 0.23 aborts the process
+    text = read_tokenizer_file(path)
     try:
         core = tokenizers.Tokenizer.from_str(text)
     except (KeyboardInterrupt, SystemExit, MemoryError):
