@@ -27,9 +27,9 @@ _H200_GHZ = 1.98
 _HEAD_SHARE, _CACHE_SHARE = {True: 0.96, False: 0.8}, 0.5
 #: Microseconds to choose a token, on the H200.
 _CHOICE_US = 5.0
-#: Share of the published int8 rate that a 128-token prompt reached on the H200 (first-token times of gpu_decode.json),
-#: with two planes an activation.
-_PREFILL_SHARE, _PLANES = 0.22, 2
+#: A prompt on the H200 (first-token times of gpu_decode.json, 128 tokens): share of the published int8 rate with two
+#: planes an activation, and microseconds of a block besides those of a step.
+_PREFILL_SHARE, _PLANES, _PREFILL_BLOCK_US = 0.5, 2, 75.0
 #: (share of bandwidth, compressed layers, rest of a block) of the slow and the fast end, relative to the middle.
 _SLOW, _FAST = (0.65, 1.3, 1.6), (1.25, 0.85, 0.7)
 
@@ -98,7 +98,8 @@ def forecast(target: Target, model: ModelFacts, context: int, power_mode: str | 
         parts = gpu_step(gpu, model, context)
         decode = Range(*(1e6 / sum(gpu_step(gpu, model, context, end).values()) for end in (_SLOW, (1, 1, 1), _FAST)))
         macs = tokens * sum(_signs(model)) * _PLANES
-        seconds = sum(parts.values()) / 1e6 + macs / (int8_rate(gpu) * _PREFILL_SHARE)
+        blocks = model.config.num_layers * _PREFILL_BLOCK_US * _H200_GHZ / gpu.ghz
+        seconds = (sum(parts.values()) + blocks) / 1e6 + macs / (int8_rate(gpu) * _PREFILL_SHARE)
         middle = tokens / seconds
         basis = "kernel constants of an H200, data-sheet figures of this device"
         return Forecast("GPU", decode, Range(middle / 2.5, middle, middle * 1.8), parts, watts, basis)

@@ -31,7 +31,7 @@ PRODUCT_CYCLES = 6.0
 STREAM = {True: 0.5, False: 0.7}
 #: time of a step's compressed layers over the sum of the halves, and microseconds of a block besides them (attention,
 #: norms): fitted on the H200
-LINEARS, BLOCK_US = 1.2, 6.0
+LINEARS, BLOCK_US = 1.0, 5.0
 
 #: int8 multiply-adds of a multiprocessor in a cycle, dense, by compute capability: white papers of Turing, Ampere
 #: (GA100, GA102), Ada, Hopper and Blackwell, Orin's and Thor's data sheets (TOPS over multiprocessors and clock)

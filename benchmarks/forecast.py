@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forecasts of `nq-edge devices fit` beside what was measured here and what others published.
+
+    python -m benchmarks.forecast [--write] [--table]
+
+Three kinds of rows. "measured": our own kernels, on an H200 (docs/figures/gpu_decode.json) and on this project's CPU
+machine (docs/figures/cpu_peers.json or decode.json); the constants were fitted to some of them, which say so.
+"other kernels": NanoQuant by its official code on GPUs that this project has not got; the forecast is of our kernels,
+so the ratio is an expectation as much as an error. "other format": 4-bit and 1-bit engines of others on Jetson boards
+and cards, forecast by the same bandwidths, latencies and head, with a dense product in place of ours: they check those.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.figures import FOLDER, append_rows
+from benchmarks.forecast_data import MODELS, OFFICIAL, OTHERS
+from nanoquant_edge.devices import forecast, target_named
+from nanoquant_edge.devices.forecast import gpu_of, gpu_step
+from nanoquant_edge.devices.gpu_time import BLOCK_US, HANDOFF_US, LOAD_CYCLES, Gpu
+from nanoquant_edge.devices.model import ModelFacts
+from nanoquant_edge.devices.profile import Cpu, Target
+from nanoquant_edge.models import DecoderConfig
+
+DOCUMENT = FOLDER.parent / "DEVICES.md"
+#: Rows of gpu_decode.json that the constants of devices/gpu_time.py were fitted to.
+FITTED = {("qwen3-0.6b", 128), ("llama-3.2-1b", 128), ("qwen3-8b", 128)}
+#: Share of the bandwidth that a dense product of others is counted at.
+DENSE_SHARE = 0.8
+
+
+def model_named(name: str, bpw: float, table: str = "float16") -> ModelFacts:
+    """A model of `forecast_data.MODELS`."""
+    return ModelFacts(name, "configuration", DecoderConfig.from_dict(MODELS[name]), bpw, table)
+
+
+def dense_tps(gpu: Gpu, model: ModelFacts, bits: float, head_bits: float, context: int) -> float:
+    """Tokens a second of an engine with one launch for each group of layers, at `bits` a weight."""
+    slower = 1.98 / gpu.ghz
+    launches = 4 * (HANDOFF_US[gpu.architecture >= 90] + LOAD_CYCLES / gpu.ghz / 1e3) + BLOCK_US * slower
+    weights = model.body_weights * bits / 8 / (gpu.gbs * DENSE_SHARE) / 1e3
+    head = model.table_elements * head_bits / 8 / (gpu.gbs * DENSE_SHARE) / 1e3
+    cache = gpu_step(gpu, model, context)["cache"]
+    return 1e6 / (model.config.num_layers * launches + weights + head + cache)
+
+
+def measured_rows(folder: Path) -> list[dict[str, Any]]:
+    """Our kernels: predicted against measured."""
+    rows = []
+    h200 = target_named("h200")
+    path = folder / "gpu_decode.json"
+    newest: dict[tuple[str, float, int], dict[str, Any]] = {}
+    for row in json.loads(path.read_text())["rows"] if path.is_file() else []:
+        if row["weights"] == "nanoquant" and row["batch"] == 1 and not row["host_embedding"]:
+            newest[row["model"], row["target_bpw"], row["new"]] = row
+    for (name, bpw, new), row in sorted(newest.items()):
+        found = forecast(h200, model_named(name, bpw), row["prompt"] + new // 2)
+        role = "fitted" if (name, new) in FITTED else "held out"
+        source = f"docs/figures/gpu_decode.json, {role}"
+        rows.append(_row("h200", name, bpw, found.decode, row["tps"], source, "measured", new))
+    for (name, bpw, new), row in sorted(newest.items()):
+        if new == 128:
+            prompt = forecast(h200, model_named(name, bpw), row["prompt"]).prefill
+            known = round(1e3 * row["prompt"] / row["ttft_ms"], 1)
+            source = "docs/figures/gpu_decode.json, first token after 128"
+            rows.append(_row("h200", name, bpw, prompt, known, source, "measured prompt", 0))
+    for name, bpw, tps, source in cpu_measurements(folder):
+        found = forecast(_this_cpu(), model_named("smollm2-135m", bpw), 128)
+        rows.append(_row("two AVX-512 cores", name, bpw, found.decode, tps, source, "measured", 64))
+    return rows
+
+
+def cpu_measurements(folder: Path) -> list[tuple[str, float, float, str]]:
+    """(name, rate, tokens a second, source) of our kernels on a processor, newest of each."""
+    found = {}
+    for file, start in (("decode.json", "nanoquant bundle"), ("cpu_peers.json", "nanoquant-")):
+        path = folder / file
+        for row in json.loads(path.read_text())["rows"] if path.is_file() else []:
+            name = str(row.get("name", ""))
+            if name.startswith(start) and isinstance(row.get("decode_tps"), float | int):
+                bpw = 2.0 if file == "decode.json" else float(name.split("-")[1].removesuffix("bpw"))
+                head = name.rsplit("-", 1)[-1] if "head" in name else ""
+                if "int" not in head:  # heads of fewer bits are another table
+                    found[file, name] = ("smollm2-135m", bpw, float(row["decode_tps"]), f"docs/figures/{file}")
+    return list(found.values())
+
+
+def _this_cpu() -> Target:
+    # The machine of those figures: two cores of a Xeon server; its bandwidth is not told and taken as one core's twice.
+    return Target(
+        "this", "two cores", memory_gb=24, bandwidth_gbs=51.2, cpu=Cpu("avx512", 2, 2.7), backend="onnxruntime"
+    )
+
+
+def published_rows() -> list[dict[str, Any]]:
+    """Others: predicted against published."""
+    rows = []
+    for device, name, bpw, new, tps, source in OFFICIAL:
+        found = forecast(target_named(device), model_named(name, bpw), 128 + new // 2)
+        rows.append(_row(device, name, bpw, found.decode, tps, source, "other kernels", new))
+    for device, mode, name, bits, head_bits, context, tps, source in OTHERS:
+        target = target_named(device)
+        modes = {one.name: one for one in target.power_modes}
+        clocks = (modes[mode].gpu_ghz, modes[mode].bandwidth_gbs) if mode else (None, None)
+        predicted = dense_tps(gpu_of(target, *clocks), model_named(name, 1.0), bits, head_bits, context)
+        label = f"{device} {mode}".strip()
+        rows.append(_row(label, name, bits, predicted, tps, source, "other format", context))
+    return rows
+
+
+def _row(
+    device: str, model: str, bpw: float, predicted: Any, known: float, source: str, kind: str, new: int
+) -> dict[str, Any]:
+    middle = getattr(predicted, "middle", predicted)
+    row = {"device": device, "model": model, "target_bpw": bpw, "new": new, "predicted_tps": round(middle, 1)}
+    if middle is not predicted:
+        row["predicted_range"] = [round(predicted.low, 1), round(predicted.high, 1)]
+    key = "measured_tps" if kind.startswith("measured") else "published_tps"
+    return {**row, key: known, "predicted_over_known": round(middle / known, 2), "source": source, "kind": kind}
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table, and a line a kind with the spread of its errors."""
+    lines = ["| device | model | bits | predicted tokens/s (range) | known | predicted / known | whose figure |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        span = "" if "predicted_range" not in row else " ({:.0f}–{:.0f})".format(*row["predicted_range"])
+        known = row.get("measured_tps", row.get("published_tps"))
+        cells = [row["device"], row["model"], f"{row['target_bpw']:g}", f"{row['predicted_tps']:.0f}{span}"]
+        cells += [f"{known:.0f}", f"{row['predicted_over_known']:.2f}", f"{row['kind']}: {row['source']}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        ratios = [row["predicted_over_known"] for row in rows if row["kind"] == kind]
+        mean = math.exp(statistics.fmean(map(math.log, ratios)))
+        lines.append(
+            f"- {kind}: {len(ratios)} rows, geometric mean {mean:.2f}, from {min(ratios):.2f} to {max(ratios):.2f}"
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--write", is_flag=True, help="Write docs/figures/forecast.json and the table of docs/DEVICES.md.")
+@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure files are.")
+def main(write: bool, folder: Path) -> None:
+    """Print forecasts beside measured and published figures."""
+    rows = measured_rows(folder) + published_rows()
+    click.echo(table_of(rows))
+    if write:
+        (folder / "forecast.json").unlink(missing_ok=True)  # made of other figures as a whole, so nothing is lost
+        append_rows("forecast", rows, folder=folder)
+        text = DOCUMENT.read_text(encoding="utf-8")
+        begin, end = "<!-- forecast table -->\n", "\n<!-- end -->"
+        head, rest = text.split(begin)
+        DOCUMENT.write_text(head + begin + table_of(rows) + end + rest.split(end, 1)[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
