@@ -73,6 +73,16 @@ def test_a_batch_of_different_lengths(made: tuple[Checkpoint, Any], tmp_path: Pa
         logits = decoder(ids[np.arange(3), lengths - 1][:, None], mask, np.zeros((3, 1), np.int64))
 
 
+def test_a_portable_graph(made: tuple[Checkpoint, Any], tmp_path: Path) -> None:
+    """Without our kernels; float32 windows are masks beside GroupQueryAttention's own."""
+    checkpoint, model = made
+    bundle = export_onnx(checkpoint, tmp_path / "b", portable=True)
+    ids = np.random.default_rng(6).integers(0, 320, (1, 20))
+    decoder = Decoder(bundle, kernel=False)
+    found = np.concatenate([decoder.feed(ids[:, :19]), decoder.feed(ids[:, 19:], 19)], axis=1)
+    close(found, reference_logits(model, ids))
+
+
 @needs_kernel
 def test_the_dialect_of_tensorrt_10_3(made: tuple[Checkpoint, Any], tmp_path: Path) -> None:
     checkpoint, model = made
