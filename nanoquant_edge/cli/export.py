@@ -21,7 +21,12 @@ __all__ = ["command"]
 @click.command(name="export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
-    "--to", "kind", type=click.Choice(["onnx", "tensorrt"]), default="onnx", show_default=True, help="What to make."
+    "--to",
+    "kind",
+    type=click.Choice(["onnx", "genai", "tensorrt"]),
+    default="onnx",
+    show_default=True,
+    help="A bundle for ONNX Runtime, a folder for ONNX Runtime GenAI, or a TensorRT engine.",
 )
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
 @click.option(
@@ -41,6 +46,11 @@ __all__ = ["command"]
     type=click.Choice(["int8", "int4", "fp16"]),
     help="Round a 16-bit embedding and head, or widen quantized ones [default: as the checkpoint stores them].",
 )
+@click.option(
+    "--custom-ops-library",
+    type=click.Path(path_type=Path),
+    help="genai: libnanoquant_ort.so of the device's architecture [default: the one installed here].",
+)
 @engine_options
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -53,16 +63,25 @@ def command(
     portable: bool,
     max_length: int | None,
     embedding: str | None,
+    custom_ops_library: Path | None,
     overwrite: bool,
     as_json: bool,
     **engine: Any,
 ) -> None:
     """Write a bundle that a device runs, from CHECKPOINT (a folder that `nq-edge compress` wrote).
 
-    Options from --target to --workspace go with --to tensorrt, those from --dialect to --embedding with --to onnx.
+    Options from --target to --workspace go with --to tensorrt; --max-length and --embedding with --to onnx and genai;
+    --dialect and --portable with --to onnx; --custom-ops-library with --to genai.
     """
-    onnx = {"--dialect": dialect, "--portable": portable, "--max-length": max_length, "--embedding": embedding}
-    _check_kind(kind, onnx, engine)
+    given: dict[str, tuple[object, tuple[str, ...]]] = {
+        "--dtype": (dtype, ("onnx", "tensorrt")),
+        "--dialect": (dialect, ("onnx",)),
+        "--portable": (portable, ("onnx",)),
+        "--max-length": (max_length, ("onnx", "genai")),
+        "--embedding": (embedding, ("onnx", "genai")),
+        "--custom-ops-library": (custom_ops_library, ("genai",)),
+    }
+    _check_kind(kind, given, engine)
     if kind == "tensorrt":
         make_engine(checkpoint, output, dtype, overwrite, as_json, **engine)
         return
@@ -72,6 +91,7 @@ def command(
     from ..errors import NqEdgeError
 
     try:
+        from ..exporters.genai.export import export_genai
         from ..exporters.onnx.export import export_onnx
     except ModuleNotFoundError as error:
         hint = "Install them: pip install 'nanoquant-edge[export]'."
@@ -81,17 +101,21 @@ def command(
     columns = (TextColumn("writing weights"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=as_json) as bar:
         task = bar.add_task("", total=None)
-        bundle = export_onnx(
-            checkpoint,
-            output,
-            dtype=dtype or "float32",
-            dialect=dialect or "ort",
-            portable=portable,
-            max_length=max_length,
-            embedding=embedding,
-            overwrite=overwrite,
-            progress=lambda done, total, _name: bar.update(task, completed=done, total=total),
-        )
+
+        def shown(done: int, total: int, _name: str) -> None:
+            bar.update(task, completed=done, total=total)
+
+        common: dict[str, Any] = {
+            "max_length": max_length,
+            "embedding": embedding,
+            "overwrite": overwrite,
+            "progress": shown,
+        }
+        if kind == "genai":
+            bundle = export_genai(checkpoint, output, library=custom_ops_library, **common)
+        else:
+            graph: dict[str, Any] = {"dtype": dtype or "float32", "dialect": dialect or "ort", "portable": portable}
+            bundle = export_onnx(checkpoint, output, **graph, **common)
     seconds = time.perf_counter() - start
     if as_json:
         click.echo(json.dumps(_summary(bundle, seconds)))
@@ -99,16 +123,17 @@ def command(
         _print_table(bundle, seconds)
 
 
-def _check_kind(kind: str, onnx: dict[str, object], engine: dict[str, object]) -> None:
-    """Refuse options of the other kind of export, rather than ignore them."""
+def _check_kind(kind: str, given: dict[str, tuple[object, tuple[str, ...]]], engine: dict[str, object]) -> None:
+    """Refuse options of another kind of export, rather than ignore them; option -> value, and where it belongs."""
     from ..errors import NqEdgeError
 
     names = {"targets": "--target"}
-    theirs = {names.get(name, f"--{name.replace('_', '-')}"): value for name, value in engine.items()}
-    odd = [name for name, value in (onnx if kind == "tensorrt" else theirs).items() if value]
-    if odd:
-        other = "onnx" if kind == "tensorrt" else "tensorrt"
-        raise NqEdgeError("NQ-OPTION", f"{odd[0]} goes with --to {other}, not with --to {kind}.", "Leave it out.")
+    for name, value in engine.items():
+        given[names.get(name, f"--{name.replace('_', '-')}")] = (value, ("tensorrt",))
+    for name, (value, kinds) in given.items():
+        if value and kind not in kinds:
+            other = " or ".join(kinds)
+            raise NqEdgeError("NQ-OPTION", f"{name} goes with --to {other}, not with --to {kind}.", "Leave it out.")
 
 
 def _summary(bundle: Bundle, seconds: float) -> dict[str, object]:

@@ -22,7 +22,7 @@ from .schema import check_file
 from .tables import Requantized, reads_codes
 from .weights import HEAD, WeightSource
 
-__all__ = ["DATA_FILE", "MODEL_FILE", "export_onnx", "source_model", "write_model"]
+__all__ = ["DATA_FILE", "MODEL_FILE", "export_onnx", "source_model", "table_formats", "with_tables", "write_model"]
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -79,7 +79,7 @@ def export_onnx(
         )
     # The CPU library has the grouped operator; the CUDA kernels, for graphs of 16 bits, and the portable body have not.
     grouped = dtype == "float32" and not portable
-    weights = _with_tables(source, config, embedding, reads_codes(dialect, dtype, portable))
+    weights = with_tables(source, config, embedding, reads_codes(dialect, dtype, portable))
     model = build_model(config, weights, target, dtype, portable=portable, max_length=max_length, grouped=grouped)
     with new_folder(Path(output), overwrite) as scratch:
         write_model(model, scratch / MODEL_FILE, progress)
@@ -113,7 +113,7 @@ def export_onnx(
     return replace(bundle, folder=Path(output))
 
 
-def _with_tables(source: Checkpoint, config: DecoderConfig, embedding: str | None, codes: bool) -> WeightSource:
+def with_tables(source: Checkpoint, config: DecoderConfig, embedding: str | None, codes: bool) -> WeightSource:
     """The checkpoint with its tables stored as asked for."""
     if embedding is None:
         return source

@@ -171,7 +171,7 @@ class BundleWeights:
         if f"{module}.codes" not in values:
             return None
         codes, scales = (np.asarray(self._array(values[f"{module}.{part}"])) for part in ("codes", "scales"))
-        user, _ = values[f"{module}.codes"].uses()[0]
+        user = next(iter(values[f"{module}.codes"].uses())).node
         bits = user.attributes["bits"].as_int()
         kind = next(name for name, form in TABLE_FORMATS.items() if form.bits == bits)
         return QuantizedTable(kind, codes, scales)
