@@ -157,9 +157,9 @@ def main(write: bool, folder: Path) -> None:
         (folder / "forecast.json").unlink(missing_ok=True)  # made of other figures as a whole, so nothing is lost
         append_rows("forecast", rows, folder=folder)
         text = DOCUMENT.read_text(encoding="utf-8")
-        begin, end = "<!-- forecast table -->\n", "\n<!-- end -->"
+        begin, end = "<!-- forecast table -->\n", "<!-- end -->"
         head, rest = text.split(begin)
-        DOCUMENT.write_text(head + begin + table_of(rows) + end + rest.split(end, 1)[1], encoding="utf-8")
+        DOCUMENT.write_text(f"{head}{begin}{table_of(rows)}\n{end}" + rest.split(end, 1)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,9 @@ def write_json(path: Path, value: Any) -> None:
 def _sync_tree(folder: Path) -> None:
     """Flush every file and folder below `folder` to disk, so that the rename that follows is safe at power loss."""
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
+        if os.name == "nt" and path.is_dir():  # Windows opens no folders, and flushes files opened for writing only
+            continue
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
