@@ -123,6 +123,9 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "NQ-PATH": ("A file name leaves the folder it belongs to.", "Do not use this file: it may be hostile."),
 }
 
+#: Characters of a message that are shown.
+_LONGEST = 2000
+
 
 class NqEdgeError(Exception):
     """An error with a stable code, its cause in one sentence, and the next step.
@@ -138,7 +141,7 @@ class NqEdgeError(Exception):
             raise ValueError(f"error code {code!r} is not in the catalogue")
         super().__init__(message)
         self.code = code
-        self.message = message
+        self.message = _printable(message)
         self.hint = CATALOGUE[code][1] if hint is None else hint
 
     def __str__(self) -> str:
@@ -148,5 +151,10 @@ class NqEdgeError(Exception):
 def first_line(error: BaseException) -> str:
     """What a library said, without the control characters a damaged file can bring into it."""
     lines = str(error).strip().splitlines()
-    text = (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return _printable((lines[0] if lines else type(error).__name__)[:300].rstrip("."))
+
+
+def _printable(text: str) -> str:
+    """Text that a terminal can show: damaged files bring control characters, lone surrogates and endless names."""
+    shown = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text[:_LONGEST])
+    return shown if len(text) <= _LONGEST else f"{shown}..."

@@ -57,3 +57,11 @@ def test_an_error_says_what_and_what_to_do() -> None:
 def test_an_unknown_code_is_a_programming_error() -> None:
     with pytest.raises(ValueError, match="'NQ-NEW' is not in the catalogue"):
         NqEdgeError("NQ-NEW", "m")
+
+
+def test_a_message_can_be_printed_whatever_a_file_brought_into_it() -> None:
+    error = NqEdgeError("NQ-MODEL", "a \x1b[2J\ud800 b\n" + "x" * 5000)
+    assert error.message.startswith("a ?[2J? b\nxxx")
+    assert error.message.endswith("x...")
+    assert len(error.message) < 2100
+    error.message.encode("utf-8", "strict")

@@ -8,6 +8,7 @@ grow a thousandfold), and the members are no larger than the file.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def load_tensors(path: Path, code: str) -> dict[str, Any]:
 
     check_torch_archive(path, code)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old protocols and the like; what is wrong is raised
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # pickle and torch raise many kinds for damaged files
