@@ -74,7 +74,7 @@ def print_assessment(found: Assessment) -> None:
     best = f"{found.best_bpw:g} bits per weight" if found.best_bpw else "none of those tried"
     console.print(f"largest context at this rate: {context}; highest rate that fits at this context: {best}")
     console.print(f"uncompressed in 16 bits the weights alone take {model.dense / 1e6:.0f} MB")
-    for note in fit.target.notes:
+    for note in found.notes:
         console.print(note)
     if found.speed is not None:
         speed = found.speed

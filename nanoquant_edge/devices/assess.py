@@ -34,6 +34,7 @@ class Assessment:
         best_bpw: highest of `RATES` that fits at this context; None if none does.
         quality: what the rates cost, measured or published; empty where nothing is known of this model.
         speed: forecast; None for an architecture.
+        notes: what the answer takes for granted, and what a user of the device must know.
     """
 
     model: ModelFacts
@@ -42,6 +43,7 @@ class Assessment:
     best_bpw: float | None
     quality: tuple[QualityRow, ...]
     speed: Forecast | None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -59,6 +61,7 @@ class Assessment:
             "fits": self.fit.fits,
             "largest_context": self.largest_context,
             "best_bpw": self.best_bpw,
+            "notes": list(self.notes),
             "quality": [vars(row) for row in self.quality],
             "forecast": None
             if speed is None
@@ -95,6 +98,10 @@ def assess(
         raise NqEdgeError("NQ-OPTION", f"context {context} is not between 1 and the model's {limit} positions.")
     if batch < 1:
         raise NqEdgeError("NQ-OPTION", f"batch {batch} is not a number of sequences.")
+    notes = target.notes
+    if target.flavour != "none" and model.table in ("int8", "int4"):
+        notes += (f"Graphs for GPUs hold 16-bit tables, so that {model.table} ones are counted as float16.",)
+        model = model.at(table="float16")
     sizes, extra = sizes_of(model, target, batch)
     fits = [rate for rate in RATES if _fit(model.at(rate), target, batch, context).fits]
     speed = None if target.bandwidth_gbs is None else forecast(target, model, context, power_mode)
@@ -105,6 +112,7 @@ def assess(
         best_bpw=fits[-1] if fits else None,
         quality=tuple(quality_rows(model.config)),
         speed=speed,
+        notes=notes,
     )
 
 

@@ -152,7 +152,10 @@ def _of_bundle(folder: Path) -> ModelFacts:
     weights = sum(file.size for name, file in bundle.files.items() if name.startswith(("model.onnx", "engine")))
     # The manifest tells all bytes and the rate; what the packed layers do not take is tables and small things.
     body = min(int(facts.body_weights * bundle.true_bpw / 8) + facts.norms, weights)
-    return replace(facts, stored=(body, max(0, weights - body)))
+    tables = max(0, weights - body)
+    bits = 8 * tables / (facts.table_elements * (1 if config.tied else 2))
+    table = next((name for name, least in (("float32", 24), ("float16", 12), ("int8", 6)) if bits > least), "int4")
+    return replace(facts, table=table, stored=(body, tables))
 
 
 def _of_checkpoint(folder: Path) -> ModelFacts:

@@ -64,6 +64,8 @@ def test_a_checkpoint_and_its_bundle_agree_with_their_files(tmp_path: Path) -> N
     bundle = open_model(str(tmp_path / "bundle"))
     files = sum(file.size for name, file in exported.files.items() if name.startswith("model.onnx"))
     assert bundle.kind == "bundle" and bundle.body + bundle.tables == files
+    small = export_onnx(folder, tmp_path / "small", embedding="int8")
+    assert open_model(str(small.folder)).tables < bundle.tables
     assert bundle.config == found.config and bundle.bpw == Checkpoint(folder).settings.target_bpw
     assert found.at(bpw=found.bpw) is found and found.at(bpw=0.5).stored is None
 
@@ -119,6 +121,9 @@ def test_what_fits_and_what_does_not() -> None:
     big = replace(model(), config=replace(model().config, num_layers=400))
     none = assess(big.at(1.0), target_named("orin-nano-4gb"), 2048)
     assert not none.fit.fits and none.largest_context == 0 and none.best_bpw is None
+    wide = assess(model(table="int8"), target_named("rtx-3050"), 4096)  # TensorRT graphs hold 16-bit tables
+    assert wide.fit == assess(model(), target_named("rtx-3050"), 4096).fit and "counted as float16" in wide.notes[0]
+    assert assess(model(table="int8"), target_named("pi5"), 4096).notes == ()
     limit = assess(model(), target_named("rtx-3050"), 4096)
     assert assess(model(), target_named("rtx-3050"), limit.largest_context).fit.fits
 
