@@ -22,6 +22,7 @@ __all__ = [
     "NATIVE_DIR_VARIABLE",
     "ORT_LIBRARY_NAME",
     "TENSORRT_LIBRARY_NAME",
+    "cpu_sign_rate",
     "cuda_library_info",
     "cuda_library_path",
     "ort_library_info",
@@ -83,6 +84,24 @@ def ort_library_info() -> dict[str, Any]:
         NqEdgeError: `NQ-NATIVE-MISSING` when there is no library, or it cannot be loaded, or it is another library.
     """
     return _library_info(ort_library_path(), "nq_ort_info", _BUILD_HINT)
+
+
+def cpu_sign_rate() -> float:
+    """Sign-adds a second that one core does at most, with the kernels that this processor gets.
+
+    Measured on a matrix in the cache, in some milliseconds; loads the ONNX Runtime library into this process.
+
+    Raises:
+        NqEdgeError: `NQ-NATIVE-MISSING` when there is no library, or it cannot be loaded, or it is another library.
+    """
+    path = ort_library_path()
+    try:
+        function = ctypes.CDLL(str(path)).nq_ort_sign_rate
+    except (OSError, AttributeError) as error:
+        raise NqEdgeError("NQ-NATIVE-MISSING", f"{path} cannot be used: {error}.", _BUILD_HINT) from error
+    function.argtypes = []
+    function.restype = ctypes.c_double
+    return float(function())
 
 
 def cuda_library_path() -> Path:

@@ -27,6 +27,7 @@ VERBS = {
     "build": "Build a TensorRT engine for a GPU or a board.",
     "validate": "Prove that a bundle computes what PyTorch computed.",
     "generate": "Generate text with a bundle.",
+    "bench": "Measure a bundle on this machine: speed, memory, and how near to the floor it is.",
     "devices": "List devices; say whether a model fits one and how fast it will be.",
     "deploy": "Write all that a board needs to run a bundle into one folder.",
     "doctor": "Say what is here, what is missing, and what to do about it.",

@@ -8,7 +8,7 @@ import ctypes
 import sys
 from pathlib import Path
 
-__all__ = ["peak_memory_mb", "return_freed_memory"]
+__all__ = ["peak_memory_mb", "resident_memory_mb", "return_freed_memory"]
 
 
 def peak_memory_mb() -> float:
@@ -16,18 +16,28 @@ def peak_memory_mb() -> float:
 
     Linux's VmHWM first: its getrusage figure is inherited from the parent process.
     """
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except (OSError, ValueError, IndexError):
-        pass
+    if found := _status_mb("VmHWM:"):
+        return found
     try:
         import resource
     except ImportError:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def resident_memory_mb() -> float:
+    """Resident memory of this process now, in MB (10^6 bytes); 0 where the system cannot tell."""
+    return _status_mb("VmRSS:")
+
+
+def _status_mb(field: str) -> float:
+    """A field of Linux's process status, in MB; 0 where there is none."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
 
 
 def return_freed_memory() -> None:

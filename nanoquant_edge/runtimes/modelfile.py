@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..errors import NqEdgeError
 
-__all__ = ["ModelSummary", "strip_functions", "summarize"]
+__all__ = ["ModelSummary", "initializers", "strip_functions", "summarize"]
 
 #: Domain of this package's operators.
 DOMAIN = "com.nanoquant"
@@ -154,6 +154,47 @@ def _tensor(data: memoryview, summary: ModelSummary) -> None:
                     value = _text(text)
             if key == "location":
                 summary.external_files.add(value)
+
+
+def initializers(model: bytes) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Dimensions and bytes of the graph's initializers, by name; those inside of nodes are not listed.
+
+    Args:
+        model: content of model.onnx (ModelProto).
+
+    Raises:
+        NqEdgeError: NQ-BUNDLE when it is not a protocol buffer of the expected form.
+    """
+    found = {}
+    for number, wire, graph, _ in _fields(memoryview(model)):
+        if number == 7 and wire == _BYTES:  # ModelProto.graph
+            for inner, kind, tensor, _ in _fields(graph):
+                if inner == 5 and kind == _BYTES:  # GraphProto.initializer
+                    name, dims, size = _extent(tensor)
+                    found[name] = (dims, size)
+    return found
+
+
+def _extent(data: memoryview) -> tuple[str, tuple[int, ...], int]:
+    """Name, dimensions and bytes of a tensor, whether its values lie in the file or outside."""
+    name, dims, size = "", [], 0
+    for number, wire, payload, record in _fields(data):
+        if number == 1 and wire == _VARINT:  # TensorProto.dims, one by one
+            dims.append(_varint(record, 1)[0])
+        elif number == 1 and wire == _BYTES:  # packed
+            place = 0
+            while place < len(payload):
+                dim, place = _varint(payload, place)
+                dims.append(dim)
+        elif number == 8 and wire == _BYTES:  # TensorProto.name
+            name = _text(payload)
+        elif number == 9 and wire == _BYTES:  # TensorProto.raw_data
+            size = len(payload)
+        elif number == 13 and wire == _BYTES:  # TensorProto.external_data
+            entry = {inner: _text(text) for inner, kind, text, _ in _fields(payload) if kind == _BYTES}
+            if entry.get(1) == "length" and entry.get(2, "").isdigit():
+                size = int(entry[2])
+    return name, tuple(dims), size
 
 
 def _function(data: memoryview) -> tuple[str, str]:

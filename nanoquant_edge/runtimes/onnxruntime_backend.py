@@ -41,6 +41,7 @@ class OnnxRuntimeBackend:
         prefill_chunk: tokens of a single sequence that pass through the graph at once.
         spin: let idle worker threads wait busily; False on a machine that others use too.
         provider: "cpu", or "cuda" for an NVIDIA GPU, where the cache then lies too.
+        profile_prefix: see `open_session`.
 
     Raises:
         NqEdgeError: as `open_session`, and NQ-OPTION for a `max_context` beyond the bundle's.
@@ -59,6 +60,7 @@ class OnnxRuntimeBackend:
         prefill_chunk: int = PREFILL_CHUNK,
         spin: bool = True,
         provider: str = CPU,
+        profile_prefix: str | None = None,
     ) -> None:
         limit = bundle.kv.max_capacity
         if max_context is not None and not (isinstance(max_context, int) and 1 <= max_context <= limit):
@@ -78,6 +80,7 @@ class OnnxRuntimeBackend:
             extra_outputs=self._extra_names,
             spin=spin,
             provider=provider,
+            profile_prefix=profile_prefix,
         )
         self.provider = provider
         self._cache = KvCache(bundle.kv, self.max_context)
@@ -139,6 +142,10 @@ class OnnxRuntimeBackend:
             cache.lengths = past
         self.extra = {name: np.concatenate([more[name] for more in extra], axis=1) for name in self._extra_names}
         return logits
+
+    def end_profile(self) -> str:
+        """Stop recording and return the profile's path; only with `profile_prefix`."""
+        return str(self._session.end_profiling())
 
     def reset(self) -> None:
         """Forget all tokens; the buffers stay."""

@@ -94,6 +94,7 @@ def open_session(
     extra_outputs: tuple[str, ...] = (),
     spin: bool = True,
     provider: str = CPU,
+    profile_prefix: str | None = None,
 ) -> tuple[Any, str]:
     """Make a session for a bundle's graph.
 
@@ -105,6 +106,7 @@ def open_session(
         spin: let idle worker threads wait busily, ONNX Runtime's default. With two threads on two cores it decoded
             faster by a fifth when the machine was idle, and slower by a third when others used it.
         provider: "cpu", or "cuda" for an NVIDIA GPU.
+        profile_prefix: path and beginning of a file for ONNX Runtime's profile; None records none.
 
     Returns:
         The onnxruntime.InferenceSession, and which kernel runs: "nanoquant", "portable" or "none".
@@ -124,6 +126,9 @@ def open_session(
     summary = summarize(model)
     _check_files(bundle, summary)
     options = _options(runtime, bundle.folder, threads, spin)
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile_prefix
     kernel, disabled = _register(options, bundle, summary, allow_portable), None
     if kernel == PORTABLE:
         disabled = ["ConstantFolding"]  # it would unpack every weight: 7 MB of bits become 1.5 GB

@@ -51,6 +51,7 @@ def test_kernels_stay_inside_their_buffers(sanitized: Path) -> None:
     log = call("ctest", "--test-dir", sanitized, "--output-on-failure")
     assert "100% tests passed" in log
     assert re.search(r"kernels_scalar \.+ +Passed", log), log
+    assert re.search(r"tables_scalar \.+ +Passed", log), log
 
 
 @pytest.mark.parametrize("name", ["one_node.py", "hostile.py"])
@@ -70,7 +71,7 @@ def test_operator_stays_inside_its_buffers(name: str, sanitized: Path, script: S
 def test_library_exports_two_functions_and_needs_only_libc(library: str) -> None:
     needs("nm", "readelf")
     exported = {line.split()[-1] for line in call("nm", "-D", "--defined-only", library).splitlines()}
-    assert exported == {"RegisterCustomOps", "nq_ort_info"}
+    assert exported == {"RegisterCustomOps", "nq_ort_info", "nq_ort_sign_rate"}
     needed = re.findall(r"\(NEEDED\).*\[(.+)\]", call("readelf", "-d", library))
     assert set(needed) <= {"libc.so.6"}
     versions = re.findall(r"GLIBC_2\.(\d+)", call("nm", "-D", "--undefined-only", library))
@@ -80,9 +81,10 @@ def test_library_exports_two_functions_and_needs_only_libc(library: str) -> None
 def test_neon_kernels_under_emulation(tmp_path: Path) -> None:
     needs("cmake", CROSS, "qemu-aarch64")
     target = [f"-DCMAKE_CXX_COMPILER={CROSS}", "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
-    selftest = build(tmp_path, *target) / "tests" / "nq_selftest"
-    log = call("qemu-aarch64", "-L", CROSS_ROOT, selftest)
-    assert re.search(r"neon: \d+ cases, 0 failures", log), log
+    folder = build(tmp_path, *target) / "tests"
+    for selftest in ("nq_selftest", "nq_table_selftest"):
+        log = call("qemu-aarch64", "-L", CROSS_ROOT, folder / selftest)
+        assert re.search(r"neon: \d+ cases, 0 failures", log), log
 
 
 def header_folder() -> Path | None:

@@ -95,9 +95,9 @@ def check_attention_node(node: ir.Node, fail: Callable[[str], Exception]) -> Non
     if heads % kv_heads or dim % 16:
         raise fail(f"{heads} heads on {kv_heads} of {dim} channels cannot be computed")
     widths = [heads * dim, kv_heads * dim, kv_heads * dim, dim, dim, None, dim // 2, dim // 2]
-    for place, (value, rank, width) in enumerate(zip(node.inputs, _RANKS, widths, strict=True)):
+    for place, (source, rank, width) in enumerate(zip(node.inputs, _RANKS, widths, strict=True)):
         kind = ir.DataType.INT32 if place == 5 else ir.DataType.FLOAT
-        if value is None or value.dtype != kind or value.shape is None or len(value.shape) != rank:
+        if source is None or source.dtype != kind or source.shape is None or len(source.shape) != rank:
             raise fail(f"input {place} is missing, or of a wrong type or shape")
-        if width is not None and value.shape[-1] != width:
-            raise fail(f"the last dimension of input {place} is {value.shape[-1]}, not {width}")
+        if width is not None and source.shape[-1] != width:
+            raise fail(f"the last dimension of input {place} is {source.shape[-1]}, not {width}")

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefill, decode, loading and memory of a bundle, in this process: use a fresh one for each bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import NqEdgeError
+from ..runtimes.backend import Backend
+from ..runtimes.memory import peak_memory_mb, resident_memory_mb
+from ..runtimes.ort_providers import CPU
+from ..runtimes.selection import open_backend
+from ..runtimes.tokenizer import load_tokenizer
+
+__all__ = ["BenchOptions", "Timing", "measure_bundle", "summary"]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured.
+
+    Attributes:
+        lengths: prompt lengths, tokens.
+        new_tokens: tokens decoded after each prompt.
+        repetitions: of every length.
+        threads: worker threads; None takes the backend's default.
+        spin: let idle worker threads wait busily.
+        provider: "cpu" or "cuda".
+        allow_portable: run the slow body where the kernels are missing.
+        trust_bundle_code: let machine code inside of an engine run.
+        power: read the machine's energy counters too.
+
+    Raises:
+        NqEdgeError: NQ-OPTION for counts below 1.
+    """
+
+    lengths: tuple[int, ...] = (32, 256)
+    new_tokens: int = 64
+    repetitions: int = 5
+    threads: int | None = None
+    spin: bool = True
+    provider: str = CPU
+    allow_portable: bool = False
+    trust_bundle_code: bool = False
+    power: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(*self.lengths, self.new_tokens, self.repetitions, 1 << 30) < 1:
+            raise NqEdgeError("NQ-OPTION", "lengths, new tokens and repetitions must be whole numbers above 0.")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One prompt length; every figure is [median, least, most] over the repetitions.
+
+    Attributes:
+        prompt: tokens.
+        prefill_tps: prompt tokens a second.
+        ttft_ms: from token ids to the first new token.
+        decode_tps: new tokens a second, the choice of the token included.
+    """
+
+    prompt: int
+    prefill_tps: tuple[float, float, float]
+    ttft_ms: tuple[float, float, float]
+    decode_tps: tuple[float, float, float]
+
+
+def summary(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, least and most."""
+    return statistics.median(values), min(values), max(values)
+
+
+def measure_bundle(folder: str | Path, options: BenchOptions) -> dict[str, Any]:
+    """Load a bundle and time it.
+
+    Args:
+        folder: the bundle.
+        options: what is measured.
+
+    Returns:
+        JSON-ready: `bundle`, `file_mb`, `load_s` (manifest, tokenizer and session; hashes not), `timings` (a `Timing`
+        for each length), `memory_mb` (`loaded`, `steady` after the runs, `peak`), `threads`, `kernel`, `backend`, and
+        `energy` when asked for.
+
+    Raises:
+        NqEdgeError: NQ-OPTION when a prompt and its new tokens do not fit the context, and what opening raises.
+    """
+    begin = time.perf_counter()
+    bundle = Bundle.open(folder, verify=False)
+    limit = bundle.kv.max_capacity
+    if max(options.lengths) + options.new_tokens > limit:
+        raise NqEdgeError(
+            "NQ-OPTION",
+            f"{max(options.lengths)} + {options.new_tokens} tokens do not fit the bundle's context of {limit}.",
+            "Pass shorter --lengths.",
+        )
+    load_tokenizer(bundle.folder)
+    backend = open_backend(
+        bundle,
+        threads=options.threads,
+        allow_portable=options.allow_portable,
+        spin=options.spin,
+        provider=options.provider,
+        trust_bundle_code=options.trust_bundle_code,
+    )
+    loaded = time.perf_counter() - begin
+    try:
+        memory = {"loaded": resident_memory_mb()}
+        rng = np.random.default_rng(0)
+        _once(backend, rng, min(options.lengths), 2)  # the first run pays for memory that later ones find
+        tokens = options.repetitions * sum(length + options.new_tokens for length in options.lengths)
+        with _energy(options.power) as run:
+            timings = [_timing(backend, rng, length, options) for length in options.lengths]
+        memory |= {"steady": resident_memory_mb(), "peak": peak_memory_mb()}
+        kernel = backend.kernel
+    finally:
+        backend.close()
+    report: dict[str, Any] = {
+        "bundle": str(folder),
+        "backend": bundle.backend,
+        "kernel": kernel,
+        "threads": options.threads,
+        "file_mb": sum(entry.size for entry in bundle.files.values()) / 1e6,
+        "load_s": loaded,
+        "timings": [asdict(timing) for timing in timings],
+        "memory_mb": memory,
+    }
+    if options.power:
+        report["energy"] = run.energy.to_dict(tokens)
+    return report
+
+
+def _energy(wanted: bool) -> Any:
+    """A context that measures energy, or one that does nothing."""
+    if not wanted:
+        return contextlib.nullcontext()
+    from ..devices.power import measure_power
+
+    return measure_power()
+
+
+def _timing(backend: Backend, rng: np.random.Generator, length: int, options: BenchOptions) -> Timing:
+    first, decode = zip(
+        *(_once(backend, rng, length, options.new_tokens) for _ in range(options.repetitions)), strict=True
+    )
+    return Timing(
+        length,
+        summary([length / seconds for seconds in first]),
+        summary([seconds * 1e3 for seconds in first]),
+        summary([options.new_tokens / seconds for seconds in decode]),
+    )
+
+
+def _once(backend: Backend, rng: np.random.Generator, length: int, new_tokens: int) -> tuple[float, float]:
+    """Seconds to the first token of a random prompt, and of the new tokens after it."""
+    ids = rng.integers(0, backend.vocab_size, (1, length))
+    backend.reset()
+    begin = time.perf_counter()
+    token = int(np.argmax(backend.forward(ids)[0, -1]))
+    first = time.perf_counter()
+    for _ in range(new_tokens):
+        token = int(np.argmax(backend.forward(np.array([[token]]))[0, -1]))
+    return first - begin, time.perf_counter() - first

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nq-edge bench`: speed, memory and floor of a bundle on this machine, and against a second bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import NqEdgeError
+
+if TYPE_CHECKING:
+    from ..bench import BenchOptions
+
+__all__ = ["command", "merged"]
+
+#: Rounds of two bundles that take turns.
+_ROUNDS = 2
+
+
+def _lengths(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise NqEdgeError("NQ-OPTION", f"--lengths {text!r} is no list of whole numbers such as 32,256.") from None
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(file_okay=False))
+@click.option("--against", type=click.Path(file_okay=False), help="Measure a second bundle in turn with the first.")
+@click.option("--lengths", default="32,256", show_default=True, callback=_lengths, help="Prompt lengths, tokens.")
+@click.option("-n", "--new-tokens", type=int, default=64, show_default=True, help="Tokens decoded after a prompt.")
+@click.option("-r", "--repetitions", type=int, default=5, show_default=True, help="Of every length.")
+@click.option("-t", "--threads", type=int, help="Worker threads; all physical cores by default.")
+@click.option("--no-spin", is_flag=True, help="Let idle threads sleep: slower alone, faster on a shared machine.")
+@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where.")
+@click.option("--power", is_flag=True, help="Read the machine's energy counters, if it has any.")
+@click.option("--profile", is_flag=True, help="Show where a decoded token's time goes.")
+@click.option("--allow-portable", is_flag=True, help="Run without the native kernels if they are missing (slow).")
+@click.option("--trust-bundle-code", is_flag=True, help="Let machine code inside of a TensorRT engine run.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(bundle: str, against: str | None, profile: bool, as_json: bool, **options: Any) -> None:
+    """Measure BUNDLE: prefill and decode, first token, loading, memory, and the floor that this machine sets.
+
+    Prompts are random tokens, decoding is greedy; figures are medians with the least and the most. The floor is
+    max(bytes / bandwidth, operations / rate) and the cost of ONNX Runtime's nodes, from rates measured beside it.
+    """
+    from ..bench import BenchOptions
+
+    names = ("lengths", "new_tokens", "repetitions", "provider", "allow_portable", "trust_bundle_code", "power")
+    chosen = BenchOptions(
+        **{name: options[name] for name in names}, spin=not options["no_spin"], threads=options["threads"]
+    )
+    if against is None:
+        report = _measure(bundle, chosen)
+        if as_json:
+            click.echo(json.dumps(report, indent=2))
+        else:
+            _print(report, profile)
+        return
+    reports = _in_turn([bundle, against], chosen)
+    ratios = [
+        {
+            "prompt": one["prompt"],
+            **{key: one[key][0] / other[key][0] for key in ("prefill_tps", "decode_tps")},
+        }
+        for one, other in zip(*(report["timings"] for report in reports), strict=True)
+    ]
+    if as_json:
+        click.echo(json.dumps({"bundles": reports, "ratios": ratios}, indent=2))
+        return
+    for report in reports:
+        _print(report, profile)
+    for ratio in ratios:
+        click.echo(
+            f"prompt {ratio['prompt']}: the first prefills {ratio['prefill_tps']:.2f} and decodes "
+            f"{ratio['decode_tps']:.2f} times as fast as the second"
+        )
+
+
+def _measure(folder: str, options: BenchOptions) -> dict[str, Any]:
+    """Times first: what the floor's own measurements hold must not count as the bundle's memory."""
+    from ..bench import floor_of, machine_rates, measure_bundle, profile_step
+    from ..bundle import Bundle
+
+    report = measure_bundle(folder, options)
+    bundle = Bundle.open(folder, verify=False)
+    if bundle.backend != "onnxruntime" or options.provider != "cpu" or report["kernel"] != "nanoquant":
+        return report
+    from ..native import ort_library_info
+
+    report["isa"] = ort_library_info()["isa"]
+    rates = machine_rates(options.threads or _cores())
+    context = max(options.lengths) + options.new_tokens // 2
+    steps = profile_step(folder, options, context)
+    floor = floor_of(bundle, rates, steps.nodes, context)
+    decoded = 1e3 / report["timings"][options.lengths.index(max(options.lengths))]["decode_tps"][0]
+    report["floor"] = {**floor.to_dict(), "context": context, "share": floor.total_ms / decoded, "rates": vars(rates)}
+    report["profile"] = steps.to_dict()
+    return report
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _in_turn(folders: list[str], options: BenchOptions) -> list[dict[str, Any]]:
+    """Both bundles in processes of their own that take turns, so that what else the machine does falls on both."""
+    arguments = ["--lengths", ",".join(map(str, options.lengths)), "--provider", options.provider, "--json"]
+    arguments += ["-n", str(options.new_tokens), "-r", str(options.repetitions)]
+    arguments += [] if options.threads is None else ["-t", str(options.threads)]
+    flags = {
+        "--no-spin": not options.spin,
+        "--power": options.power,
+        "--allow-portable": options.allow_portable,
+        "--trust-bundle-code": options.trust_bundle_code,
+    }
+    arguments += [flag for flag, wanted in flags.items() if wanted]
+    found: list[list[dict[str, Any]]] = [[] for _ in folders]
+    for _ in range(_ROUNDS):
+        for place, folder in enumerate(folders):
+            line = [sys.executable, "-m", "nanoquant_edge", "bench", folder, *arguments]
+            done = subprocess.run(line, capture_output=True, text=True)
+            if done.returncode != 0:
+                click.echo(done.stderr.rstrip(), err=True)
+                sys.exit(done.returncode)
+            found[place].append(json.loads(done.stdout))
+    return [merged(reports) for reports in found]
+
+
+def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last report with timings over all: mean of the medians, least and most of all."""
+    timings = []
+    for rounds in zip(*(report["timings"] for report in reports), strict=True):
+        entry: dict[str, Any] = {"prompt": rounds[0]["prompt"]}
+        for key in ("prefill_tps", "ttft_ms", "decode_tps"):
+            values = [timing[key] for timing in rounds]
+            middle = sum(value[0] for value in values) / len(values)
+            entry[key] = [middle, min(value[1] for value in values), max(value[2] for value in values)]
+        timings.append(entry)
+    return {**reports[-1], "timings": timings}
+
+
+def _print(report: dict[str, Any], profile: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=report["bundle"])
+    for heading in ("prompt", "prefill, tokens/s", "first token, ms", "decode, tokens/s"):
+        table.add_column(heading, justify="right")
+    for timing in report["timings"]:
+        cells = (timing[key] for key in ("prefill_tps", "ttft_ms", "decode_tps"))
+        table.add_row(str(timing["prompt"]), *(f"{middle:.1f} ({low:.1f}–{high:.1f})" for middle, low, high in cells))
+    memory, threads = report["memory_mb"], report["threads"] or "default"
+    Console().print(table)
+    click.echo(
+        f"load {report['load_s']:.2f} s · memory {memory['loaded']:.0f} MB loaded, {memory['steady']:.0f} steady, "
+        f"{memory['peak']:.0f} peak · files {report['file_mb']:.1f} MB · threads {threads} · kernel {report['kernel']}"
+        + (f" ({report['isa']})" if "isa" in report else "")
+    )
+    if floor := report.get("floor"):
+        rates, count = floor["rates"], report["profile"]["nodes"]
+        read = floor["weight_mb"] + floor["cache_mb"]
+        click.echo(
+            f"floor {floor['total_ms']:.2f} ms a token at {floor['context']} tokens of context; this run reaches "
+            f"{floor['share']:.0%} of it: max({read:.1f} MB / {rates['copy_gbs']:.1f} GB/s = {floor['bytes_ms']:.2f}, "
+            f"{floor['sign_adds'] / 1e6:.0f} M / {rates['sign_gops']:.0f} G/s = {floor['operations_ms']:.2f}) + "
+            f"{count} nodes x {rates['node_us']:.2f} us = {floor['nodes_ms']:.2f}"
+        )
+    if energy := report.get("energy"):
+        click.echo(
+            f"energy {energy['joules_per_token']:.3f} J a token ({', '.join(energy['sources'])})"
+            if energy.get("joules_per_token") is not None
+            else f"energy: no sensor ({'; '.join(f'{name}: {why}' for name, why in energy['absent'].items())})"
+        )
+    if profile and "profile" in report:
+        for name, (nodes, microseconds) in report["profile"]["operators"].items():
+            click.echo(f"  {name:36} {nodes:4d} nodes {microseconds:9.1f} us")
