@@ -12,7 +12,7 @@ import pytest
 
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.runtimes import Generator
-from tests.families import family_config
+from tests.families import FAMILY_CONFIGS, family_config
 from tests.tiny import tiny_checkpoint
 
 _PROGRAM = """
@@ -51,7 +51,7 @@ def test_a_chat_has_the_same_ids_on_the_lowest_versions(kernel: str, lowest: str
     assert (ids, used) == (expected.ids, kernel), version
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3", "opt"])
+@pytest.mark.parametrize("name", FAMILY_CONFIGS)
 def test_families_have_the_same_ids_on_the_lowest_versions(name: str, lowest: str, tmp_path: Path) -> None:
     """ONNX Runtime 1.23 counts a local window otherwise; the prompt is longer than every window."""
     checkpoint = tiny_checkpoint(tmp_path / "c", **family_config(name))

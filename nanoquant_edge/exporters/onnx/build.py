@@ -52,8 +52,9 @@ def build_model(
         buffers of the past; in dialect "trt103" they hold the new rows only.
 
     Raises:
-        NqEdgeError: NQ-OPTION for an unknown dialect or dtype or a length out of range, NQ-ARCH for a model that the
-            dialect cannot express, NQ-CKPT when a weight does not fit, NQ-NUMERIC when a scale does not.
+        NqEdgeError: NQ-OPTION for an unknown dialect or dtype, one too narrow for the family, or a length out of
+            range, NQ-ARCH for a model that the dialect cannot express, NQ-CKPT when a weight does not fit, NQ-NUMERIC
+            when a scale does not.
     """
     kind = ir_dtype(dtype)
     target = dialect_named(dialect) if isinstance(dialect, str) else dialect
@@ -69,6 +70,12 @@ def build_model(
         raise NqEdgeError("NQ-OPTION", "a portable graph has layout 0 and no groups, which its body cannot read.")
     # The kernels that read groups of float32 are the CPU's, and attention is beside them.
     target.native = grouped and dtype == "float32"
+    if dtype == "float16" and not config.structure.float16:
+        raise NqEdgeError(
+            "NQ-OPTION",
+            f"activations of {config.structure.models} pass 65504, the largest number of float16.",
+            "Use --dtype bfloat16 (GPUs from sm_80 on), or float32 on a CPU.",
+        )
     target.check(config)
     check_weights(config, weights)
     opsets = {**target.opsets, DOMAIN: VERSION}

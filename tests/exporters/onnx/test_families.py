@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from nanoquant_edge.checkpoint import Checkpoint
+from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, export_onnx
 from nanoquant_edge.exporters.onnx.export import write_model
 from nanoquant_edge.exporters.onnx.trt103_operators import check_operators
@@ -44,6 +45,11 @@ def test_pieces_and_decoding_equal_transformers(
     made: tuple[Checkpoint, Any], tmp_path: Path, dialect: str, dtype: str
 ) -> None:
     checkpoint, model = made
+    if dtype == "float16" and checkpoint.config["model_type"].startswith("gemma"):
+        with pytest.raises(NqEdgeError, match="pass 65504") as caught:
+            export_onnx(checkpoint, tmp_path / "b", dialect=dialect, dtype=dtype)
+        assert caught.value.code == "NQ-OPTION" and "bfloat16" in caught.value.hint
+        return
     bundle = export_onnx(checkpoint, tmp_path / "b", dialect=dialect, dtype=dtype, portable=not KERNEL)
     onnx.checker.check_model(str(bundle.folder / "model.onnx"))
     ids = np.random.default_rng(1).integers(0, 320, (1, sum(PIECES)))
@@ -100,8 +106,9 @@ def test_the_dialect_of_tensorrt_10_3(made: tuple[Checkpoint, Any], tmp_path: Pa
 def test_graphs_for_engines(made: tuple[Checkpoint, Any], tmp_path: Path) -> None:
     config = DecoderConfig.from_dict(made[0].config)
     options: dict[str, Any] = {"capacity": 64, "layout": 1, "grouped": True, "max_length": 64}
-    check_operators(build_model(config, made[0], "trt103", "float16", **options))
-    model = build_model(config, made[0], "onnx24", "float16", **options)
+    dtype = "float16" if config.structure.float16 else "bfloat16"
+    check_operators(build_model(config, made[0], "trt103", dtype, **options))
+    model = build_model(config, made[0], "onnx24", dtype, **options)
     for node in model.graph:
         assert node.domain in ("", "com.nanoquant")
         assert all(value is not None and value.name for value in node.inputs), node.name
