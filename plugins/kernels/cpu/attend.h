@@ -33,10 +33,12 @@ inline size_t attend_floats(const nq_attention& a, int64_t rows, int64_t last) {
   return static_cast<size_t>(scores + width * kKeyBlock + queries * width);
 }
 
-// exp(x) for x <= 0 in single precision: 2^n times a polynomial (Cephes expf, S. Moshier).
+// exp(x) for x <= 0 in single precision: 2^n times a polynomial (Cephes expf, S. Moshier). NaN
+// comes out as NaN, by the polynomial; its exponent must be a number, since it becomes an integer.
 inline float exponential(float x) {
+  const float finite = x > -87.0f ? x : -87.0f;
   x = x < -87.0f ? -87.0f : x;
-  const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  const float n = (finite * 1.44269504f + 12582912.0f) - 12582912.0f;
   const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * f + 1.3981999507e-3f;
