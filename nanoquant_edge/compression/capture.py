@@ -9,8 +9,9 @@ launch one by one than to run.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,16 +24,19 @@ WARM_UP = 2
 class Replayed:
     """A captured step; calling it replays the graph."""
 
-    #: All graphs share one memory pool and one stream, so that each uses the others' memory again: they run one after
-    #: the other and keep nothing in it between runs.
-    _pool: Any = None
-    _stream: Any = None
+    # All graphs share one memory pool and one stream, so that each uses the others' memory again: they run one after
+    # the other and keep nothing in it between runs. PyTorch drops a pool with the last of its graphs.
+    _pool: ClassVar[Any] = None
+    _stream: ClassVar[Any] = None
+    _living: ClassVar[weakref.WeakSet[Replayed]] = weakref.WeakSet()
 
     def __init__(self, step: Callable[[], None]) -> None:
-        if Replayed._pool is None:
+        if not Replayed._living:
             Replayed._pool = torch.cuda.graph_pool_handle()
+        if Replayed._stream is None:
             Replayed._stream = torch.cuda.Stream()
         stream = Replayed._stream
+        self._step = step  # the graph knows addresses only; what the step holds must live as long
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
@@ -42,6 +46,7 @@ class Replayed:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=Replayed._pool, stream=stream):
             step()
+        Replayed._living.add(self)
 
     def __call__(self) -> None:
         """Run the step once more."""

@@ -134,6 +134,8 @@ def compress_source(
         raise NqEdgeError("NQ-OPTION", f"scale_dtype must be one of {', '.join(SCALE_DTYPES)}, not {scale_dtype!r}.")
     check_format(embedding)
     dtype = preferred_dtype(where) if compute_dtype == "auto" else _DTYPES[compute_dtype]
+    if where.type == "cuda":
+        torch.cuda.set_device(where)  # streams and graphs are made on the current device
     model = source.model.to(where).requires_grad_(False)
     family, decoder = source.family, source.decoder
     names = family.layer_names(decoder.num_layers)
