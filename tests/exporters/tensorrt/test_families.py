@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nanoquant_edge.exporters.onnx import build_model, export_onnx
+from nanoquant_edge.exporters.onnx.export import write_model
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine
+from nanoquant_edge.exporters.tensorrt.source import open_source
 from nanoquant_edge.models import DecoderConfig
 from tests.exporters.tensorrt.support import needs_builder
 from tests.families import FAMILY_CONFIGS, family_config
@@ -32,6 +35,20 @@ def test_an_engine_for_three_architectures(
     # One plugin layer for q, k and v, one for gate and up, and the two layers behind them.
     assert engine.plugin_layers == 4 * config.num_layers
     assert engine.compressed_linears == len(config.linear_shapes()) * config.num_layers
+
+
+@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+def test_a_bundle_gives_the_graph_of_its_checkpoint(name: str, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "c", **family_config(name))
+    export_onnx(checkpoint, tmp_path / "b")
+    files = []
+    for folder in (checkpoint.folder, tmp_path / "b"):
+        source = open_source(folder)
+        model = build_model(source.config, source.weights, "trt103", "bfloat16", capacity=64, layout=1, grouped=True)
+        (tmp_path / f"g{len(files)}").mkdir()
+        write_model(model, tmp_path / f"g{len(files)}" / "model.onnx")
+        files.append([path.read_bytes() for path in sorted((tmp_path / f"g{len(files)}").iterdir())])
+    assert files[0] == files[1]
 
 
 @needs_builder
