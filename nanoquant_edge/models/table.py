@@ -58,6 +58,11 @@ class RowCodes(nn.Module):
         """The whole table."""
         return self.widened(self.codes, self.scales)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The whole table, widened anew: for code that looks at an embedding's or a head's weight."""
+        return self.dense()
+
     def extra_repr(self) -> str:
         """Sizes, for `print(model)`."""
         return f"rows={self.codes.shape[0]}, columns={self.columns}, kind={self.kind}"
@@ -112,6 +117,11 @@ class TiedHead(nn.Module):
     def __init__(self, table: RowCodes) -> None:
         super().__init__()
         self._table = [table]  # in a list: the buffers are the embedding's, and no state of this module
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The embedding's table, widened anew."""
+        return self._table[0].dense()
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., columns) -> (..., rows) in the input's type."""
