@@ -32,12 +32,13 @@ def read_log(name: str, text: str, status: int) -> list[dict[str, Any]]:
     rows = []
     for tool, part in zip(["alone", *parts[1::2]], [parts[0], *parts[2::2]], strict=True):
         found = re.search(r"(\d+) failures", part)
+        counted = re.search(r"(\d+) checks,", part)
         errors = re.search(r"ERROR SUMMARY: (\d+) errors", part) or re.search(r"SUMMARY: (\d+) hazards", part)
         rows.append(
             {
                 "check": name,
                 "under": tool,
-                "checks": len(re.findall(r"^(?:ok|FAILED) ", part, flags=re.MULTILINE)),
+                "checks": int(counted[1]) if counted else len(re.findall(r"^(?:ok|FAILED) ", part, re.MULTILINE)),
                 "failures": int(found[1]) if found else None,
                 "sanitizer_errors": int(errors[1]) if errors else None,
                 "exit_status": status,

@@ -15,7 +15,7 @@ from pathlib import Path
 __all__ = ["Loop", "disassemble", "loops", "path_to_store"]
 
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);")
-_BRANCH = re.compile(r"\bBRA\S*\s+(?:`\(\S+\)|0x([0-9a-f]+))")
+_BRANCH = re.compile(r"\bBRA\S*\s+(?:!?U?P\w+,\s*)?(?:`\(\S+\)|0x([0-9a-f]+))")
 
 
 @dataclass(frozen=True)
