@@ -17,6 +17,9 @@ from pathlib import Path
 
 import atheris
 
+# An editable installation's finder comes first and hides the source from the instrumentation.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
+
 with atheris.instrument_imports(include=["nanoquant_edge"]):
     from tests.fuzz.seeds import Yard
     from tests.fuzz.targets import TARGETS, make_targets
