@@ -71,7 +71,7 @@ def test_operator_stays_inside_its_buffers(name: str, sanitized: Path, script: S
 def test_library_exports_two_functions_and_needs_only_libc(library: str) -> None:
     needs("nm", "readelf")
     exported = {line.split()[-1] for line in call("nm", "-D", "--defined-only", library).splitlines()}
-    assert exported == {"RegisterCustomOps", "nq_ort_info"}
+    assert exported == {"RegisterCustomOps", "nq_ort_info", "nq_ort_sign_rate"}
     needed = re.findall(r"\(NEEDED\).*\[(.+)\]", call("readelf", "-d", library))
     assert set(needed) <= {"libc.so.6"}
     versions = re.findall(r"GLIBC_2\.(\d+)", call("nm", "-D", "--undefined-only", library))
