@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -52,6 +53,16 @@ def test_kernels_stay_inside_their_buffers(sanitized: Path) -> None:
     assert "100% tests passed" in log
     assert re.search(r"kernels_scalar \.+ +Passed", log), log
     assert re.search(r"tables_scalar \.+ +Passed", log), log
+
+
+def test_contradicting_nodes_are_refused_or_computed(sanitized: Path) -> None:
+    library = sanitized / "onnxruntime" / "libnanoquant_ort.so"
+    shown = call(sanitized / "tests" / "nq_fuzz_ops", library, "4000", "3")
+    counts = json.loads(shown.strip().splitlines()[-1])
+    assert {"NanoQuantLinear", "NanoQuantLinearGroup", "NanoQuantEmbedding", "NanoQuantHead"} <= set(counts)
+    for name, seen in counts.items():
+        assert seen["computed"] >= seen["cases"] // 5, f"{name}: honest nodes must compute"
+        assert seen["refused"] >= seen["cases"] // 5, f"{name}: damaged nodes must be refused"
 
 
 @pytest.mark.parametrize("name", ["one_node.py", "hostile.py"])
