@@ -83,6 +83,24 @@ def test_the_seed_chooses_windows() -> None:
     assert not torch.equal(first, other)
 
 
+def test_spread_windows_are_those_of_the_official_run() -> None:
+    # 114 whole windows, of which 32 at linspace(0, 113, 32) truncated (method section 21.1); here 12 and 5.
+    found = text_windows(Words(), numbers(12 * 4 + 3), 5, 4, 7, "spread")
+    assert found[:, 0].tolist() == [0, 2 * 4, 5 * 4, 8 * 4, 11 * 4]
+    with pytest.raises(NqEdgeError, match="need at least 24"):
+        text_windows(Words(), numbers(23), 6, 4, 0, "spread")
+
+
+def test_random_windows_repeat_as_the_official_loader_s_do() -> None:
+    found = text_windows(Words(), numbers(5000), 128, 8, 0, "random")
+    distinct = {tuple(row) for row in found.tolist()}
+    assert 70 <= len(distinct) <= 92  # 128 drawn with replacement from 128: 81 on average
+    assert all(row == list(range(row[0], row[0] + 8)) for row in found.tolist())
+    assert torch.equal(found, text_windows(Words(), numbers(5000), 128, 8, 0, "random"))
+    whole = text_windows(Words(), numbers(5000), 128, 8, 0)
+    assert len({tuple(row) for row in whole.tolist()}) == 128
+
+
 @pytest.mark.parametrize(("tokens", "windows"), [(0, 1), (9, 1), (16, 8)])
 def test_too_short_a_text_is_refused(tokens: int, windows: int) -> None:
     with pytest.raises(NqEdgeError, match=f"has {tokens} tokens; {windows} windows of 10 need at least") as caught:

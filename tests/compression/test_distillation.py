@@ -15,6 +15,7 @@ from nanoquant_edge.compression.admm import AdmmSettings, factorize
 from nanoquant_edge.compression.distillation import distill_scales
 from nanoquant_edge.compression.layers import LatentLinear, SignFactors, frozen_linear, replace_module
 from nanoquant_edge.compression.optimize import Outcome
+from nanoquant_edge.compression.vocabulary import distillation_loss
 from tests.compression.support import ORACLE, dense_llama, linears_of, short_recipe
 
 CPU = torch.device("cpu")
@@ -122,3 +123,23 @@ def test_weight_decay_is_the_official_one(monkeypatch: pytest.MonkeyPatch, relat
     distil(*start(), relative_lr=relative)
     assert seen["weight_decay"] == decay
     assert seen["final_fraction"] == 0.0
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_the_logits_cap_is_part_of_the_loss(capped: bool) -> None:
+    hidden, teacher, head = torch.randn(5, 8), torch.randn(5, 8), torch.randn(30, 8)
+    cap = 2.0 if capped else None
+    p, q = ((x @ head.T).double() for x in (teacher, hidden))
+    if cap is not None:
+        p, q = cap * torch.tanh(p / cap), cap * torch.tanh(q / cap)
+    p, q = p.log_softmax(-1), q.log_softmax(-1)
+    found = distillation_loss(hidden, teacher, head, backward=False, cap=cap)
+    assert float(found) == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+
+
+def test_no_mask_is_made_where_the_blocks_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, factors, ids = start()
+    plain = distil(model, factors, ids)
+    model, factors, ids = start()
+    monkeypatch.setattr(distillation, "_mask_placeholder", lambda *_: None)
+    assert distil(model, factors, ids) == plain

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from nanoquant_edge.compression.ranks import layer_bits, rank_for_rate
+from nanoquant_edge.compression.ranks import allocate_ranks, layer_bits, rank_for_rate
 from nanoquant_edge.errors import NqEdgeError
 from tests.tiny import random_layer
 
@@ -105,3 +105,42 @@ def test_impossible_rates_are_refused(bpw: float) -> None:
 @pytest.mark.parametrize(("m", "n", "rank"), [(96, 64, 32), (40, 72, 33), (7, 5, 3)])
 def test_bits_are_those_of_a_stored_layer(m: int, n: int, rank: int) -> None:
     assert layer_bits(m, n, rank) == random_layer(np.random.default_rng(0), m, n, rank).stored_bits
+
+
+def whole_model(model: str, blocks: int) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    named = {f"{b}.{k}": shape for b in range(blocks) for k, shape in zip(kinds, shapes(model), strict=True)}
+    return named, {name: int(name.split(".")[0]) for name in named}
+
+
+@pytest.mark.parametrize("model", ["SmolLM2-135M", "Gemma-3-270M", "Qwen3-0.6B"])
+@pytest.mark.parametrize("bpw", [0.55, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0])
+def test_shifted_ranks_spend_no_more_bits_and_nearly_as_many(model: str, bpw: float) -> None:
+    layers, blocks = whole_model(model, 12)
+    even = allocate_ranks(layers, blocks, bpw)
+    assert even == {name: rank_for_rate(*shape, bpw) for name, shape in layers.items()}
+    shifted = allocate_ranks(layers, blocks, bpw, 0.6, True)
+
+    def bits(ranks: dict[str, int]) -> int:
+        return sum(layer_bits(*layers[name], rank) for name, rank in ranks.items())
+
+    assert 0.985 * bits(even) < bits(shifted) <= bits(even)
+    assert all(rank >= 32 and (rank % 32 == 0 or rank == min(layers[name])) for name, rank in shifted.items())
+    if bpw <= 1.25:
+        assert all(rank <= min(layers[name]) for name, rank in shifted.items())
+
+
+def test_bits_move_to_later_blocks_and_to_the_kinds_that_need_them() -> None:
+    layers, blocks = whole_model("Qwen3-0.6B", 28)
+    ranks = allocate_ranks(layers, blocks, 1.0, 0.6, True)
+    assert ranks["0.up_proj"] < ranks["14.up_proj"] < ranks["27.up_proj"]
+    assert ranks["14.q_proj"] < ranks["14.o_proj"]
+    assert ranks["14.k_proj"] <= ranks["14.v_proj"]
+    assert ranks["14.gate_proj"] <= ranks["14.up_proj"] < ranks["14.down_proj"]
+    growth = ranks["27.up_proj"] / ranks["0.up_proj"]
+    assert growth == pytest.approx(math.exp(0.6), rel=0.1)
+
+
+def test_the_smallest_layers_keep_the_least_rank() -> None:
+    layers, blocks = {f"{b}.up_proj": (40, 40) for b in range(4)}, {f"{b}.up_proj": b for b in range(4)}
+    assert allocate_ranks(layers, blocks, 0.5, 2.0, True) == dict.fromkeys(layers, 32)
