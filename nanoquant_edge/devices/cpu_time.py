@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time of the CPU kernels and of ONNX Runtime around them, on a processor known by its cores, clock and bandwidth.
 
-Constants were fitted to SmolLM2-135M at 1.0 and 2.0 bits a weight on two AVX-512 cores of a Xeon server
-(docs/figures/forecast.json, rows of kind "calibration"); for other instruction sets they are assumed from the vector
-width.
+Rates of the kernels were measured on one core of a Xeon server at 2.7 GHz (`nanoquant_edge.bench.machine_rates`, best
+of several runs; NQ_CPU_ISA chose the kernels): 100 G sign additions a second with AVX-512, 58 with AVX2, 15.6 scalar.
+NEON, of half AVX2's width, was not measured: half of its rate is assumed. The rest was fitted to decode steps of
+SmolLM2-135M on two such cores; benchmarks/forecast.py prints what they miss.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from .profile import Cpu
 
 __all__ = ["SIGNS_PER_CYCLE", "prefill_tps", "step_parts"]
 
-#: sign additions of one row that a core does in a cycle, by kernel
-SIGNS_PER_CYCLE = {"avx512": 12.0, "avx2": 6.0, "neon": 3.0, "scalar": 0.5}
+#: sign additions of one row that a core does in a cycle, from its cache, by kernel
+SIGNS_PER_CYCLE = {"avx512": 37.0, "avx2": 21.0, "neon": 10.0, "scalar": 5.8}
+#: share of that rate inside of a decode step, where weights come from memory and threads meet after each layer
+_SHARE = 0.6
 #: the same with many rows at once, as a prompt has
 _ROWS_PER_CYCLE = {"avx512": 12.0, "avx2": 6.0, "neon": 3.0, "scalar": 0.5}
 #: share of the memory bandwidth that all cores reach, and GB/s that one core reaches at most
 _STREAM, _CORE_GBS = 0.6, 8.0
 #: microseconds of a block besides the compressed layers at 3 GHz: attention, norms, ONNX Runtime's time a node
-_BLOCK_US = 120.0
+_BLOCK_US = 60.0
 
 
 def step_parts(cpu: Cpu, gbs: float, model: ModelFacts, context: int) -> dict[str, float]:
@@ -41,7 +44,9 @@ def step_parts(cpu: Cpu, gbs: float, model: ModelFacts, context: int) -> dict[st
     # Tables of 16 bits are float32 in memory: ONNX Runtime has no 16-bit products on processors.
     head = model.head * (2 if model.table in ("float16", "bfloat16") else 1)
     return {
-        "compressed layers": max(signs / (SIGNS_PER_CYCLE[cpu.isa] * cpu.cores * cpu.ghz * 1e3), model.body / speed),
+        "compressed layers": max(
+            signs / (SIGNS_PER_CYCLE[cpu.isa] * _SHARE * cpu.cores * cpu.ghz * 1e3), model.body / speed
+        ),
         "rest of the blocks": config.num_layers * _BLOCK_US * 3.0 / cpu.ghz,
         "head": head / speed,
         "cache": cache / speed,

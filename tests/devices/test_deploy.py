@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nanoquant_edge.cli import main
-from nanoquant_edge.devices import target_named
+from nanoquant_edge.devices import describe_machine, target_named, this_target
 from nanoquant_edge.devices.deploy import deploy
 from nanoquant_edge.devices.deploy.native import glibc_needed, machine_of, provide_library
 from nanoquant_edge.devices.deploy.requirements import requirement_lines
@@ -217,6 +217,14 @@ def test_an_old_deployment_is_replaced_only_when_asked(
     readme = (tmp_path / "x/README.md").read_text()
     assert (
         "which this system does not bring" in readme and "python:3.10-slim" in (tmp_path / "x/Dockerfile").read_text()
+    )
+
+
+def test_this_machine_is_a_device_too(bundle: Path, tmp_path: Path) -> None:
+    made = deploy(bundle, this_target(describe_machine(gpus=())), tmp_path / "here", wheels=False)
+    assert (
+        made.libraries == ("libnanoquant_ort.so",)
+        and f'[ "$machine" = "{platform.machine()}" ]' in (tmp_path / "here/setup.sh").read_text()
     )
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -127,7 +129,7 @@ def deploy(
         progress("libraries")
         copy_sources(scratch / "plugins")
         own = _own_version()
-        glibc = _GLIBC.get(system.get("os", ""), 31)
+        glibc = _GLIBC.get(system.get("os", "")) or _own_glibc()
         libraries: list[str] = []
         if build_native or native is not None:
             libraries = provide_library(scratch / "native", target.architecture, glibc, own, native)
@@ -197,6 +199,12 @@ def _write_sums(folder: Path) -> None:
         if path.is_file() and name != "SHA256SUMS":
             lines.append(f"{sha256_of(path)}  {name}\n")
     (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+def _own_glibc() -> int:
+    """Minor version of this machine's GLIBC 2.x, for a device that is this machine; 31 where it is told nowhere."""
+    match = re.fullmatch(r"2\.(\d+)", platform.libc_ver()[1])
+    return int(match[1]) if match else 31
 
 
 def _usable(python: str) -> str:
