@@ -86,14 +86,21 @@ class Tuner:
     ) -> None:
         self.tensors = [tensor for group in groups for tensor in group.tensors]
         self.batch, self.step_loss, self.final_fraction = batch, step_loss, final_fraction
-        self._rates = [(tensor, group.lr, group.relative) for group in groups for tensor in group.tensors]
+        # An optimizer launch of a group takes all its tensors; those with rates of their own need their own groups.
+        self._groups: list[ParameterGroup] = []
+        for group in groups:
+            alone = [ParameterGroup([tensor], group.lr, True) for tensor in group.tensors]
+            self._groups += alone if group.relative else [group]
         self.device = self.tensors[0].device
         self._good = [tensor.detach().clone() for tensor in self.tensors]
-        # One learning rate a tensor, each a view of this vector, which the step fills.
-        self._current = torch.zeros(len(self.tensors), device=self.device)
+        # One learning rate a group, each a view of this vector, which the step fills.
+        self._current = torch.zeros(len(self._groups), device=self.device)
         self._bases = torch.zeros_like(self._current)
         self.optimizer = torch.optim.AdamW(
-            [{"params": [tensor], "lr": rate} for tensor, rate in zip(self.tensors, self._current, strict=True)],
+            [
+                {"params": list(group.tensors), "lr": rate}
+                for group, rate in zip(self._groups, self._current, strict=True)
+            ],
             betas=_BETAS,
             eps=_ADAM_EPS,
             weight_decay=weight_decay,
@@ -163,7 +170,10 @@ class Tuner:
         self._samples = samples
         self._rewind()
         self._keep()
-        rates = [lr * (tensor.detach().float().square().mean().sqrt() if rel else 1) for tensor, lr, rel in self._rates]
+        rates = [
+            group.lr * (group.tensors[0].detach().float().square().mean().sqrt() if group.relative else 1)
+            for group in self._groups
+        ]
         self._bases.copy_(torch.stack([torch.as_tensor(rate, device=self.device) for rate in rates]))
 
     def _rewind(self) -> None:
