@@ -20,11 +20,13 @@ NATIVE_SOURCES := $(shell find plugins -name tests -prune -o -type f -print)
 # it into: a builder that needs no GPU, and the lean runtime.
 TENSORRT_HEADERS ?= kernel-lens==2.0.1
 TENSORRT_WHEELS ?= tensorrt-rtx-cu13==1.7.1.116 tensorrt-lean-cu13==11.4.0.106 cuda-bindings==13.*
+# Runs exported folders in tests; it works with the onnxruntime that is there.
+GENAI_WHEEL ?= onnxruntime-genai==0.18.0
 HEADERS := build/tensorrt-headers
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: help setup native native-cuda-all demo test test-all test-gpu test-lowest lint format bench wheel wheel-check clean
+.PHONY: help setup native native-cuda-all demo test test-all test-gpu test-lowest lint format bench wheel wheel-aarch64 wheel-check clean
 
 help:
 	@echo "make demo         compress, export, validate and run a real model (about 8 minutes)"
@@ -35,6 +37,7 @@ help:
 	@echo "make lint         ruff, mypy, clang-format"
 	@echo "make bench        decode speed and memory against PyTorch, start-up times"
 	@echo "make wheel-check  build the wheel, install it alone and use it"
+	@echo "make wheel-aarch64  the wheel for 64-bit Arm boards, cross-compiled"
 
 setup: $(VENV)/.ready $(NATIVE)
 
@@ -44,6 +47,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PIP) install -q $(TORCH_ARGS) "$(TORCH)"
 	$(PIP) install -q wheel setuptools "scikit-build-core>=0.10" "ninja>=1.11"
 	$(PIP) install -q --no-build-isolation -C wheel.cmake=false -e ".[cpu,compress,export,dev]"
+	$(PIP) install -q $(GENAI_WHEEL) || echo "without ONNX Runtime GenAI: its tests are skipped"
 	$(PIP) install -q --no-build-isolation $(TENSORRT_WHEELS) || echo "without TensorRT: its tests are skipped"
 	touch $@
 
@@ -112,14 +116,36 @@ format: setup
 bench: setup
 	$(BIN)/python -m benchmarks.decode build/demo/bundle --checkpoint build/demo/checkpoint --append
 
+# A wheel for this machine, checked and tagged with the oldest C library that it runs on. Releases are built by
+# cibuildwheel, whose configuration is in pyproject.toml.
+WHEEL_TAG := manylinux_2_35
 wheel: setup
-	NQ_CUDA_ARCHITECTURES="$(CUDA_ARCHS)" $(PIP) wheel -q --no-deps --no-build-isolation -w dist .
+	rm -rf build/wheels && NQ_CUDA_ARCHITECTURES="$(CUDA_ARCHS)" $(PIP) wheel -q --no-deps --no-build-isolation -w build/wheels .
+	$(BIN)/python .ci/check_wheel.py build/wheels/*.whl
+	$(BIN)/python -m wheel tags --remove --platform-tag $(WHEEL_TAG)_$$(uname -m) build/wheels/*.whl
+	mkdir -p dist && mv build/wheels/*.whl dist/
 
+# The same for 64-bit Arm boards, cross-compiled, CPU kernels only.
+CROSS ?= aarch64-linux-gnu-g++
+wheel-aarch64: setup
+	rm -rf build/wheels-aarch64
+	_PYTHON_HOST_PLATFORM=linux-aarch64 CXX=$(CROSS) NQ_CUDA=OFF $(PIP) wheel -q --no-deps --no-build-isolation \
+	  -C cmake.args="-DCMAKE_SYSTEM_NAME=Linux;-DCMAKE_SYSTEM_PROCESSOR=aarch64" -w build/wheels-aarch64 .
+	$(BIN)/python .ci/check_wheel.py build/wheels-aarch64/*.whl
+	$(BIN)/python -m wheel tags --remove --platform-tag $(WHEEL_TAG)_aarch64 build/wheels-aarch64/*.whl
+	mkdir -p dist && mv build/wheels-aarch64/*.whl dist/
+
+# In an environment that has never seen PyTorch: a tiny model generates with the library of the wheel.
 wheel-check: wheel
-	rm -rf build/wheel-venv && $(PYTHON) -m venv build/wheel-venv
-	build/wheel-venv/bin/python -m pip install -q --disable-pip-version-check "$$(ls -t dist/*.whl | head -1)[cpu]"
+	rm -rf build/wheel-venv build/wheel-model && $(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/python -m pip install -q --disable-pip-version-check \
+	  "$$(ls -t dist/*$$(uname -m).whl | head -1)[cpu]"
 	cd build && wheel-venv/bin/python -c "from nanoquant_edge.native import ort_library_info as i; print(i())"
 	cd build && wheel-venv/bin/nq-edge --version
+	$(BIN)/python -c "from pathlib import Path; from tests.tiny import tiny_checkpoint; \
+	  tiny_checkpoint(Path('build/wheel-model/checkpoint'), embedding='int8')"
+	$(BIN)/nq-edge export build/wheel-model/checkpoint --output build/wheel-model/bundle --json
+	cd build && wheel-venv/bin/nq-edge generate wheel-model/bundle -p "The quick brown fox" -n 8
 
 clean:
 	rm -rf build dist nanoquant_edge/_native $(VENV) .venv-lowest

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks the native libraries of a wheel, so that it deserves its platform tag: python .ci/check_wheel.py WHEEL
+
+Every library is of the wheel's architecture, needs nothing but libc and asks for no symbol newer than GLIBC 2.35, which
+is what JetPack 6 and Ubuntu 22.04 have. Needs binutils' readelf, which reads files of any architecture.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+NEWEST_GLIBC = (2, 35)
+MACHINES = {"x86_64": "X86-64", "aarch64": "AArch64"}
+ALLOWED = {"libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+REQUIRED = "nanoquant_edge/_native/libnanoquant_ort.so"
+
+
+def readelf(option: str, path: Path) -> str:
+    """What readelf says, in wide lines."""
+    return subprocess.run(["readelf", "-W", option, str(path)], check=True, capture_output=True, text=True).stdout
+
+
+def problems_of(path: Path, machine: str) -> list[str]:
+    """What is wrong with one library."""
+    found = []
+    if MACHINES[machine] not in readelf("-h", path):
+        found.append(f"is not a library for {machine}")
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", readelf("-d", path)))
+    if needed - ALLOWED:
+        found.append(f"needs {', '.join(sorted(needed - ALLOWED))}")
+    asked = {tuple(map(int, text.split("."))) for text in re.findall(r"GLIBC_([\d.]+)", readelf("-V", path))}
+    newest = max(asked, default=(0, 0))
+    if newest > NEWEST_GLIBC:
+        found.append(f"asks for GLIBC {'.'.join(map(str, newest))}")
+    print(
+        f"{path.name}: {machine}, newest symbol GLIBC {'.'.join(map(str, newest))}, needs {', '.join(sorted(needed))}"
+    )
+    return [f"{path.name} {problem}" for problem in found]
+
+
+def main(wheel: str) -> int:
+    """Check one wheel; the exit status."""
+    machine = next((name for name in MACHINES if Path(wheel).stem.endswith(name)), None)
+    if machine is None:
+        print(f"{wheel} has no platform tag for {' or '.join(MACHINES)}")
+        return 1
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
+        names = [name for name in archive.namelist() if name.endswith(".so")]
+        problems = [] if REQUIRED in names else [f"the wheel lacks {REQUIRED}"]
+        for name in names:
+            problems += problems_of(Path(archive.extract(name, folder)), machine)
+    for problem in problems:
+        print(f"PROBLEM: {problem}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The check that CI runs on wheels: it passes ours and names what is wrong with others."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.native import ORT_LIBRARY_NAME, ort_library_path
+
+SCRIPT = Path(__file__).parents[1] / ".ci" / "check_wheel.py"
+MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
+
+
+@pytest.fixture
+def library() -> Path:
+    if shutil.which("readelf") is None:
+        pytest.skip("readelf is not installed")
+    try:
+        return ort_library_path()
+    except NqEdgeError:
+        pytest.skip("the native library is not built")
+
+
+def check(folder: Path, machine: str, **files: Path) -> tuple[int, str]:
+    wheel = folder / f"nanoquant_edge-0-py3-none-linux_{machine}.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, path in files.items():
+            archive.write(path, f"nanoquant_edge/_native/{name}.so")
+    done = subprocess.run([sys.executable, str(SCRIPT), str(wheel)], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_our_library_passes(tmp_path: Path, library: Path) -> None:
+    status, shown = check(tmp_path, MACHINE, **{ORT_LIBRARY_NAME.removesuffix(".so"): library})
+    assert status == 0, shown
+    assert "needs libc.so.6" in shown and "PROBLEM" not in shown
+
+
+def test_problems_are_named(tmp_path: Path, library: Path) -> None:
+    other = "aarch64" if MACHINE == "x86_64" else "x86_64"
+    status, shown = check(tmp_path, other, **{ORT_LIBRARY_NAME.removesuffix(".so"): library})
+    assert status == 1 and f"is not a library for {other}" in shown
+    status, shown = check(tmp_path, MACHINE, something_else=library)
+    assert status == 1 and "the wheel lacks" in shown
+    compiler = shutil.which("c++")
+    if compiler is None:
+        return
+    source = tmp_path / "needy.cpp"
+    source.write_text("#include <string>\nstd::string f(int n) { return std::to_string(n); }\n")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(tmp_path / "needy.so"), str(source)], check=True)
+    status, shown = check(tmp_path, MACHINE, libnanoquant_ort=tmp_path / "needy.so")
+    assert status == 1 and "needs libstdc++.so.6" in shown
