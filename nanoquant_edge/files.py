@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .disk import disk_trouble, exchange, lock, remove, remove_stale, sync_folder
 from .errors import NqEdgeError
 
 __all__ = [
@@ -127,6 +127,7 @@ def write_json(path: Path, value: Any) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
+        sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
@@ -186,30 +187,45 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     path = path.absolute()
     check_new_folder(path, overwrite)
+    held = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(path)
         scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         scratch.chmod(0o755)
+        held = lock(scratch)
     except OSError as error:
         raise NqEdgeError("NQ-OUTPUT", f"cannot write beside {path}: {error.strerror}.") from error
     try:
         yield scratch
         _sync_tree(scratch)
         _take_place(scratch, path)
+        sync_folder(path.parent)
     except BaseException as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        remove(scratch)
+        trouble = disk_trouble(error) if isinstance(error, Exception) else None
+        if trouble is not None:
             raise NqEdgeError(
-                "NQ-OUTPUT", f"cannot write {path}: {error.strerror}.", "Free some space, or choose another --output."
+                "NQ-OUTPUT", f"cannot write {path}: {trouble.strerror}.", "Free some space, or choose another --output."
             ) from error
         raise
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def _take_place(scratch: Path, path: Path) -> None:
-    """Give the finished folder its name; what stood there comes back if that fails."""
+    """Give the finished folder its name. What stood there is swapped in one step, so that one of them always stands."""
     if not path.exists():
         scratch.rename(path)
-        return
+    elif exchange(scratch, path):
+        remove(scratch)
+    else:
+        _take_place_in_two_steps(scratch, path)
+
+
+def _take_place_in_two_steps(scratch: Path, path: Path) -> None:
+    """For file systems that cannot swap; what stood there comes back if the second step fails."""
     retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
     path.rename(retired / "old")
     try:

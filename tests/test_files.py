@@ -153,6 +153,42 @@ def test_a_crash_while_writing_leaves_the_old_folder(tmp_path: Path) -> None:
     assert (tmp_path / "out/nq_bundle.json").is_file()
 
 
+def test_scratch_folders_of_killed_runs_are_removed_and_those_in_use_are_not(tmp_path: Path) -> None:
+    (tmp_path / ".out.abcdefgh").mkdir()
+    (tmp_path / ".out.abcdefgh/half").write_text("x")
+    (tmp_path / ".out.notours").mkdir()
+    (tmp_path / ".other.abcdefgh").mkdir()
+    with new_folder(tmp_path / "out"):
+        assert not (tmp_path / ".out.abcdefgh").exists()
+        with pytest.raises(RuntimeError), new_folder(tmp_path / "out"):  # a second run beside the first
+            assert len(list(tmp_path.glob(".out.????????"))) == 2
+            raise RuntimeError
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.abcdefgh", ".out.notours", "out"]
+
+
+def test_a_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
+    _ours(tmp_path / "target")
+    (tmp_path / "out").symlink_to("target")
+    with new_folder(tmp_path / "out", overwrite=True) as scratch:
+        (scratch / "new").write_text("1")
+    assert (tmp_path / "out/new").is_file()
+    assert not (tmp_path / "out").is_symlink()
+    assert (tmp_path / "target/nq_bundle.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "target"]
+
+
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that cannot swap two names."""
+    monkeypatch.setattr(files, "exchange", lambda *_names: False)
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_overwriting_without_the_swap(tmp_path: Path) -> None:
+    test_overwriting(tmp_path)
+
+
+@pytest.mark.usefixtures("no_exchange")
 def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _ours(tmp_path / "out")
     rename, calls = Path.rename, []
@@ -164,7 +200,7 @@ def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch:
         rename(source, target)
 
     monkeypatch.setattr(Path, "rename", second_fails)
-    with pytest.raises(OSError, match="disk"), new_folder(tmp_path / "out", overwrite=True):
+    with pytest.raises(NqEdgeError, match="disk trouble"), new_folder(tmp_path / "out", overwrite=True):
         pass
     assert (tmp_path / "out/nq_bundle.json").is_file()
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
@@ -174,6 +210,20 @@ def test_a_full_disk_is_told_plainly(tmp_path: Path) -> None:
     with pytest.raises(NqEdgeError, match="No space left") as caught, new_folder(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.code == "NQ-OUTPUT"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_found_in_what_a_library_says(tmp_path: Path, wrapped: bool) -> None:
+    # safetensors' words, and an exception that hides the disk's
+    with pytest.raises(NqEdgeError, match="File too large") as caught, new_folder(tmp_path / "out"):
+        if wrapped:
+            try:
+                raise OSError(errno.EFBIG, "File too large")
+            except OSError as error:
+                raise ValueError("odd") from error
+        raise RuntimeError("Error while serializing: I/O error: File too large (os error 27)")
+    assert caught.value.code == "NQ-OUTPUT"
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unwritable_place(tmp_path: Path) -> None:
