@@ -57,4 +57,4 @@ def test_problems_are_named(tmp_path: Path, library: Path) -> None:
     source.write_text("#include <string>\nstd::string f(int n) { return std::to_string(n); }\n")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(tmp_path / "needy.so"), str(source)], check=True)
     status, shown = check(tmp_path, MACHINE, libnanoquant_ort=tmp_path / "needy.so")
-    assert status == 1 and "needs libstdc++.so.6" in shown
+    assert status == 1 and "PROBLEM: libnanoquant_ort.so needs" in shown and "libstdc++.so.6" in shown

@@ -25,7 +25,7 @@ __all__ = ["check_format", "hidden_moments", "quantized_tables", "round_with_fee
 #: Weight of the identity beside the moments (of mean diagonal 1): for a head alone, and for one that is tied.
 _DAMPING, _TIED_DAMPING = 0.01, 0.1
 #: Tokens that the moments are taken over, at most.
-_MOST_TOKENS = 1 << 16
+_MOST_TOKENS = 1 << 15
 #: Rows that are rounded at one time: 38 MB at 576 columns.
 _PIECE_ROWS = 1 << 14
 
