@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["FAMILY_CONFIGS", "family_config"]
+__all__ = ["FAMILY_CONFIGS", "ONE_EACH", "family_config"]
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 320,
@@ -110,6 +110,9 @@ FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
         "dtype": "float32",
     },
 }
+
+#: One configuration a family, where all of them would take long.
+ONE_EACH = [name for name in FAMILY_CONFIGS if "-" not in name]
 
 
 def family_config(name: str, **changes: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from nanoquant_edge.models.linear import NanoQuantLinear
 from nanoquant_edge.runtimes import Generator
 from nanoquant_edge.validation import validate
 from nanoquant_edge.validation.dense import dense_model
-from tests.families import FAMILY_CONFIGS, family_config
+from tests.families import ONE_EACH, family_config
 from tests.tiny import TEXT, tiny_checkpoint, write_tokenizer
 
 assert nanoquant_edge.hf
@@ -60,7 +60,7 @@ class Made:
     bundle: Bundle
 
 
-@pytest.fixture(scope="module", params=FAMILY_CONFIGS)
+@pytest.fixture(scope="module", params=ONE_EACH)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
