@@ -112,7 +112,7 @@ def measured(folder: Path) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--append", is_flag=True, help="Add the rows to docs/figures/forecast_layers.json.")
+@click.option("--append", is_flag=True, help="Add the rows to docs/figures/gpu_forecast.json.")
 @click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure files are.")
 def main(append: bool, folder: Path) -> None:
     """Print predicted times of layers and models, the H200's beside its measured ones."""
@@ -137,7 +137,7 @@ def main(append: bool, folder: Path) -> None:
                 click.echo("  ".join(f"{key}={value}" for key, value in row.items()))
                 rows.append(row)
     if append:
-        append_rows("forecast_layers", rows, 1, folder)
+        append_rows("gpu_forecast", rows, 1, folder)
 
 
 if __name__ == "__main__":
