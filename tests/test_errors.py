@@ -11,6 +11,7 @@ import pytest
 
 import nanoquant_edge
 from nanoquant_edge.errors import CATALOGUE, NqEdgeError
+from nanoquant_edge.errors_page import errors_page
 
 PACKAGE = Path(nanoquant_edge.__file__).parent
 
@@ -65,3 +66,10 @@ def test_a_message_can_be_printed_whatever_a_file_brought_into_it() -> None:
     assert error.message.endswith("x...")
     assert len(error.message) < 2100
     error.message.encode("utf-8", "strict")
+
+
+def test_the_page_of_codes_is_current() -> None:
+    page = (PACKAGE.parent / "docs/ERRORS.md").read_text(encoding="utf-8")
+    assert page == errors_page(), "run: python -m nanoquant_edge.errors_page > docs/ERRORS.md"
+    for code in CATALOGUE:
+        assert page.count(f"| `{code}` |") == 1
