@@ -86,6 +86,9 @@ const char* nq_cpu_isa(void);
 // Says whether the description is usable: sizes, layout, pointers.
 nq_status nq_linear_check(const nq_linear* layer);
 
+// Rows that one pass of this layer should take: what suits the processor's caches.
+int64_t nq_pass_rows(const nq_linear* layer);
+
 // Bytes of scratch memory that a pass of `rows` rows needs; 0 when the arguments are invalid.
 size_t nq_workspace_bytes(const nq_linear* layer, int64_t rows);
 

@@ -76,14 +76,20 @@ size_t bytes_of(nq_type type) { return type == NQ_FLOAT32 ? 4 : 2; }
 ort::Status* run_layers(const ort::Api* api, const ort::KernelContext* context,
                         const nq_linear* layers, size_t count, nq_type type, int64_t rows,
                         const void* x, void* const* y) {
+  int64_t limit = NQ_PASS_ROWS;
+  for (size_t i = 0; i < count; ++i) {
+    const nq_status status = nq_linear_check(&layers[i]);
+    if (status != NQ_OK) return ort::fail(api, ort::kInvalidArgument, "%s", nq_status_text(status));
+    const int64_t own = nq_pass_rows(&layers[i]);
+    if (own < limit) limit = own;
+  }
+  if (limit < 1) return ort::fail(api, ort::kFail, "%s", nq_status_text(NQ_NO_ISA));
   // Passes of nearly equal height, so that the last one is not a sliver.
-  const int64_t passes = (rows - 1) / NQ_PASS_ROWS + 1;
+  const int64_t passes = (rows - 1) / limit + 1;
   const int64_t tallest = (rows - 1) / passes + 1;
   size_t offsets[kMaxLayers];
   size_t bytes = 0;
   for (size_t i = 0; i < count; ++i) {
-    const nq_status status = nq_linear_check(&layers[i]);
-    if (status != NQ_OK) return ort::fail(api, ort::kInvalidArgument, "%s", nq_status_text(status));
     offsets[i] = bytes;
     bytes += (nq_workspace_bytes(&layers[i], tallest) + 63) / 64 * 64;
   }

@@ -7,6 +7,7 @@
 #include "attend.h"
 #include "convert.h"
 #include "isa_table.h"
+#include "lookup_panel.h"
 #include "panel.h"
 
 namespace {
@@ -31,6 +32,15 @@ struct Ymm {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  static constexpr int kGroups = 11;
+  static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+  static Floats permute(Floats table, Words index) {
+    return _mm256_permutevar8x32_ps(table, index);
+  }
+  static Words next(Words index) { return _mm256_srli_epi32(index, 3); }
+  static void store_words(uint32_t* to, Words words) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), words);
   }
   static Words load_words(const uint32_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -182,5 +192,12 @@ void gemv(const uint32_t* words, int64_t row_words, int64_t rows, const float* t
 
 }  // namespace
 
-const NqIsa kIsaAvx2 = {"avx2", to_float, from_float,      kLookupFloats,
-                        lookup, gemv,     Panel<Ymm>::run, Attend<Ymm, Panel<Ymm>>::run};
+const NqIsa kIsaAvx2 = {"avx2",
+                        to_float,
+                        from_float,
+                        kLookupFloats,
+                        lookup,
+                        gemv,
+                        Panel<Ymm>::run,
+                        LookupPanel<Ymm>::run,
+                        Attend<Ymm, Panel<Ymm>>::run};

@@ -7,6 +7,7 @@
 #include "attend.h"
 #include "convert.h"
 #include "isa_table.h"
+#include "lookup_panel.h"
 #include "panel.h"
 
 namespace {
@@ -26,6 +27,11 @@ struct Zmm {
   }
   static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static float total(Floats a) { return _mm512_reduce_add_ps(a); }
+  static constexpr int kGroups = 8;
+  static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static Floats permute(Floats table, Words index) { return _mm512_permutexvar_ps(index, table); }
+  static Words next(Words index) { return _mm512_srli_epi32(index, 4); }
+  static void store_words(uint32_t* to, Words words) { _mm512_storeu_si512(to, words); }
   static Words load_words(const uint32_t* from) { return _mm512_loadu_si512(from); }
   static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
     transpose([=](int i) { return four_words(rows[i] + word); }, out);
@@ -191,5 +197,12 @@ void gemv(const uint32_t* words, int64_t row_words, int64_t rows, const float* t
 
 }  // namespace
 
-const NqIsa kIsaAvx512 = {"avx512", to_float, from_float,      kLookupFloats,
-                          lookup,   gemv,     Panel<Zmm>::run, Attend<Zmm, Panel<Zmm>>::run};
+const NqIsa kIsaAvx512 = {"avx512",
+                          to_float,
+                          from_float,
+                          kLookupFloats,
+                          lookup,
+                          gemv,
+                          Panel<Zmm>::run,
+                          LookupPanel<Zmm>::run,
+                          Attend<Zmm, Panel<Zmm>>::run};

@@ -83,6 +83,6 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
 
 }  // namespace
 
-const NqIsa kIsaNeon = {
-    "neon",        to_float,    from_float,       kNibbleFloats,
-    nibble_tables, nibble_gemv, Panel<Neon>::run, Attend<Neon, Panel<Neon>>::run};
+const NqIsa kIsaNeon = {"neon",           to_float,      from_float,
+                        kNibbleFloats,    nibble_tables, nibble_gemv,
+                        Panel<Neon>::run, nullptr,       Attend<Neon, Panel<Neon>>::run};

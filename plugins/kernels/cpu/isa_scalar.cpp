@@ -85,6 +85,6 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
 
 }  // namespace
 
-const NqIsa kIsaScalar = {
-    "scalar",      to_float,    from_float,        kNibbleFloats,
-    nibble_tables, nibble_gemv, Panel<Plain>::run, Attend<Plain, Panel<Plain>>::run};
+const NqIsa kIsaScalar = {"scalar",          to_float,      from_float,
+                          kNibbleFloats,     nibble_tables, nibble_gemv,
+                          Panel<Plain>::run, nullptr,       Attend<Plain, Panel<Plain>>::run};

@@ -47,6 +47,10 @@ struct NqIsa {
   void (*panel)(const uint32_t* words, int64_t row_words, int64_t rows, const float* x,
                 int64_t stride, int64_t x_rows, float* out, float* tile);
 
+  // The same from the tables of `x_rows` rows, one after the other; null where `panel` is faster.
+  void (*lookup_panel)(const uint32_t* words, int64_t row_words, int64_t rows, const float* tables,
+                       int64_t x_rows, float* out, float* tile);
+
   // See nq_attend.
   void (*attend)(const nq_attention* attention, const float* queries, int64_t rows, int64_t first,
                  const float* keys, const float* values, float* y, int64_t y_stride,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The three stages of a pass, over whichever instruction set is in use. A few rows of x go one by
-// one through the lookup kernel, and the two intermediate matrices then hold its tables; more rows
-// go through the panel kernel, which expands the signs once for all of them. Rows of the
-// intermediate matrices are padded with zeros to whole words, which is what makes the padding bits
-// of the packed words harmless.
+// The three stages of a pass, over whichever instruction set is in use. Rows of x go through the
+// lookup kernels, and the two intermediate matrices then hold their tables; where the instruction
+// set has no lookup kernel for many rows, those go through the panel kernel, which expands the
+// signs once for all of them. Rows of the intermediate matrices are padded with zeros to whole
+// words, which is what makes the padding bits of the packed words harmless.
 
 #include <string.h>
 
@@ -21,11 +21,13 @@ int64_t stride_of(int64_t columns) {
   return padded % 1024 == 0 ? padded + 32 : padded;
 }
 
-bool by_lookup(int64_t rows) { return rows <= kLookupRows; }
+bool by_lookup(const NqIsa* isa, int64_t rows) {
+  return rows <= kLookupRows || isa->lookup_panel != nullptr;
+}
 
 // Floats of one row of an intermediate matrix: its tables, or its values and a gap.
 int64_t row_floats(const NqIsa* isa, int64_t columns, int64_t rows) {
-  return by_lookup(rows) ? words_of(columns) * isa->lookup_floats : stride_of(columns);
+  return by_lookup(isa, rows) ? words_of(columns) * isa->lookup_floats : stride_of(columns);
 }
 
 float* scaled_of(const nq_pass* pass) { return static_cast<float*>(pass->workspace); }
@@ -53,8 +55,12 @@ void product(const NqIsa* isa, const int32_t* packed, int64_t columns, int64_t b
              const float* x, int64_t x_rows, float* sums, float* tile) {
   const int64_t row_words = words_of(columns);
   const uint32_t* words = reinterpret_cast<const uint32_t*>(packed) + begin * row_words;
-  if (!by_lookup(x_rows)) {
+  if (!by_lookup(isa, x_rows)) {
     isa->panel(words, row_words, count, x, stride_of(columns), x_rows, sums, tile);
+    return;
+  }
+  if (x_rows > 1 && isa->lookup_panel != nullptr) {
+    isa->lookup_panel(words, row_words, count, x, x_rows, sums, tile);
     return;
   }
   for (int64_t row = 0; row < x_rows; ++row) {
@@ -101,6 +107,19 @@ extern "C" size_t nq_workspace_bytes(const nq_linear* layer, int64_t rows) {
   return static_cast<size_t>(row * rows) * sizeof(float);
 }
 
+extern "C" int64_t nq_pass_rows(const nq_linear* layer) {
+  const NqIsa* isa = nq_isa();
+  if (nq_linear_check(layer) != NQ_OK || isa == nullptr) return 0;
+  if (isa->lookup_panel == nullptr) return NQ_PASS_ROWS;
+  // The larger of the two intermediate matrices should stay in a second-level cache.
+  constexpr int64_t kCache = 1 << 20, kFewest = 16;
+  const int64_t columns = layer->in_features > layer->rank ? layer->in_features : layer->rank;
+  const int64_t bytes = words_of(columns) * isa->lookup_floats * 4;
+  const int64_t rows = kCache / bytes / 4 * 4;
+  constexpr int64_t kMost = NQ_PASS_ROWS;
+  return rows < kFewest ? kFewest : rows > kMost ? kMost : rows;
+}
+
 extern "C" nq_status nq_stage_scale(const nq_pass* pass, int64_t begin, int64_t end) {
   const nq_status status = check_pass(pass, begin, end, pass ? pass->rows : 0, 1);
   if (status != NQ_OK) return status;
@@ -117,7 +136,8 @@ extern "C" nq_status nq_stage_scale(const nq_pass* pass, int64_t begin, int64_t 
     for (int64_t row = begin; row < end; ++row) {
       isa->to_float(element(pass->x, pass->type, row * columns + c), pass->type, count, values);
       for (int64_t i = 0; i < count; ++i) values[i] *= scale[i];
-      put_columns(isa, values, c, count, by_lookup(pass->rows), scaled_of(pass) + row * floats);
+      put_columns(isa, values, c, count, by_lookup(isa, pass->rows),
+                  scaled_of(pass) + row * floats);
     }
   }
   return NQ_OK;
@@ -146,7 +166,8 @@ extern "C" nq_status nq_stage_rank(const nq_pass* pass, int64_t begin, int64_t e
       if (layer->scale_mid != nullptr) {
         for (int64_t i = 0; i < count; ++i) sum[i] *= scale[i];
       }
-      put_columns(isa, sum, first, count, by_lookup(pass->rows), hidden_of(pass) + row * floats);
+      put_columns(isa, sum, first, count, by_lookup(isa, pass->rows),
+                  hidden_of(pass) + row * floats);
     }
   }
   return NQ_OK;

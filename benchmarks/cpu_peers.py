@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our bundles against llama.cpp, ONNX Runtime and PyTorch on one CPU, in one run.
+
+    python -m benchmarks.cpu_peers --gguf MODEL.gguf --checkpoint 1.0=FOLDER --checkpoint 2.0=FOLDER \
+        --text wikitext2-test.raw --append
+
+Each measurement is a process of its own, and the peers take turns, because the cores of a shared host are not equally
+fast from minute to minute; `*_over_q4_0` is the median over the rounds of a figure over that of llama.cpp's Q4_0 in the
+same round. llama.cpp runs from an environment of its own under --work, where llama-cpp-python is built from source.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.figures import append_rows, listed
+
+LLAMA = "llama-cpp-python==0.3.36"
+KINDS = ("Q4_0", "Q4_1", "TQ1_0", "TQ2_0", "Q2_K")
+PROMPT, NEW = 256, 64
+#: Where the processor has AMX, this version's path for it ended in a segmentation fault, so it is left out.
+FLAGS = (
+    "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=ON "
+    "-DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON"
+)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What is measured: a command line that takes threads, prompt, new tokens and repetitions, and files it needs."""
+
+    name: str
+    command: tuple[str, ...]
+    files: Path
+    perplexity: tuple[str, ...] = ()
+
+
+def call(*command: str | Path, **environment: str) -> dict[str, Any]:
+    """Run a process that prints a JSON object last."""
+    env = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", **environment}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise click.ClickException(f"{' '.join(map(str, command))} ended with {done.returncode}: {done.stderr[-800:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def llama_python(work: Path) -> Path:
+    """The interpreter that has llama-cpp-python, built with this processor's vector instructions."""
+    python = work / "venv/bin/python"
+    if not python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(work / "venv")], check=True)
+    if subprocess.run([str(python), "-c", "import llama_cpp"], capture_output=True).returncode:
+        flags = "-DGGML_NATIVE=ON"
+        if "amx_int8" in Path("/proc/cpuinfo").read_text():
+            flags = FLAGS
+        env = {**os.environ, "CMAKE_ARGS": flags}
+        subprocess.run([str(python), "-m", "pip", "install", "--no-cache-dir", LLAMA, "numpy"], check=True, env=env)
+    return python
+
+
+def llama_peers(gguf: Path, work: Path, ids: Path, window: int, threads: int) -> list[Peer]:
+    """llama.cpp's formats; Q4_1 is the file as shipped, the others are made from it."""
+    python, script = llama_python(work), Path(__file__).with_name("peer_llama.py")
+    peers = []
+    for kind in KINDS:
+        file = gguf if kind in gguf.name else work / f"{kind}.gguf"
+        if not file.is_file():
+            call(python, script, "quantize", gguf, file, kind)
+        run = (str(python), str(script), "measure", str(file))
+        loss = (str(python), str(script), "perplexity", str(file), str(threads), str(window), str(ids))
+        peers.append(Peer(f"llama.cpp-{kind}", run, file, loss))
+    return peers
+
+
+def our_peers(checkpoints: dict[str, Path], work: Path) -> list[Peer]:
+    """A bundle for each rate and head format."""
+    from nanoquant_edge.exporters.onnx import export_onnx
+
+    peers = []
+    for rate, checkpoint in checkpoints.items():
+        for head in ("int8", "int4"):
+            folder = work / f"nanoquant-{rate}-{head}"
+            export_onnx(checkpoint, folder, embedding=head, overwrite=True)
+            run = (sys.executable, "-m", "benchmarks.peer_dense", "bundle", str(folder))
+            peers.append(Peer(f"nanoquant-{rate}bpw-{head}head", run, folder))
+    return peers
+
+
+def dense_peers(checkpoint: Path, gguf: Path, work: Path) -> list[Peer]:
+    """PyTorch and ONNX Runtime on the dense model."""
+    from benchmarks.peer_dense import dense_bundles, dense_folder
+
+    dense = dense_folder(gguf, work / "dense")
+    run = (sys.executable, "-m", "benchmarks.peer_dense")
+    bundles = dense_bundles(checkpoint, dense, work)
+    peers = [Peer(name, (*run, "bundle", str(folder)), folder) for name, folder in bundles.items()]
+    return [*peers, Peer("pytorch-fp32", (*run, "torch", str(dense)), dense)]
+
+
+def window_ids(checkpoint: Path, text: Path, windows: int, window: int) -> np.ndarray:
+    """The first windows of the text, int64 [windows * window]."""
+    from nanoquant_edge.corpus import join_rows
+    from nanoquant_edge.runtimes.tokenizer import load_tokenizer
+
+    content = join_rows(text.read_text(encoding="utf-8"))[: windows * window * 12]
+    ids = np.asarray(load_tokenizer(checkpoint).encode(content, add_special_tokens=False), np.int64)
+    return ids[: windows * window]
+
+
+def perplexity_of(peer: Peer, ids: np.ndarray, window: int) -> float | None:
+    """Of a peer that can tell; PyTorch's is ONNX Runtime's float32 figure."""
+    if peer.perplexity:
+        return float(call(*peer.perplexity)["ppl"])
+    if not (peer.files / "nq_bundle.json").is_file():
+        return None
+    from nanoquant_edge.bundle import Bundle
+    from nanoquant_edge.runtimes.selection import open_backend
+    from nanoquant_edge.validation.perplexity import backend_perplexity
+
+    backend = open_backend(Bundle.open(peer.files, verify=False), max_context=window)
+    try:
+        return backend_perplexity(backend, ids, window)
+    finally:
+        backend.close()
+
+
+def size_mb(path: Path) -> float:
+    """A file, or all files of a folder that hold weights or a graph."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+@click.command()
+@click.option("--gguf", type=click.Path(path_type=Path, exists=True), required=True, help="The dense model, Q4_1.")
+@click.option("--checkpoint", "checkpoints", multiple=True, required=True, help="RATE=FOLDER, several times.")
+@click.option("--text", type=click.Path(path_type=Path), help="Text for perplexity; none without it.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/peers"), show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", default=3, show_default=True, help="Processes of each peer.")
+@click.option("--repetitions", default=3, show_default=True, help="Inside of a process.")
+@click.option("--windows", default=4, show_default=True)
+@click.option("--window", default=512, show_default=True)
+@click.option("--only", default="", callback=listed(str), help="Names of peers, separated by commas; all without it.")
+@click.option("--append", is_flag=True, help="Add the rows to docs/figures/cpu_peers.json.")
+def main(
+    gguf: Path,
+    checkpoints: tuple[str, ...],
+    text: Path | None,
+    work: Path,
+    threads: int,
+    rounds: int,
+    repetitions: int,
+    windows: int,
+    window: int,
+    only: tuple[str, ...],
+    append: bool,
+) -> None:
+    """Print one row a peer."""
+    work.mkdir(parents=True, exist_ok=True)
+    folders = {rate: Path(folder) for rate, _, folder in (entry.partition("=") for entry in checkpoints)}
+    first = next(iter(folders.values()))
+    ids, file = np.zeros(0, np.int64), work.resolve() / "ids.npy"
+    if text is not None:
+        ids = window_ids(first, text, windows, window)
+        np.save(file, ids)
+    peers = our_peers(folders, work) + llama_peers(gguf.resolve(), work.resolve(), file, window, threads)
+    peers += dense_peers(first, gguf.resolve(), work)
+    peers = [peer for peer in peers if not only or peer.name in only]
+    runs: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in peers}
+    for _ in range(rounds):
+        for peer in peers:
+            runs[peer.name].append(call(*peer.command, *map(str, (threads, PROMPT, NEW, repetitions))))
+            click.echo(f"{peer.name}: {json.dumps(runs[peer.name][-1])}", err=True)
+    rows = []
+    for peer in peers:
+        row = _row(peer, runs[peer.name], runs.get("llama.cpp-Q4_0", []))
+        if text is not None:
+            row["ppl"] = perplexity_of(peer, ids, window)
+            row["ppl_windows"], row["ppl_window"] = windows, window
+        row |= {"threads": threads, "prompt": PROMPT, "new_tokens": NEW, "rounds": rounds}
+        rows.append(row)
+        click.echo(json.dumps(row))
+    if append:
+        append_rows("cpu_peers", rows, rounds * repetitions)
+
+
+def _row(peer: Peer, runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the rounds with least and most, and ratios to llama.cpp's Q4_0 round by round."""
+    row: dict[str, Any] = {"name": peer.name, "file_mb": round(size_mb(peer.files), 1)}
+    for key in ("decode_tps", "prefill_tps", "ttft_ms", "rss_mb"):
+        values = [run[key] for run in runs]
+        row[key] = round(statistics.median(values), 1)
+        row[f"{key}_range"] = [round(min(values), 1), round(max(values), 1)]
+    for key in ("decode_tps", "prefill_tps", "rss_mb"):
+        if base:
+            ratios = [run[key] / other[key] for run, other in zip(runs, base, strict=True)]
+            row[f"{key}_over_q4_0"] = round(statistics.median(ratios), 2)
+    return row
+
+
+if __name__ == "__main__":
+    main()
