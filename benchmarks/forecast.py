@@ -69,7 +69,7 @@ def measured_rows(folder: Path) -> list[dict[str, Any]]:
         if new == 128:
             prompt = forecast(h200, model_named(name, bpw), row["prompt"]).prefill
             known = round(1e3 * row["prompt"] / row["ttft_ms"], 1)
-            source = "docs/figures/gpu_decode.json, first token after 128"
+            source = "docs/figures/gpu_decode.json, first token after 128, fitted"
             rows.append(_row("h200", name, bpw, prompt, known, source, "measured prompt", 0))
     for name, bpw, tps, source in cpu_measurements(folder):
         found = forecast(_this_cpu(), model_named("smollm2-135m", bpw), 128)
@@ -128,12 +128,13 @@ def _row(
 
 def table_of(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table, and a line a kind with the spread of its errors."""
-    lines = ["| device | model | bits | predicted tokens/s (range) | known | predicted / known | whose figure |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    lines = ["| device | model | bits | new | predicted tokens/s (range) | known | predicted / known | whose figure |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         span = "" if "predicted_range" not in row else " ({:.0f}–{:.0f})".format(*row["predicted_range"])
         known = row.get("measured_tps", row.get("published_tps"))
-        cells = [row["device"], row["model"], f"{row['target_bpw']:g}", f"{row['predicted_tps']:.0f}{span}"]
+        cells = [row["device"], row["model"], f"{row['target_bpw']:g}", str(row["new"] or "–")]
+        cells += [f"{row['predicted_tps']:.0f}{span}"]
         cells += [f"{known:.0f}", f"{row['predicted_over_known']:.2f}", f"{row['kind']}: {row['source']}"]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
