@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import TABLE_FORMATS, Checkpoint, quantize_table
 from ..errors import NqEdgeError
 from ..exporters.onnx.extra_outputs import block_output, linear_output
 from ..models import family_of
@@ -33,14 +33,18 @@ class TorchReference:
     Args:
         checkpoint: what the bundle was exported from.
         threads: PyTorch's threads from here on; None leaves them.
+        embedding: how the bundle stores its tables; tables that were rounded at export are rounded here as well, so
+            that the comparison is about the computation.
     """
 
     origin = "torch"
 
-    def __init__(self, checkpoint: Checkpoint, threads: int | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, threads: int | None = None, embedding: str = "") -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.model: Any = dense_model(checkpoint.folder)
+        if embedding in TABLE_FORMATS and not checkpoint.settings.tables:
+            _round_tables(self.model, embedding)
         self.text = ""
         self.windows: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self.inner_tokens = 0
@@ -134,3 +138,11 @@ class TorchReference:
                 gaps.append(float(top.values[0] - top.values[1]))
                 ids = top.indices[None, :1]
         return ExpectedGreedy(prompt, np.array(tokens, np.int64), np.array(gaps, np.float32))
+
+
+def _round_tables(model: Any, kind: str) -> None:
+    """Round embedding and head of a dense model as `export --embedding` rounds a 16-bit table."""
+    tables = {id(end.weight): end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for weight in tables.values():
+        rounded = quantize_table(weight.detach().numpy(), kind).dense(np.float32)
+        weight.data.copy_(torch.from_numpy(np.array(rounded)))

@@ -94,7 +94,7 @@ def validate(
         _check_pair(bundle, checkpoint)
         length = min(window_length, bundle.kv.max_capacity)
         progress(0.0, "rebuilding the dense model in PyTorch")
-        live = _torch_reference(checkpoint, threads)
+        live = _torch_reference(checkpoint, threads, str(bundle.source_model.get("embedding", "")))
         _choose(live, bundle, text, windows, length, prompts, new_tokens, progress)
         reference = live
     recorder = Recorder(reference) if record else None
@@ -116,7 +116,7 @@ def validate(
     return report
 
 
-def _torch_reference(checkpoint: Checkpoint, threads: int | None) -> TorchReference:
+def _torch_reference(checkpoint: Checkpoint, threads: int | None, embedding: str) -> TorchReference:
     try:
         from .reference import TorchReference
     except ImportError as error:
@@ -125,7 +125,7 @@ def _torch_reference(checkpoint: Checkpoint, threads: int | None) -> TorchRefere
             f"comparing with a checkpoint needs PyTorch and transformers ({error}).",
             "Run pip install 'nanoquant-edge[compress]', or validate against a recorded reference.",
         ) from error
-    return TorchReference(checkpoint, threads)
+    return TorchReference(checkpoint, threads, embedding)
 
 
 def _check_pair(bundle: Bundle, checkpoint: Checkpoint) -> None:

@@ -113,6 +113,15 @@ def test_a_wrong_final_norm_leaves_rung_three_alone(proof: Proof, spoiled: Spoil
     assert report.status == "fail"
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_tables_rounded_at_export_are_rounded_in_the_reference(proof: Proof, tmp_path: Path, kind: str) -> None:
+    export_onnx(proof.checkpoint, tmp_path / "b", embedding=kind)
+    report = validate(tmp_path / "b", proof.checkpoint, threads=1)
+    assert report.status == "pass"
+    assert report.rung(4).figures["positions"] == 4096
+    assert report.rung(3).figures["largest error"] < 1e-5
+
+
 def test_float16_has_its_own_limits(proof: Proof, tmp_path: Path) -> None:
     export_onnx(proof.checkpoint, tmp_path / "half", dtype="float16")
     report = validate(tmp_path / "half", proof.checkpoint, threads=1)
