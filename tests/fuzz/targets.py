@@ -135,6 +135,17 @@ def _schema(folder: Path) -> None:
     check_file(folder / "model.onnx")
 
 
+def _session(folder: Path) -> None:
+    """ONNX Runtime with our operators, as `generate` opens it, and one step."""
+    from nanoquant_edge.runtimes.selection import open_backend
+
+    backend = open_backend(open_bundle(folder), threads=1)
+    try:
+        backend.forward(np.array([[3, 4, 5]]))
+    finally:
+        backend.close()
+
+
 def _reference(folder: Path) -> None:
     from nanoquant_edge.validation.recorded import RecordedReference
 
@@ -228,6 +239,7 @@ def make_targets(yard: Yard) -> dict[str, Target]:
          at(bundle / "nq_bundle.json", lambda: _manifest(bundle))),
         ("graph", seed(bundle / "model.onnx"), "onnx", _graph),
         ("schema", seed(bundle / "model.onnx"), "onnx", at(bundle / "model.onnx", lambda: _schema(bundle))),
+        ("session", seed(bundle / "model.onnx"), "onnx", _with_size(bundle, "model.onnx", _session)),
         ("reference", seed(bundle / "reference.safetensors"), "safetensors",
          _with_size(bundle, "reference.safetensors", _reference)),
         ("gguf", gguf_file(), "bytes", at(scratch, lambda: _gguf(scratch))),
@@ -240,6 +252,6 @@ def make_targets(yard: Yard) -> dict[str, Target]:
 #: Names of all targets.
 TARGETS = (
     "safetensors", "checkpoint-weights", "checkpoint-config", "checkpoint-index", "model-config", "model-index",
-    "tokenizer", "tokenizer-config", "chat-template", "generation-config", "manifest", "graph", "schema", "reference",
-    "gguf", "torch-archive",
+    "tokenizer", "tokenizer-config", "chat-template", "generation-config", "manifest", "graph", "schema", "session",
+    "reference", "gguf", "torch-archive",
 )  # fmt: skip
