@@ -30,9 +30,8 @@ def dense_folder(gguf: Path, folder: Path) -> Path:
 
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         # The weights are float32 now; what they were before would keep transformers from saving them.
-        model.config.__dict__.pop("quantization_config", None)
-        for note in ("hf_quantizer", "is_quantized", "_is_quantized"):
-            model.__dict__.pop(note, None)
+        model.hf_quantizer, model.is_quantized = None, False
+        del model.config.quantization_config
         model.save_pretrained(folder)
     return folder
 
