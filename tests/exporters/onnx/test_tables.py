@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+import nanoquant_edge.hf  # noqa: F401  (registers the format)
 from nanoquant_edge.checkpoint import TABLE_FORMATS, Checkpoint, quantize_table
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import check_file, check_model, export_onnx
@@ -17,6 +20,7 @@ from nanoquant_edge.exporters.tensorrt.source import open_source
 from nanoquant_edge.models import DecoderConfig
 from nanoquant_edge.validation.dense import dense_model
 from tests.exporters.onnx.support import Decoder, have_kernel, reference_logits
+from tests.families import ONE_EACH, family_config
 from tests.tiny import tiny_checkpoint
 
 IDS = np.random.default_rng(1).integers(0, 320, (1, 60))
@@ -137,3 +141,14 @@ def test_a_file_shorter_than_its_codes_is_refused(tmp_path: Path) -> None:
     data.write_bytes(data.read_bytes()[:4096])
     with pytest.raises(NqEdgeError, match="does not fit its place"):
         check_file(tmp_path / "b" / "model.onnx")
+
+
+@needs_kernel
+@pytest.mark.parametrize("family", ONE_EACH)
+def test_every_family_takes_tables_in_codes(tmp_path: Path, family: str) -> None:
+    tiny_checkpoint(tmp_path / "c", seed=7, embedding="int4", **family_config(family))
+    bundle = export_onnx(tmp_path / "c", tmp_path / "b")
+    expected = reference_logits(dense_model(tmp_path / "c"), IDS)
+    assert relative(Decoder(bundle, capacity=64).feed(IDS), expected) < 4e-6
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "c", dtype=torch.float32)
+    assert relative(reference_logits(loaded, IDS), expected) < 2e-5
