@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,14 @@ def dense_bundles(checkpoint: Path, dense: Path, output: Path) -> dict[str, Path
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    # Every MatMul is a layer's; the head is a Gemm on the shared table and stays as it is.
-    quantizer = nbits.MatMulNBitsQuantizer(model, block_size=32, is_symmetric=True, accuracy_level=4)
     for name, folder in folders.items():
         export_onnx(source, folder, overwrite=True)
         for file in ("model.onnx", "model.onnx.data"):
             (folder / file).unlink()
         if name.endswith("int4"):
+            # Every MatMul is a layer's; the head is a Gemm on the shared table and stays as it is.
+            model = onnx.load(str(folders["onnxruntime-fp32"] / "model.onnx"))
+            quantizer = nbits.MatMulNBitsQuantizer(model, block_size=32, is_symmetric=True, accuracy_level=4)
             quantizer.process()
             model = quantizer.model.model
         onnx.save(model, str(folder / "model.onnx"), save_as_external_data=True, location="model.onnx.data")
@@ -80,8 +82,6 @@ def dense_bundles(checkpoint: Path, dense: Path, output: Path) -> dict[str, Path
         manifest["compressed_linears"] = 0
         manifest["files"] = {}
         (folder / "nq_bundle.json").write_text(json.dumps(manifest))
-        from dataclasses import replace
-
         replace(Bundle.open(folder, verify=False), files={}).write()
     (output / "graph.onnx").unlink()
     (output / "model.onnx.data").unlink()
