@@ -41,9 +41,11 @@ class Yard:
         (root / "outside").write_text("nobody writes here")
         self.checkpoint = self.inside / "checkpoint"
         tiny_checkpoint(self.checkpoint, **SMALL)
+        self.tables = self.inside / "tables"  # with tables of 4 bits
+        tiny_checkpoint(self.tables, embedding="int4", **{**SMALL, "hidden_size": 64, "tie_word_embeddings": False})
         self.sharded = self._sharded()
         self.bundle = self._bundle()
-        for folder in (self.checkpoint, self.sharded, self.bundle):
+        for folder in (self.checkpoint, self.sharded, self.tables, self.bundle):
             (folder / "link").symlink_to(root / "outside")
             (folder / "loop").symlink_to("loop")
         self._listing = self._look()

@@ -13,8 +13,10 @@ import numpy as np
 
 from nanoquant_edge.checkpoint import Checkpoint, TensorFile
 from nanoquant_edge.errors import NqEdgeError
+from tests.families import FAMILY_CONFIGS, ONE_EACH
 from tests.fuzz.edits import damaged
 from tests.fuzz.seeds import Yard, gguf_file, open_bundle, torch_archive
+from tests.test_engine_info import ENTRY
 
 __all__ = ["TARGETS", "Target", "make_targets"]
 
@@ -89,6 +91,13 @@ def _checkpoint(folder: Path) -> None:
     for name in checkpoint.layers:
         assert checkpoint.layer(name).stored_bits > 0
     check_weights(DecoderConfig.from_dict(checkpoint.config), checkpoint)
+
+
+def _tables(folder: Path) -> None:
+    checkpoint = Checkpoint(folder)
+    for module in ("model.embed_tokens", "lm_head"):
+        checkpoint.table(module)
+    _checkpoint(folder)
 
 
 def _tokenizer(folder: Path) -> None:
@@ -191,6 +200,30 @@ def _model_config(content: bytes, path: Path) -> None:
     DecoderConfig.from_dict(read_json(path, "NQ-MODEL"))
 
 
+def _families(content: bytes, path: Path) -> None:
+    """A file with a configuration of each family; each is read for itself."""
+    from nanoquant_edge.files import read_json
+    from nanoquant_edge.models import DecoderConfig
+
+    path.write_bytes(content)
+    refusals = []
+    for config in read_json(path, "NQ-MODEL").values():
+        try:
+            DecoderConfig.from_dict(config if isinstance(config, dict) else {})
+        except NqEdgeError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+
+
+def _engine(content: bytes, path: Path) -> None:
+    from nanoquant_edge.engine_info import read_engine
+    from nanoquant_edge.files import read_json
+
+    path.write_bytes(content)
+    read_engine(read_json(path, "NQ-BUNDLE"))
+
+
 def _torch(path: Path) -> None:
     from nanoquant_edge.checkpoint.foreign import foreign_layers
     from nanoquant_edge.checkpoint.foreign_files import read_foreign
@@ -226,6 +259,13 @@ def make_targets(yard: Yard) -> dict[str, Target]:
          at(checkpoint / "config.json", lambda: _checkpoint(checkpoint))),
         ("checkpoint-index", seed(index), "json", at(index, lambda: _checkpoint(sharded))),
         ("model-config", seed(checkpoint / "config.json"), "json", lambda data: _model_config(data, scratch)),
+        ("family-configs", json.dumps({name: FAMILY_CONFIGS[name] for name in ONE_EACH}).encode(), "json",
+         lambda data: _families(data, scratch)),
+        ("table-config", seed(yard.tables / "config.json"), "json",
+         at(yard.tables / "config.json", lambda: _tables(yard.tables))),
+        ("table-weights", seed(yard.tables / "nanoquant.safetensors"), "safetensors",
+         at(yard.tables / "nanoquant.safetensors", lambda: _tables(yard.tables))),
+        ("engine", json.dumps(ENTRY).encode(), "json", lambda data: _engine(data, scratch)),
         ("model-index", seed(index), "json", at(model_index, lambda: _shards(sharded))),
         ("tokenizer", seed(checkpoint / "tokenizer.json"), "json",
          at(checkpoint / "tokenizer.json", lambda: _tokenizer(checkpoint))),
@@ -251,7 +291,8 @@ def make_targets(yard: Yard) -> dict[str, Target]:
 
 #: Names of all targets.
 TARGETS = (
-    "safetensors", "checkpoint-weights", "checkpoint-config", "checkpoint-index", "model-config", "model-index",
+    "safetensors", "checkpoint-weights", "checkpoint-config", "checkpoint-index", "model-config", "family-configs",
+    "table-config", "table-weights", "engine", "model-index",
     "tokenizer", "tokenizer-config", "chat-template", "generation-config", "manifest", "graph", "schema", "session",
     "reference", "gguf", "torch-archive",
 )  # fmt: skip
