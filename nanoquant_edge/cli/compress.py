@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def command(
         hint = "Install it: pip install 'nanoquant-edge[compress]'."
         raise NqEdgeError("NQ-MISSING", f"compress needs the package {error.name}.", hint) from error
 
-    with shown_progress("compress", hidden=as_json) as report:
+    with shown_progress("compress", hidden=as_json or os.environ.get("RANK", "0") != "0") as report:
         checkpoint = compress(
             model,
             output,
@@ -115,6 +116,8 @@ def command(
             resume=resume,
             report=report,
         )
+    if os.environ.get("RANK", "0") != "0":  # one of several processes that torchrun started; the first one reports
+        return
     summary = summarize(checkpoint)
     click.echo(json.dumps(summary)) if as_json else _print(summary)
 

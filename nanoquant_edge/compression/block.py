@@ -22,6 +22,7 @@ from .calling import BlockCall, same_arguments
 from .importance import Importance, input_moments
 from .layers import LatentLinear, SignFactors, empty_linear, load_frozen, module_at, replace_module
 from .optimize import Outcome, ParameterGroup, Tuner
+from .parallel import team
 from .recipe import Recipe
 from .standins import RememberedModule, fuse_norms, weighted_squares
 
@@ -283,6 +284,7 @@ def reconstruct_block(
             seed,
             bench.problems,
         )
+        team().take_first([factors.u_latent, factors.v_latent, factors.scale_out, factors.scale_in])
         clock.append(time.monotonic())
         bench.use_latent(index, factors)
         ste = bench.tune_latent(name, ranks[name], seed)

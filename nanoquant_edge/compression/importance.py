@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import NqEdgeError
 from .optimize import compute_in
+from .parallel import team
 from .vocabulary import cross_entropy
 
 __all__ = ["Importance", "Moment", "collect_importances", "input_moments", "shrink"]
@@ -66,6 +67,14 @@ class Moment:
             grown = torch.where(self.clip > 0, clip / self.clip, torch.ones_like(clip))
             self.total = self.total * grown.square() + moment
         self.clip = clip
+
+    def combine(self) -> None:
+        """Join what several processes saw of the same stream, each rescaled to the largest clip of all."""
+        if team().size > 1 and self.total is not None and self.clip is not None:
+            clip = team().largest(self.clip)
+            self.total = self.total * torch.where(self.clip > 0, clip / self.clip, torch.ones_like(clip)).square()
+            team().add([self.total])
+            self.clip = clip
 
     def mean(self, windows: int, channels: int) -> Tensor:
         """Mean over windows, float32 on the CPU; zeros when nothing was seen."""
@@ -159,15 +168,16 @@ def collect_importances(
     losses: list[Tensor] = []
     try:
         model.requires_grad_(False)
-        for index, window in enumerate(windows):
+        part = team().share(windows)
+        for index, window in enumerate(part):
             ids = window[None].to(device)
             embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
             with compute_in(dtype, device):
                 hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
             losses.append(cross_entropy(hidden[0, :-1].to(dtype), head, ids[0, 1:], backward=True, cap=cap))
-            if (index + 1) % _LOOK_EVERY == 0 or index + 1 == len(windows):
+            if (index + 1) % _LOOK_EVERY == 0 or index + 1 == len(part):
                 _refuse_non_finite(losses)
-            report((index + 1) / len(windows))
+            report((index + 1) / len(part))
     finally:
         for handle in handles:
             handle.remove()
@@ -175,6 +185,9 @@ def collect_importances(
             parameter.requires_grad_(True)
     found = {}
     for name, layer in linears.items():
+        if team().splits(len(windows)):
+            inputs[name].combine()
+            outputs[name].combine()
         gradient = outputs[name].mean(len(windows), layer.out_features) / _GRADIENT_UNIT
         moment = inputs[name].mean(len(windows), layer.in_features)
         found[name] = Importance(shrink(_or_ones(moment), gamma), shrink(_or_ones(gradient), gamma))

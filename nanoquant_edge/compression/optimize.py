@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .capture import WARM_UP, captured
+from .parallel import team
 
 __all__ = ["Outcome", "ParameterGroup", "Tuner", "compute_in", "preferred_dtype", "train"]
 
@@ -142,6 +143,7 @@ class Tuner:
                     break
                 means.append(mean)
                 self._keep()
+            team().take_first([tensor.detach() for tensor in self.tensors])
         finally:
             for tensor in self.tensors:
                 tensor.requires_grad_(False)
@@ -192,7 +194,15 @@ class Tuner:
             chosen = self._order[self._place + offsets]
             torch.mul(self._fractions[self._step], self._bases, out=self._current)
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.step_loss(chosen)
+            together = team()
+            part = together.share(chosen)
+            loss = self.step_loss(part)
+            if together.splits(size):
+                # The mean over the batch from the means over its parts.
+                gradients = [tensor.grad for tensor in self.tensors if tensor.grad is not None]
+                loss = loss * (len(part) / size)
+                torch._foreach_mul_(gradients, len(part) / size)
+                together.add([*gradients, loss.reshape(1)])
             self._losses[self._step] = (loss * (size / self._samples)).to(self._losses.dtype)
             self.optimizer.step()
             self._place += size
@@ -202,7 +212,7 @@ class Tuner:
             self._restore()
             self._rewind()
 
-        return captured(step, self.device, restore) if self._capture else step
+        return captured(step, self.device, restore) if self._capture and team().size == 1 else step
 
     @torch.no_grad()
     def _keep(self) -> None:

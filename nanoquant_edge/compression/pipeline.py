@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import resource
@@ -22,6 +23,7 @@ from .distillation import distill_scales
 from .importance import collect_importances
 from .optimize import preferred_dtype
 from .packing import pack_factors
+from .parallel import joined_team, team
 from .ranks import allocate_ranks, rank_for_rate
 from .recipe import Recipe
 from .sequence import reconstruct_blocks
@@ -83,11 +85,13 @@ def compress(
     chosen = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
     # What can be refused at once is refused before the model is loaded.
     rank_for_rate(64, 64, bpw)
-    _device(device)
+    where = _device(device)
     check_new_folder(Path(output), overwrite)
     text = None if calibration is None else read_text(calibration)
-    report(0.0, "loading the model")
-    with load_model(model, allow_pickle=allow_pickle) as source:
+    with joined_team(where) as (together, own), contextlib.ExitStack() as stack:
+        report = report if together.first else _quiet
+        report(0.0, "loading the model")
+        source = stack.enter_context(load_model(model, allow_pickle=allow_pickle))
         name = "self-generated" if calibration is None else Path(calibration).name
         return compress_source(
             source,
@@ -97,7 +101,7 @@ def compress(
             text=text,
             text_name=name,
             seed=seed,
-            device=device,
+            device=str(own),
             compute_dtype=compute_dtype,
             scale_dtype=scale_dtype,
             embedding=embedding,
@@ -157,7 +161,9 @@ def compress_source(
         },
         resume,
         overwrite,
+        team().first,
     )
+    team().wait()
     stored = state.start(linears)
     if stored is None:
         report(0.02, "drawing calibration windows")
@@ -172,6 +178,9 @@ def compress_source(
                 "NQ-MODEL",
                 f"the tokenizer makes id {int(windows.max())}, the vocabulary has {decoder.vocab_size} entries.",
             )
+        together = windows.to(where)  # a GPU's messages are a GPU's tensors
+        team().take_first([together])
+        windows = together.cpu()
         report(0.04, "importances")
         importances = collect_importances(
             model, linears, windows, recipe.gamma, lambda part: report(0.04 + 0.06 * part, "importances"), dtype
@@ -239,11 +248,11 @@ def compress_source(
         },
         calibration={"text": text_name, "windows": len(windows), "window_length": windows.shape[1], "seed": seed},
     )
-    checkpoint = write_checkpoint(
-        output, source.config, settings, layers, others, source.companions, overwrite, tables=tables
-    )
-    state.finish()
-    return checkpoint
+    if team().first:
+        write_checkpoint(output, source.config, settings, layers, others, source.companions, overwrite, tables=tables)
+        state.finish()
+    team().wait()
+    return Checkpoint(Path(output))
 
 
 def _device(name: str) -> torch.device:

@@ -60,6 +60,10 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _block_name(index: int) -> str:
+    return f"block-{index:04d}.safetensors"
+
+
 class RunState:
     """The state folder of one run; nothing is written when `folder` is None.
 
@@ -68,22 +72,32 @@ class RunState:
         identity: JSON that says which run this is; a state of another run is not continued.
         resume: continue what is there; otherwise a state that is there is an error.
         overwrite: what is there, and is not to be resumed, may be deleted.
+        writes: whether this process keeps the state, or only reads it.
 
     Raises:
         NqEdgeError: NQ-RESUME when a state is there and may not be deleted, or belongs to another run.
     """
 
     def __init__(
-        self, folder: Path | None, identity: Mapping[str, Any], resume: bool = False, overwrite: bool = False
+        self,
+        folder: Path | None,
+        identity: Mapping[str, Any],
+        resume: bool = False,
+        overwrite: bool = False,
+        writes: bool = True,
     ) -> None:
         self.folder = folder
         self._identity = json.loads(json.dumps({"format": _FORMAT, **identity}))
-        self._open = False
+        self._open, self._writes = False, writes
+        # What this run writes itself is not read again, whichever process of it asks.
+        self._finished = 0
         if folder is None or not (folder / "run.json").is_file():
             return
         if resume:
             self._must_match(read_json(folder / "run.json", "NQ-RESUME"), self._identity)
             self._open = True
+            while (folder / _block_name(self._finished)).is_file():
+                self._finished += 1
         elif not overwrite:
             hint = "Continue it with --resume, or delete the folder."
             raise NqEdgeError("NQ-RESUME", f"{self.describe()}.", hint)
@@ -150,9 +164,8 @@ class RunState:
             tensors[f"{name}.scale_out"], tensors[f"{name}.scale_in"] = factors.scale_out, factors.scale_in
             if factors.bias is not None:
                 tensors[f"{name}.bias"] = factors.bias
-        self._write(
-            f"block-{index:04d}.safetensors", tensors, {"error": repr(block.error), "undone": json.dumps(block.undone)}
-        )
+        notes = {"error": repr(block.error), "undone": json.dumps(block.undone)}
+        self._write(_block_name(index), tensors, notes)
 
     def block(self, index: int, layers: Mapping[str, nn.Linear], ranks: Mapping[str, int]) -> FinishedBlock | None:
         """A stored block, or None.
@@ -162,6 +175,8 @@ class RunState:
             layers: linear name -> a layer of the same shape.
             ranks: linear name -> rank.
         """
+        if index >= self._finished:
+            return None
         shapes: dict[str, tuple[int, ...]] = {}
         for name, layer in layers.items():
             m, n, r = layer.out_features, layer.in_features, ranks[name]
@@ -169,7 +184,7 @@ class RunState:
             shapes[f"{name}.scale_out"], shapes[f"{name}.scale_in"] = (m,), (n,)
             if layer.bias is not None:
                 shapes[f"{name}.bias"] = (m,)
-        read = self._read(f"block-{index:04d}.safetensors", shapes)
+        read = self._read(_block_name(index), shapes)
         if read is None:
             return None
         found, notes = read
@@ -186,11 +201,11 @@ class RunState:
             undone = [(str(stage), str(name)) for stage, name in json.loads(notes.get("undone", "[]"))]
             return FinishedBlock(factors, float(notes.get("error", "nan")), undone)
         except ValueError as error:
-            raise self._damaged(f"block-{index:04d}.safetensors") from error
+            raise self._damaged(_block_name(index)) from error
 
     def _write(self, name: str, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
         """Write a file under a temporary name, flush it, give it its name."""
-        if self.folder is None:
+        if self.folder is None or not self._writes:
             return
         temporary = self.folder / f".{name}.partial"
         try:

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes on one compression (gloo): the same model in both, and what one process alone would have made."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanoquant_edge.checkpoint import Checkpoint
+from nanoquant_edge.compression import compress, importance
+from nanoquant_edge.compression.importance import Moment, collect_importances
+from nanoquant_edge.compression.optimize import ParameterGroup, train
+from nanoquant_edge.compression.parallel import Team, joined_team, team
+from tests.compression.support import dense_folder, dense_llama, linears_of, short_recipe, write_text
+
+SCRIPT = """
+import hashlib, json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from nanoquant_edge.compression import compress
+from nanoquant_edge.compression.parallel import joined_team
+from tests.compression import test_parallel as shared
+
+model, text, output = map(Path, sys.argv[1:])
+with joined_team(torch.device("cpu")) as (team, _):
+    assert team.size == 2
+    found = {"tuned": shared.tuned(), "importances": shared.importances(), "rank": team.rank}
+    checkpoint = compress(model, output, calibration=text, **shared.OPTIONS)
+    found["weights"] = hashlib.sha256((output / "nanoquant.safetensors").read_bytes()).hexdigest()
+    found["kd_loss"] = checkpoint.settings.recipe["kd_loss"]
+output.with_name(f"rank{team.rank}.json").write_text(json.dumps(found))
+"""
+#: One stage whose batch is shared out evenly, one with an uneven last batch, one that is too small to share.
+OPTIONS: dict[str, Any] = {
+    "recipe": short_recipe(fp_batch=2, kd_batch=3, ste_batch=1, refresh_inputs=True),
+    "device": "cpu",
+    "compute_dtype": "float32",
+    "bpw": 2.0,
+}
+
+
+def tuned() -> list[float]:
+    """A stage with a known loss; seven samples in batches of three."""
+    x, targets = torch.zeros(4), torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+
+    def step_loss(chosen: torch.Tensor) -> torch.Tensor:
+        loss = (x - targets[chosen]).square().sum(-1).mean()
+        loss.backward()
+        return loss.detach()
+
+    outcome = train([ParameterGroup([x], 0.1)], 7, 3, 4, 0, step_loss)
+    return [*x.tolist(), outcome.first, outcome.last]
+
+
+def importances() -> list[float]:
+    """Two sums for each layer of a tiny model, over five windows.
+
+    All five are the same: clipping goes by the largest norms so far, and so by the order of the windows.
+    """
+    model = dense_llama()
+    ids = torch.randint(0, 320, (1, 24), generator=torch.Generator().manual_seed(1)).expand(5, -1)
+    found = collect_importances(model, linears_of(model), ids, 0.2)
+    return [float(part.sum()) for value in found.values() for part in (value.inputs, value.outputs)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_two_processes_make_one_model(tmp_path: Path) -> None:
+    model, text = dense_folder(tmp_path / "m"), write_text(tmp_path)
+    (tmp_path / "child.py").write_text(SCRIPT)
+    # What torchrun sets.
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "child.py"), str(model), str(text), str(tmp_path / "pair")]
+    children = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    try:
+        assert [child.wait(300) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+    one, two = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert (one.pop("rank"), two.pop("rank")) == (0, 1)
+    assert one == two
+    # Sums are taken in another order, so figures agree to rounding; a sign may flip, so the model to its loss.
+    assert one["tuned"] == pytest.approx(tuned(), rel=1e-4)
+    assert one["importances"] == pytest.approx(importances(), rel=1e-3)
+    alone = compress(model, tmp_path / "alone", calibration=text, **OPTIONS)
+    assert one["kd_loss"] == pytest.approx(alone.settings.recipe["kd_loss"], rel=0.1)
+    assert Checkpoint(tmp_path / "pair").settings.ranks == alone.settings.ranks
+    assert not list(tmp_path.glob("*.resume"))
+
+
+def test_what_was_clipped_lower_elsewhere_is_rescaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(Team):
+        """Stands for a process whose clip is 6 and whose total is 100 in each channel."""
+
+        def largest(self, value: torch.Tensor) -> torch.Tensor:
+            return value.clamp_min(6.0)
+
+        def add(self, tensors: Any) -> None:
+            for tensor in tensors:
+                tensor.add_(100.0)
+
+    moment = Moment()
+    moment.add(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    alone = moment.total.clone()
+    monkeypatch.setattr(importance, "team", lambda: Other(0, 2))
+    moment.combine()
+    torch.testing.assert_close(moment.total, alone * 4 + 100)
+    assert float(moment.clip) == 6.0
+
+
+def test_one_process_is_a_team_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    device = torch.device("cpu")
+    with joined_team(device) as (alone, own):
+        assert (alone, own) == (Team(), device)
+        assert team() == Team()
+        assert not alone.splits(8)
+        x = torch.ones(3)
+        alone.add([x])
+        alone.take_first([x])
+        assert x.tolist() == [1, 1, 1]
+
+
+def test_rows_are_shared_where_there_are_enough() -> None:
+    rows = torch.arange(5)
+    assert [Team(rank, 2).share(rows).tolist() for rank in range(2)] == [[0, 2, 4], [1, 3]]
+    assert [Team(rank, 2).share(rows[:1]).tolist() for rank in range(2)] == [[0], [0]]
+    assert not Team(0, 2).splits(1)
+    assert Team(0, 2).splits(2)
