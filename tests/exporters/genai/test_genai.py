@@ -12,6 +12,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,10 +26,14 @@ from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.native import ort_library_path
 from nanoquant_edge.runtimes import Generator
 from tests.exporters.onnx.support import have_kernel, open_session
+from tests.families import ONE_EACH, family_config
 from tests.tiny import tiny_checkpoint
 
 needs_kernel = pytest.mark.skipif(not have_kernel(), reason="the native library is not built")
 GENAI_PYTHON = os.environ.get("NQ_EDGE_GENAI_PYTHON") or (sys.executable if find_spec("onnxruntime_genai") else "")
+needs_genai = pytest.mark.skipif(
+    not GENAI_PYTHON, reason="onnxruntime-genai is not installed; NQ_EDGE_GENAI_PYTHON names none"
+)
 PROMPT = [17, 260, 44, 91, 300, 12, 205]
 
 #: Greedy ids after a prompt, whole and appended in two parts, as JSON. (Seen with 0.18.0: what is appended after tokens
@@ -62,22 +67,43 @@ def run_genai(folder: Path, prompt: list[int]) -> dict:
     return json.loads(done.stdout)
 
 
-@needs_kernel
-@pytest.mark.skipif(not GENAI_PYTHON, reason="onnxruntime-genai is not installed; NQ_EDGE_GENAI_PYTHON names none")
-@pytest.mark.parametrize("changes", [{"seed": 2}, {"embedding": "int4", "seed": 5}], ids=["fp16", "int4"])
-def test_the_real_package_generates_the_same_ids(tmp_path: Path, changes: dict) -> None:
-    # An end-of-text id that is hardly ever chosen, and a head of its own: a tied random one repeats its input.
-    tiny_checkpoint(tmp_path / "c", eos_token_id=319, tie_word_embeddings=False, **changes)
-    (tmp_path / "c" / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 319}))
-    export_genai(tmp_path / "c", tmp_path / "g", max_length=128)
-    export_onnx(tmp_path / "c", tmp_path / "b", max_length=128)
-    found = run_genai(tmp_path / "g", PROMPT)
-    with Generator.from_bundle(tmp_path / "b") as generator:
+def compare_with_the_real_package(folder: Path, **changes: Any) -> set[int]:
+    """Greedy ids of GenAI and of our Generator are equal; returns the different ones."""
+    # An end-of-text id that is hardly ever chosen.
+    tiny_checkpoint(folder / "c", **{**changes, "eos_token_id": 319})
+    (folder / "c" / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 319}))
+    export_genai(folder / "c", folder / "g", max_length=128)
+    export_onnx(folder / "c", folder / "b", max_length=128)
+    found = run_genai(folder / "g", PROMPT)
+    with Generator.from_bundle(folder / "b") as generator:
         expected = list(generator.generate_step(PROMPT, max_new_tokens=40))
         text = generator.tokenizer.encode("The quick brown fox jumps")
-    assert len(set(expected)) > 3  # or the comparison would say little
     assert found["ids"] == [expected, expected]
     assert found["text"] == list(getattr(text, "ids", text))
+    return set(expected)
+
+
+@needs_kernel
+@needs_genai
+@pytest.mark.parametrize("changes", [{"seed": 2}, {"embedding": "int4", "seed": 5}], ids=["fp16", "int4"])
+def test_the_real_package_generates_the_same_ids(tmp_path: Path, changes: dict) -> None:
+    # With a head of its own: a tied random one repeats its input, and the comparison would say little.
+    assert len(compare_with_the_real_package(tmp_path, tie_word_embeddings=False, **changes)) > 3
+
+
+@pytest.mark.slow
+@needs_kernel
+@needs_genai
+@pytest.mark.parametrize("family", [name for name in ONE_EACH if name != "opt"])
+def test_the_real_package_runs_every_family(tmp_path: Path, family: str) -> None:
+    compare_with_the_real_package(tmp_path, seed=3, **family_config(family))
+
+
+def test_a_family_without_a_model_type_is_refused(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "c", **family_config("opt"))
+    with pytest.raises(NqEdgeError, match="no model type for opt") as error:
+        export_genai(tmp_path / "c", tmp_path / "g")
+    assert error.value.code == "NQ-ARCH" and not (tmp_path / "g").exists()
 
 
 @needs_kernel
