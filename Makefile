@@ -100,7 +100,7 @@ test-gpu:
 
 test-lowest: setup .venv-lowest/.ready
 	NQ_EDGE_LOWEST_PYTHON=$(CURDIR)/.venv-lowest/bin/python OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -q tests/plugins/test_old_runtime.py tests/runtimes/test_lowest_versions.py
+	  $(BIN)/python -m pytest -q tests/plugins/test_old_runtime.py tests/plugins/test_table_operators.py tests/runtimes/test_lowest_versions.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -63,3 +63,15 @@ def test_families_have_the_same_ids_on_the_lowest_versions(name: str, lowest: st
     with Generator.from_bundle(tmp_path / "b", threads=1) as generator:
         expected = generator.generate([{"role": "user", "content": "Hi " * 20}], max_new_tokens=12)
     assert json.loads(done.stdout)[1] == expected.ids
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_tables_in_codes_have_the_same_ids_on_the_lowest_versions(kind: str, lowest: str, tmp_path: Path) -> None:
+    export_onnx(tiny_checkpoint(tmp_path / "c", embedding=kind, tie_word_embeddings=False), tmp_path / "b")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [lowest, "-c", _PROGRAM, str(tmp_path / "b"), "nanoquant"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    with Generator.from_bundle(tmp_path / "b", threads=1) as generator:
+        expected = generator.generate([{"role": "user", "content": "Hi"}], max_new_tokens=12)
+    assert json.loads(done.stdout)[1] == expected.ids
