@@ -29,7 +29,8 @@ def test_a_measurement_says_what_was_measured(bundle: Path) -> None:
         for key in ("prefill_tps", "ttft_ms", "decode_tps"):
             middle, low, high = timing[key]
             assert 0 < low <= middle <= high
-        assert timing["prefill_tps"][0] * timing["ttft_ms"][0] == pytest.approx(timing["prompt"] * 1e3, rel=0.5)
+        slowest = timing["prefill_tps"][1] * timing["ttft_ms"][2]
+        assert slowest == pytest.approx(timing["prompt"] * 1e3)
     memory = report["memory_mb"]
     assert 0 < memory["loaded"] <= memory["peak"] and memory["steady"] <= memory["peak"]
     assert report["kernel"] == "nanoquant" and report["load_s"] > 0
