@@ -23,6 +23,8 @@ import click
 from benchmarks.figures import FOLDER, append_rows
 from benchmarks.forecast_data import MODELS, OFFICIAL, OTHERS
 from nanoquant_edge.devices import forecast, target_named
+from nanoquant_edge.devices.assess import sizes_of
+from nanoquant_edge.devices.fit import check_fit
 from nanoquant_edge.devices.forecast import gpu_of, gpu_step
 from nanoquant_edge.devices.gpu_time import BLOCK_US, HANDOFF_US, LOAD_CYCLES, Gpu
 from nanoquant_edge.devices.model import ModelFacts
@@ -75,6 +77,20 @@ def measured_rows(folder: Path) -> list[dict[str, Any]]:
         found = forecast(_this_cpu(), model_named("smollm2-135m", bpw), 128)
         rows.append(_row("two AVX-512 cores", name, bpw, found.decode, tps, source, "measured", 64))
     return rows
+
+
+def memory_rows(folder: Path) -> list[dict[str, Any]]:
+    """Peak memory of the process on this project's CPU machine: predicted against measured."""
+    path = folder / "decode.json"
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    found = [row for row in rows if row.get("name") == "nanoquant bundle"]
+    if not found:
+        return []
+    sizes, extra = sizes_of(model_named("smollm2-135m", 2.0), _this_cpu())
+    needed = check_fit(_this_cpu(), sizes, 128, extra).needed / 1e6
+    row = {"device": "two AVX-512 cores", "model": "smollm2-135m", "target_bpw": 2.0, "predicted_mb": round(needed, 1)}
+    row |= {"measured_mb": found[-1]["peak_mb"], "source": "docs/figures/decode.json", "kind": "measured memory"}
+    return [{**row, "predicted_over_known": round(needed / found[-1]["peak_mb"], 2)}]
 
 
 def cpu_measurements(folder: Path) -> list[tuple[str, float, float, str]]:
@@ -130,7 +146,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table, and a line a kind with the spread of its errors."""
     lines = ["| device | model | bits | new | predicted tokens/s (range) | known | predicted / known | whose figure |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for row in rows:
+    for row in (row for row in rows if "predicted_tps" in row):
         span = "" if "predicted_range" not in row else " ({:.0f}–{:.0f})".format(*row["predicted_range"])
         known = row.get("measured_tps", row.get("published_tps"))
         cells = [row["device"], row["model"], f"{row['target_bpw']:g}", str(row["new"] or "–")]
@@ -138,7 +154,12 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         cells += [f"{known:.0f}", f"{row['predicted_over_known']:.2f}", f"{row['kind']}: {row['source']}"]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
-    for kind in dict.fromkeys(row["kind"] for row in rows):
+    for row in (row for row in rows if "predicted_mb" in row):
+        lines.append(
+            f"- memory of {row['model']} at {row['target_bpw']:g} bits, MB: predicted {row['predicted_mb']:.0f}, "
+            f"{row['measured_mb']:.0f} at its peak ({row['source']})"
+        )
+    for kind in dict.fromkeys(row["kind"] for row in rows if "predicted_tps" in row):
         ratios = [row["predicted_over_known"] for row in rows if row["kind"] == kind]
         mean = math.exp(statistics.fmean(map(math.log, ratios)))
         lines.append(
@@ -152,7 +173,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
 @click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure files are.")
 def main(write: bool, folder: Path) -> None:
     """Print forecasts beside measured and published figures."""
-    rows = measured_rows(folder) + published_rows()
+    rows = measured_rows(folder) + published_rows() + memory_rows(folder)
     click.echo(table_of(rows))
     if write:
         (folder / "forecast.json").unlink(missing_ok=True)  # made of other figures as a whole, so nothing is lost
