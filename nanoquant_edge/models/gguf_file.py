@@ -20,10 +20,12 @@ from .families import family_of
 from .gguf_header import GgufHeader, read_gguf_header
 from .source import SourceModel, load_dense, load_tokenizer
 
-__all__ = ["MODEL_TYPES", "from_gguf"]
+__all__ = ["MODEL_TYPES", "config_changes", "from_gguf"]
 
 #: `general.architecture` -> config.json's `model_type`, where they differ.
 MODEL_TYPES = {"gemma3": "gemma3_text"}
+#: Architectures that transformers reads from GGUF and that are compressed here.
+_READ = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
 
 # What a GGUF file says of the model itself; transformers adds a page of its own defaults, which stay out.
 _USEFUL = (
@@ -74,7 +76,7 @@ def from_gguf(path: Path, name: str) -> Iterator[SourceModel]:
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
     tokenizer = load_tokenizer(path, path.parent, gguf_file=path.name)
     with _no_bar():
-        model = load_dense(path, path.parent, gguf_file=path.name, **_head_dim(path, header))
+        model = load_dense(path, path.parent, gguf_file=path.name, **_corrected_config(path, header))
     # The weights are plain float32 now; without this, transformers takes the model for a quantized one.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -91,11 +93,28 @@ def from_gguf(path: Path, name: str) -> Iterator[SourceModel]:
         yield SourceModel(name, model, tokenizer, config, companions, "weights dequantised from GGUF")
 
 
-def _head_dim(path: Path, header: GgufHeader) -> dict[str, Any]:
-    """The configuration with the file's head_dim, which transformers does not read for every architecture."""
+def config_changes(header: GgufHeader) -> dict[str, Any]:
+    """What a file says of its model's configuration, and transformers does not read or takes for a constant."""
     architecture = header.fields["general.architecture"]
-    stated = header.fields.get(f"{architecture}.attention.key_length")
-    if stated is None or architecture in ("llama", "mistral", "gemma2", "gemma3"):
+
+    def stated(key: str) -> int:
+        value = header.fields.get(f"{architecture}.{key}")
+        return value if type(value) is int else 0
+
+    changes: dict[str, Any] = {}
+    if architecture in ("qwen2", "qwen3") and stated("attention.key_length"):
+        changes["head_dim"] = stated("attention.key_length")
+    heads = stated("attention.head_count")
+    if architecture == "gemma2" and stated("block_count") == 46 and heads:
+        # Gemma-2 27B scales its queries by hidden / heads = 144, the smaller ones by 256; llama.cpp knows it by depth.
+        changes["query_pre_attn_scalar"] = stated("embedding_length") // heads
+    return changes
+
+
+def _corrected_config(path: Path, header: GgufHeader) -> dict[str, Any]:
+    """The `config` argument of transformers' loader, where its own reading would be wrong."""
+    changes = config_changes(header)
+    if not changes:
         return {}
     from transformers import AutoConfig
 
@@ -103,10 +122,10 @@ def _head_dim(path: Path, header: GgufHeader) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
     except Exception as error:  # transformers and gguf raise their own kinds
         raise NqEdgeError("NQ-MODEL", f"{path} cannot be loaded: {first_line(error)}.") from error
-    if getattr(config, "head_dim", stated) == stated:
-        return {}
-    config.head_dim = stated
-    return {"config": config}
+    wrong = {name: value for name, value in changes.items() if getattr(config, name, value) != value}
+    for name, value in wrong.items():
+        setattr(config, name, value)
+    return {"config": config} if wrong else {}
 
 
 def _check_model(path: Path, header: GgufHeader) -> None:
@@ -116,6 +135,10 @@ def _check_model(path: Path, header: GgufHeader) -> None:
     if not isinstance(architecture, str):
         raise NqEdgeError("NQ-MODEL", f"{path} is damaged: it names no architecture.")
     family_of({"model_type": MODEL_TYPES.get(architecture, architecture)})
+    if architecture not in _READ:
+        raise NqEdgeError(
+            "NQ-ARCH", f"architecture {architecture!r} is not read from GGUF.", "Use the Hugging Face folder."
+        )
     if fields.get("split.count", 0) not in (0, 1):
         raise NqEdgeError(
             "NQ-MODEL",
