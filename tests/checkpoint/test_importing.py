@@ -307,3 +307,24 @@ def test_a_nanoquant_gguf_is_no_dense_model(tmp_path: Path, model: Any, capsys: 
     shown = capsys.readouterr().err
     assert "holds a NanoQuant model already" in shown
     assert "nq-edge import" in shown
+
+
+ROOT = Path(__file__).parents[2]
+OFFICIAL = ROOT.parent / "shared/data/official-smollm2-1bpw.pt"
+SMOLLM2 = ROOT / "build/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (OFFICIAL.is_file() and SMOLLM2.is_file()), reason="needs the official file and SmolLM2")
+def test_a_real_official_checkpoint(tmp_path: Path) -> None:
+    """Words and scales as the official code wrote them; perplexity is `benchmarks.official_import`'s business."""
+    checkpoint = import_checkpoint(OFFICIAL, SMOLLM2, tmp_path / "c")
+    state = torch.load(OFFICIAL, weights_only=True)
+    assert len(checkpoint.layers) == 210
+    for name in checkpoint.layers:
+        layer = checkpoint.layer(name)
+        assert np.array_equal(layer.u_packed, state[f"{name}.U_packed"].numpy())
+        assert np.array_equal(layer.v_packed, state[f"{name}.V_packed"].numpy())
+        assert torch.equal(bfloat16(np.array(layer.scale_in)), state[f"{name}.scale_pre"][0])
+        assert torch.equal(bfloat16(np.array(layer.scale_out)), state[f"{name}.scale_post"][0])
+    assert round(checkpoint.settings.true_bpw, 4) == 0.9557
