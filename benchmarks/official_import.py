@@ -3,7 +3,8 @@
 
     python -m benchmarks.official_import OFFICIAL.pt --base MODEL --texts FOLDER [--windows 32] [--append]
 
-MODEL is the dense model; FOLDER holds wikitext2-test.raw. Windows are 2048 tokens, float32 on the CPU.
+MODEL is the dense model; FOLDER holds wikitext2-test.raw. Windows are 2048 tokens; the official
+figures are bfloat16, as is the default here.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from nanoquant_edge.validation.perplexity import perplexity
 @click.option("--base", required=True, help="The dense model: folder, .gguf file or hub id.")
 @click.option("--texts", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
 @click.option("--windows", default=32, show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
 @click.option("--expected", type=float, help="What the official code measured on these windows.")
 @click.option("--append", is_flag=True, help="Add the row to docs/figures/official_import.json.")
-def main(official: Path, base: str, texts: Path, windows: int, expected: float | None, append: bool) -> None:
+def main(
+    official: Path, base: str, texts: Path, windows: int, dtype: str, expected: float | None, append: bool
+) -> None:
     """Import OFFICIAL and print one row."""
     from transformers import AutoTokenizer
 
@@ -40,7 +44,7 @@ def main(official: Path, base: str, texts: Path, windows: int, expected: float |
         imported = time.perf_counter() - start
         text = read_text(texts / "wikitext2-test.raw")
         ids = torch.tensor(AutoTokenizer.from_pretrained(checkpoint.folder)(text, verbose=False)["input_ids"])
-        model = dense_model(checkpoint.folder)
+        model = dense_model(checkpoint.folder).to(getattr(torch, dtype))
         start = time.perf_counter()
 
         def shown(part: float, found: str) -> None:
@@ -52,6 +56,7 @@ def main(official: Path, base: str, texts: Path, windows: int, expected: float |
             "layers": len(checkpoint.layers),
             "true_bpw": round(checkpoint.settings.true_bpw, 4),
             "n_windows": windows,
+            "dtype": dtype,
             "ppl": round(perplexity(model, ids[: windows * 2048], progress=shown), 2),
             "ppl_official": expected,
             "import_seconds": round(imported, 1),
