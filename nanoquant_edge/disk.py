@@ -14,7 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["disk_trouble", "exchange", "lock", "remove", "remove_stale", "sync_folder"]
+__all__ = ["disk_trouble", "exchange", "lock", "remove", "remove_stale", "scratch_prefix", "sync_folder"]
 
 #: Writing failed for want of room, rights or a working disk; nothing that this program could do better.
 _TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
@@ -83,9 +83,14 @@ def lock(folder: Path) -> int | None:
     return descriptor
 
 
+def scratch_prefix(path: Path) -> str:
+    """Beginning of the names of scratch folders for `path`; eight random letters follow. Nobody else's names do so."""
+    return f".{path.name}.nq-edge-"
+
+
 def remove_stale(path: Path) -> None:
     """Remove scratch folders of `path` that killed runs left behind: those that no process holds a lock on."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+    for left in path.parent.glob(glob.escape(scratch_prefix(path)) + "????????"):
         if left.is_dir() and not left.is_symlink() and (held := lock(left)) is not None:
             remove(left)
             os.close(held)

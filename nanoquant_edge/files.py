@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .disk import disk_trouble, exchange, lock, remove, remove_stale, sync_folder
+from .disk import disk_trouble, exchange, lock, remove, remove_stale, scratch_prefix, sync_folder
 from .errors import NqEdgeError
 
 __all__ = [
@@ -191,7 +191,7 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path)
-        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=scratch_prefix(path)))
         scratch.chmod(0o755)
         held = lock(scratch)
     except OSError as error:

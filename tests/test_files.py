@@ -154,16 +154,18 @@ def test_a_crash_while_writing_leaves_the_old_folder(tmp_path: Path) -> None:
 
 
 def test_scratch_folders_of_killed_runs_are_removed_and_those_in_use_are_not(tmp_path: Path) -> None:
-    (tmp_path / ".out.abcdefgh").mkdir()
-    (tmp_path / ".out.abcdefgh/half").write_text("x")
-    (tmp_path / ".out.notours").mkdir()
-    (tmp_path / ".other.abcdefgh").mkdir()
+    left = tmp_path / ".out.nq-edge-abcdefgh"
+    left.mkdir()
+    (left / "half").write_text("x")
+    for name in (".out.settings", ".out.nq-edge-mine", ".other.nq-edge-abcdefgh"):
+        (tmp_path / name).mkdir()
     with new_folder(tmp_path / "out"):
-        assert not (tmp_path / ".out.abcdefgh").exists()
+        assert not left.exists()
         with pytest.raises(RuntimeError), new_folder(tmp_path / "out"):  # a second run beside the first
-            assert len(list(tmp_path.glob(".out.????????"))) == 2
+            assert len(list(tmp_path.glob(".out.nq-edge-????????"))) == 2
             raise RuntimeError
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.abcdefgh", ".out.notours", "out"]
+    kept = [".other.nq-edge-abcdefgh", ".out.nq-edge-mine", ".out.settings", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
 
 
 def test_a_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
