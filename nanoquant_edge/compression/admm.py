@@ -206,16 +206,20 @@ class _Problem:
         self.place.zero_()
         self.failures.zero_()
 
+    def close(self) -> None:
+        """Give up the step, which holds this object, so that its memory is free at once."""
+        self._step = None
+
     def run(self, target: Tensor, seed: int, keep: bool) -> None:
         """All iterations for a target (m, n) of about unit size."""
         self.targets[0].copy_(target.T)
         self.targets[1].copy_(target)
         self._restart(seed)
-        if self._step is None:
-            plain = functools.partial(self._advance, False)
-            self._step = captured(plain, self.device, lambda: self._restart(seed)) if keep else plain
+        step = self._step or functools.partial(self._advance, False)
+        if keep and self._step is None:
+            step = self._step = captured(step, self.device, lambda: self._restart(seed))
         for _ in range(self.settings.steps):
-            self._step()
+            step()
         if int(self.failures):
             self._restart(seed)
             for _ in range(self.settings.steps):

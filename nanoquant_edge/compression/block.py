@@ -110,6 +110,13 @@ class Workbench:
         self.targets = self._placed(self.targets, targets)
         self.weights = self._placed(self.weights, weights.to(self.call.device))
 
+    def close(self) -> None:
+        """Give back the memory of all stages now; graphs, steps and what they read hold each other."""
+        for stage in (*self._tuners.values(), *(self.problems or {}).values()):
+            stage.close()
+        self._tuners.clear()
+        (self.problems or {}).clear()
+
     def _placed(self, old: Tensor, new: Tensor) -> Tensor:
         """The new value at the old address where stages are kept."""
         if self.keep and old.shape == new.shape:
@@ -140,7 +147,10 @@ class Workbench:
         tuner = self._tuners.get(key) or Tuner(groups, batch, self._loss, capture=self.keep)
         if self.keep:
             self._tuners[key] = tuner
-        return tuner.run(len(self.inputs), epochs, seed)
+        outcome = tuner.run(len(self.inputs), epochs, seed)
+        if not self.keep:
+            tuner.close()
+        return outcome
 
     def tune_open(self, index: int, seed: int) -> Outcome:
         """TuneFP of all layers from `index` on."""

@@ -126,4 +126,6 @@ def reconstruct_blocks(
         done.add(prefix, finished)
         compressed_stream = call.over(bench.block, compressed_stream, batch)
         dense_stream = targets
+    for bench in benches:
+        bench.close()
     return done

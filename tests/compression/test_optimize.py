@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -128,6 +130,21 @@ def test_a_gradient_that_is_not_finite_undoes_everything() -> None:
 
     assert train([ParameterGroup([x], 0.1)], 1, 1, 1, 0, step_loss).undone
     assert x.tolist() == [1, 1]
+
+
+def test_a_finished_stage_frees_its_memory_at_once() -> None:
+    seen: list[weakref.ref[Tensor]] = []
+    gc.disable()
+    try:
+        x = torch.zeros(3)
+        tuner = Tuner([ParameterGroup([x], 0.1)], 2, quadratic(x, torch.ones(4, 3)))
+        tuner.run(4, 1, 0)
+        seen = [weakref.ref(value) for value in tuner._good] + [weakref.ref(tuner)]  # type: ignore[list-item]
+        tuner.close()
+        del tuner
+        assert [reference() for reference in seen] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_no_epochs_do_nothing() -> None:

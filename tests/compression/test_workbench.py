@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -105,6 +107,21 @@ def test_every_tensor_of_a_kept_step_stays_where_it_is(tiny: Blocks) -> None:
     assert len(before) > 100
     tiny.run(1, recipe, bench)
     assert addresses() == before
+
+
+def test_a_closed_bench_frees_its_stages_at_once(tiny: Blocks) -> None:
+    recipe = short_recipe()
+    bench = Workbench(tiny.blocks[0], LINEARS, tiny.calls[0], recipe, keep=True)
+    tiny.run(0, recipe, bench)
+    assert bench.problems is not None
+    seen = [weakref.ref(stage) for stage in (*bench._tuners.values(), *bench.problems.values())]
+    assert len(seen) > 14
+    gc.disable()
+    try:
+        bench.close()
+        assert not any(reference() for reference in seen)
+    finally:
+        gc.enable()
 
 
 def test_a_bench_serves_only_blocks_that_are_called_alike(tiny: Blocks) -> None:
