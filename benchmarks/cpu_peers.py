@@ -45,9 +45,9 @@ class Peer:
     perplexity: tuple[str, ...] = ()
 
 
-def call(*command: str | Path, **environment: str) -> dict[str, Any]:
+def call(*command: str | Path) -> dict[str, Any]:
     """Run a process that prints a JSON object last."""
-    env = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", **environment}
+    env = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=env)
     if done.returncode:
         raise click.ClickException(f"{' '.join(map(str, command))} ended with {done.returncode}: {done.stderr[-800:]}")

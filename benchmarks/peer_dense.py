@@ -50,7 +50,7 @@ def dense_bundles(checkpoint: Path, dense: Path, output: Path) -> dict[str, Path
     from nanoquant_edge.models import DecoderConfig
 
     folders = {"onnxruntime-fp32": output / "ort-fp32", "onnxruntime-int4": output / "ort-int4"}
-    if all((folder / "nq_bundle.json").is_file() for folder in folders.values()):
+    if all((folder / "model.onnx.data").is_file() for folder in folders.values()):
         return folders
     source, weights = Checkpoint(checkpoint), load_file(dense / "model.safetensors")
     write_model(build_model(DecoderConfig.from_dict(source.config), source), output / "graph.onnx")
