@@ -196,3 +196,27 @@ def test_the_choices_are_those_of_the_recipe() -> None:
     choices = {option.name: list(getattr(option.type, "choices", [])) for option in command.params}
     assert choices["preset"] == list(PRESETS)
     assert isinstance(PRESETS["quick"], Recipe)
+
+
+def test_an_interrupted_run_is_continued_when_asked(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("compress", "m", "--output", "c", "--calibration", "text.txt", "--recipe", "official", "--device", "cpu")
+
+    def interrupt(*_arguments: Any, **_keywords: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("nanoquant_edge.compression.pipeline.distill_scales", interrupt)
+        assert run(*options) != 0
+    assert not (place / "c").exists()
+    capsys.readouterr()
+    assert run(*options) == 2
+    shown = capsys.readouterr().err.replace("\n", " ")
+    assert "[NQ-RESUME]" in shown
+    assert "2 finished blocks" in shown
+    assert "--resume" in shown
+    assert run(*options, "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["preset"] == "official"
+    assert Checkpoint(place / "c").settings.recipe["name"] == "official"
+    assert not (place / "c.resume").exists()
