@@ -129,7 +129,8 @@ def test_a_checkpoint_may_be_moved_after_export(checkpoint: Checkpoint, tmp_path
 
 def test_the_document_describes_the_operator_that_is_emitted() -> None:
     text = (Path(__file__).parents[3] / "docs" / "OPERATOR.md").read_text(encoding="utf-8")
-    table = re.findall(r"^\| (\d) \| `(\w+)` \|", text, re.MULTILINE)
+    first = text.partition("\n## Attributes")[0]  # other operators follow
+    table = re.findall(r"^\| (\d) \| `(\w+)` \|", first, re.MULTILINE)
     assert table == [(str(index), name) for index, name in enumerate(operator.INPUTS)]
     for name in operator.ATTRIBUTES:
         assert f"`{name}`" in text
