@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from .source import SourceModel, load_dense, load_tokenizer
 __all__ = ["check_weight_files", "from_folder"]
 
 _SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"
+#: What older models have in place of tokenizer.json (OPT, GPT-2's kind); a tokenizer.json is made of them.
+_TOKENIZER_PARTS = ("vocab.json", "merges.txt")
+_LARGEST_PARTS = 64 << 20
 
 
 @contextlib.contextmanager
@@ -25,7 +30,7 @@ def from_folder(folder: Path, name: str, allow_pickle: bool = False) -> Iterator
     """Load a folder.
 
     Args:
-        folder: holds config.json, weights and tokenizer.json.
+        folder: holds config.json, weights, and tokenizer.json or vocab.json and merges.txt.
         name: what to call the model.
         allow_pickle: read `pytorch_model.bin` where there are no safetensors; tensors only, no code runs.
 
@@ -40,15 +45,26 @@ def from_folder(folder: Path, name: str, allow_pickle: bool = False) -> Iterator
         raise NqEdgeError(
             "NQ-MODEL", f"{folder} is quantized already.", "Compress the original 16- or 32-bit model instead."
         )
-    if not (folder / "tokenizer.json").is_file():
+    whole = (folder / "tokenizer.json").is_file()
+    if whole:
+        read_tokenizer_file(folder / "tokenizer.json")
+    elif not all((folder / part).is_file() for part in _TOKENIZER_PARTS):
         raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no tokenizer.json.")
-    read_tokenizer_file(folder / "tokenizer.json")
+    elif sum((folder / part).stat().st_size for part in _TOKENIZER_PARTS) > _LARGEST_PARTS:
+        raise NqEdgeError("NQ-TOKENIZER", f"the vocabulary of {folder} has more than {_LARGEST_PARTS >> 20} MiB.")
     safe = check_weight_files(folder, allow_pickle)
     # Code in the folder is never run; without the explicit False, transformers would ask on the terminal.
     local = {"local_files_only": True, "trust_remote_code": False}
     tokenizer = load_tokenizer(folder, folder, **local)
     model = load_dense(folder, folder, use_safetensors=safe, weights_only=True, **local)
-    yield SourceModel(name, model, tokenizer, config, folder, "")
+    if whole:
+        yield SourceModel(name, model, tokenizer, config, folder, "")
+        return
+    with tempfile.TemporaryDirectory(prefix="nq-edge-") as scratch:
+        tokenizer.save_pretrained(scratch)
+        if (folder / "generation_config.json").is_file():
+            shutil.copyfile(folder / "generation_config.json", Path(scratch) / "generation_config.json")
+        yield SourceModel(name, model, tokenizer, config, Path(scratch), "")
 
 
 def check_weight_files(folder: Path, allow_pickle: bool) -> bool:

@@ -19,7 +19,15 @@ __all__ = ["fetch", "fetch_config", "looks_like_id"]
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(/(?P<file>[A-Za-z0-9._/-]+\.gguf))?(@(?P<revision>[A-Za-z0-9._/-]+))?")
-_SMALL = ("config.json", "tokenizer*.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
+_SMALL = (
+    "config.json",
+    "tokenizer*.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 _SAFE = ("model*.safetensors", "model.safetensors.index.json")
 _PICKLE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
