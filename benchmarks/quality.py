@@ -11,6 +11,7 @@ long table can be made in several runs. `--figures` writes elsewhere (on a machi
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import click
 import torch
 
 from benchmarks.figures import FOLDER, append_rows, merge_rows
+from benchmarks.round_to_nearest import rounded_layers, stored_bits
 from benchmarks.zero_shot import accuracies
 from nanoquant_edge.compression import Recipe, compress_source
 from nanoquant_edge.compression.calibration import read_text
@@ -101,6 +103,30 @@ class Bench:
             **{name: run[name] for name in ("seconds", "stage_seconds", "peak_mb", "kd_loss", "undone")},
         }
 
+    def rounded_row(self, label: dict[str, Any]) -> dict[str, Any]:
+        """Measure round-to-nearest at as many bits as the label's rate says."""
+        model, bits = self.source.model, int(label["target_bpw"])
+        names = self.source.family.layer_names(self.source.decoder.num_layers)
+        shapes = [tuple(model.get_submodule(name).weight.shape) for name in names]
+        stored = sum(stored_bits((m, n), bits) for m, n in shapes)
+        weights = sum(m * n for m, n in shapes)
+        others = sum(parameter.numel() for parameter in model.parameters()) - weights
+        cut = self.corpora[0][: 8 * 2048].view(-1, 2048)
+        dense = copy.deepcopy(model)
+        with rounded_layers(model, names, bits):
+            kl, top1 = divergence(dense, model, cut)
+            figures = self.measured(model)
+        size = round(stored / 8e6 + others * 2 / 1e6, 2)
+        return {
+            **label,
+            "true_bpw": round(stored / weights, 4),
+            **figures,
+            "kl": round(kl, 4),
+            "top1": round(top1, 4),
+            "file_mb": size,
+            "zero_shot_items": self.items,
+        }
+
 
 def _wanted(
     model: str,
@@ -132,6 +158,7 @@ def _wanted(
 @click.option("--schedule", type=click.Choice(["", "reduced"]), default="", help="Of default and official.")
 @click.option("--bpw", "bpws", type=float, multiple=True, default=(2.0,), show_default=True, help="May be repeated.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, help="May be repeated.")
+@click.option("--rtn", "rounded", type=int, multiple=True, help="Also round-to-nearest at so many bits.")
 @click.option("--windows", default=32, show_default=True, help="Test windows of 2048 tokens on each corpus.")
 @click.option("--items", default=0, show_default=True, help="Items of each zero-shot set; 0 leaves them out.")
 @click.option("--set", "changes", multiple=True, help="Recipe setting, name=value (JSON).")
@@ -148,6 +175,7 @@ def main(
     schedule: str,
     bpws: tuple[float, ...],
     seeds: tuple[int, ...],
+    rounded: tuple[int, ...],
     windows: int,
     items: int,
     changes: tuple[str, ...],
@@ -172,6 +200,15 @@ def main(
             if tuple(label.values()) in there:
                 continue
             row = bench.row(label, recipe, options, output or Path(scratch) / "checkpoint")
+            if append:
+                append_rows("quality", [row], folder=figures)
+            click.echo(json.dumps(row))
+        for bits in rounded:
+            label = dict(zip(_KEY, (source.name, "rtn", "", windows, float(bits), 0), strict=True))
+            if tuple(label.values()) in there:
+                continue
+            source.model.to("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+            row = bench.rounded_row(label)
             if append:
                 append_rows("quality", [row], folder=figures)
             click.echo(json.dumps(row))
