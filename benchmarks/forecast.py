@@ -34,6 +34,8 @@ from nanoquant_edge.models import DecoderConfig
 DOCUMENT = FOLDER.parent / "DEVICES.md"
 #: Rows of gpu_decode.json that the constants of devices/gpu_time.py were fitted to.
 FITTED = {("qwen3-0.6b", 128), ("llama-3.2-1b", 128), ("qwen3-8b", 128)}
+#: This project's CPU machine.
+_CORES = "two AVX-512 cores"
 #: Share of the bandwidth that a dense product of others is counted at.
 DENSE_SHARE = 0.8
 
@@ -73,43 +75,55 @@ def measured_rows(folder: Path) -> list[dict[str, Any]]:
             known = round(1e3 * row["prompt"] / row["ttft_ms"], 1)
             source = "docs/figures/gpu_decode.json, first token after 128, fitted"
             rows.append(_row("h200", name, bpw, prompt, known, source, "measured prompt", 0))
-    for name, bpw, tps, source in cpu_measurements(folder):
-        found = forecast(_this_cpu(), model_named("smollm2-135m", bpw), 128)
-        rows.append(_row("two AVX-512 cores", name, bpw, found.decode, tps, source, "measured", 64))
+    cpu = _this_cpu()
+    for row in cpu_measurements(folder):
+        facts = model_named("smollm2-135m", row["bpw"], row["table"])
+        name = f"smollm2-135m, {row['table']} tables"
+        found = forecast(cpu, facts, row["context"])
+        rows.append(_row(_CORES, name, row["bpw"], found.decode, row["decode"], row["source"], "measured", 64))
+        if row["prefill"]:
+            prompt = forecast(cpu, facts, 256).prefill
+            rows.append(_row(_CORES, name, row["bpw"], prompt, row["prefill"], row["source"], "measured prompt", 0))
     return rows
 
 
 def memory_rows(folder: Path) -> list[dict[str, Any]]:
-    """Peak memory of the process on this project's CPU machine: predicted against measured."""
-    path = folder / "decode.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
-    found = [row for row in rows if row.get("name") == "nanoquant bundle"]
-    if not found:
-        return []
-    sizes, extra = sizes_of(model_named("smollm2-135m", 2.0), _this_cpu())
-    needed = check_fit(_this_cpu(), sizes, 128, extra).needed / 1e6
-    row = {"device": "two AVX-512 cores", "model": "smollm2-135m", "target_bpw": 2.0, "predicted_mb": round(needed, 1)}
-    row |= {"measured_mb": found[-1]["peak_mb"], "source": "docs/figures/decode.json", "kind": "measured memory"}
-    return [{**row, "predicted_over_known": round(needed / found[-1]["peak_mb"], 2)}]
+    """Resident memory of the process on this project's CPU machine: predicted against measured."""
+    rows = []
+    for row in cpu_measurements(folder):
+        sizes, extra = sizes_of(model_named("smollm2-135m", row["bpw"], row["table"]), _this_cpu())
+        needed = check_fit(_this_cpu(), sizes, row["context"], extra).needed / 1e6
+        entry = {"device": _CORES, "model": f"smollm2-135m, {row['table']} tables", "target_bpw": row["bpw"]}
+        entry |= {"predicted_mb": round(needed, 1), "measured_mb": row["mb"], "source": row["source"]}
+        rows.append({**entry, "kind": "measured memory", "predicted_over_known": round(needed / row["mb"], 2)})
+    return rows
 
 
-def cpu_measurements(folder: Path) -> list[tuple[str, float, float, str]]:
-    """(name, rate, tokens a second, source) of our kernels on a processor, newest of each."""
-    found = {}
+def cpu_measurements(folder: Path) -> list[dict[str, Any]]:
+    """Newest figures of our kernels on a processor: rate, tables, tokens a second, MB."""
+    found: dict[str, dict[str, Any]] = {}
     for file, start in (("decode.json", "nanoquant bundle"), ("cpu_peers.json", "nanoquant-")):
         path = folder / file
         for row in json.loads(path.read_text())["rows"] if path.is_file() else []:
             name = str(row.get("name", ""))
-            if name.startswith(start) and isinstance(row.get("decode_tps"), float | int):
-                bpw = 2.0 if file == "decode.json" else float(name.split("-")[1].removesuffix("bpw"))
-                head = name.rsplit("-", 1)[-1] if "head" in name else ""
-                if "int" not in head:  # heads of fewer bits are another table
-                    found[file, name] = ("smollm2-135m", bpw, float(row["decode_tps"]), f"docs/figures/{file}")
+            if not name.startswith(start):
+                continue
+            peers = file == "cpu_peers.json"
+            head = name.rsplit("-", 1)[-1].removesuffix("head") if peers else "float16"
+            found[name] = {
+                "bpw": float(name.split("-")[1].removesuffix("bpw")) if peers else 2.0,
+                "table": head if head in ("int8", "int4") else "float16",
+                "decode": row["decode_tps"],
+                "prefill": row.get("prefill_tps"),
+                "mb": row["rss_mb"] if peers else row["peak_mb"],
+                "context": 288 if peers else 48,
+                "source": f"docs/figures/{file}" + (", fitted" if peers else ", older kernels"),
+            }
     return list(found.values())
 
 
 def _this_cpu() -> Target:
-    # The machine of those figures: two cores of a Xeon server; its bandwidth is not told and taken as one core's twice.
+    # The machine of those figures; its bandwidth is not told, and two cores do not fill it.
     return Target(
         "this", "two cores", memory_gb=24, bandwidth_gbs=51.2, cpu=Cpu("avx512", 2, 2.7), backend="onnxruntime"
     )
@@ -157,7 +171,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     for row in (row for row in rows if "predicted_mb" in row):
         lines.append(
             f"- memory of {row['model']} at {row['target_bpw']:g} bits, MB: predicted {row['predicted_mb']:.0f}, "
-            f"{row['measured_mb']:.0f} at its peak ({row['source']})"
+            f"measured {row['measured_mb']:.0f} ({row['source']})"
         )
     for kind in dict.fromkeys(row["kind"] for row in rows if "predicted_tps" in row):
         ratios = [row["predicted_over_known"] for row in rows if row["kind"] == kind]

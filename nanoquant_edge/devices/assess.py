@@ -17,8 +17,9 @@ __all__ = ["RATES", "Assessment", "assess", "sizes_of"]
 
 #: Rates that are tried for the best one that fits; published results are at several of them.
 RATES = (0.55, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
-#: Bytes of the Python process with ONNX Runtime before a model is loaded; about 150 MB were resident on x86-64.
-_CPU_RUNTIME = 150_000_000
+#: Bytes of the process besides model, cache and activations: Python, ONNX Runtime, tokenizer; resident memory of
+#: docs/figures/cpu_peers.json less those.
+_CPU_RUNTIME = 100_000_000
 #: Tokens of a prompt that pass at once: ONNX Runtime backend and engines alike.
 _PREFILL = 512
 
@@ -119,10 +120,10 @@ def assess(
 def sizes_of(model: ModelFacts, target: Target, batch: int = 1) -> tuple[ModelSizes, dict[str, int]]:
     """What `check_fit` needs, and parts of memory besides: the runtime on a processor."""
     config, cpu = model.config, target.flavour == "none"
-    # On a processor tables of 16 bits become float32 in memory.
+    # On a processor tables of 16 bits become float32 in memory, beside the mapped file that rows are gathered from.
     wide = cpu and model.table in ("float16", "bfloat16")
     sizes = ModelSizes(
-        weights=model.body + model.tables * (2 if wide else 1),
+        weights=model.body + model.tables * (3 if wide else 1),
         layers=config.num_layers,
         kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,

@@ -3,8 +3,9 @@
 
 Rates of the kernels were measured on one core of a Xeon server at 2.7 GHz (`nanoquant_edge.bench.machine_rates`, best
 of several runs; NQ_CPU_ISA chose the kernels): 100 G sign additions a second with AVX-512, 58 with AVX2, 15.6 scalar.
-NEON, of half AVX2's width, was not measured: half of its rate is assumed. The rest was fitted to decode steps of
-SmolLM2-135M on two such cores; benchmarks/forecast.py prints what they miss.
+NEON, of half AVX2's width, was not measured: half of its rate is assumed. The rest was fitted to SmolLM2-135M at 1.0
+and 2.0 bits with 8- and 4-bit tables on two such cores, which others used too (docs/figures/cpu_peers.json);
+benchmarks/forecast.py prints what they miss.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ __all__ = ["SIGNS_PER_CYCLE", "prefill_tps", "step_parts"]
 #: sign additions of one row that a core does in a cycle, from its cache, by kernel
 SIGNS_PER_CYCLE = {"avx512": 37.0, "avx2": 21.0, "neon": 10.0, "scalar": 5.8}
 #: share of that rate inside of a decode step, where weights come from memory and threads meet after each layer
-_SHARE = 0.6
-#: the same with many rows at once, as a prompt has
-_ROWS_PER_CYCLE = {"avx512": 12.0, "avx2": 6.0, "neon": 3.0, "scalar": 0.5}
+_SHARE = 0.17
+#: additions in a cycle with the many rows of a prompt: fitted for AVX-512 (256 tokens), the others in proportion
+_ROWS_PER_CYCLE = {"avx512": 18.5, "avx2": 10.5, "neon": 5.0, "scalar": 2.9}
 #: share of the memory bandwidth that all cores reach, and GB/s that one core reaches at most
-_STREAM, _CORE_GBS = 0.6, 8.0
+_STREAM, _CORE_GBS = 0.6, 6.0
 #: microseconds of a block besides the compressed layers at 3 GHz: attention, norms, ONNX Runtime's time a node
-_BLOCK_US = 60.0
+_BLOCK_US = 20.0
 
 
 def step_parts(cpu: Cpu, gbs: float, model: ModelFacts, context: int) -> dict[str, float]:
