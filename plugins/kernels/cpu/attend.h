@@ -91,11 +91,17 @@ struct Attend {
     return sum[0];
   }
 
-  // scores[q * kKeyBlock + j] = query q times key j, for `count` keys.
+  // scores[q * kKeyBlock + j] = query q times key j, for `count` keys. Keys further on and the same
+  // slots' values are fetched meanwhile: the hardware's prefetchers stop at every page.
   static void direct(const float* queries, int64_t number, int64_t dim, const float* keys,
-                     int64_t count, float* scores) {
+                     const float* values, int64_t count, float* scores) {
+    constexpr int64_t kAhead = 2048;  // floats
     for (int64_t j = 0; j < count; ++j) {
       const float* key = keys + j * dim;
+      for (int64_t d = 0; d < dim; d += 16) {
+        __builtin_prefetch(key + kAhead + d);
+        __builtin_prefetch(values + j * dim + d);
+      }
       for (int64_t q = 0; q < number; ++q) {
         typename V::Floats sum = V::zero();
         for (int64_t d = 0; d < dim; d += V::kLanes) {
@@ -138,7 +144,7 @@ struct Attend {
       const int64_t count = total - at < kKeyBlock ? total - at : kKeyBlock;
       const float* from = keys + (low + at) * dim;
       if (number <= kDirectQueries) {
-        direct(queries, number, dim, from, count, scores + b * pitch);
+        direct(queries, number, dim, from, values + (low + at) * dim, count, scores + b * pitch);
       } else {
         tiled(queries, number, dim, from, count, tile, scores + b * pitch);
       }
