@@ -20,6 +20,9 @@ namespace {
 template <class V, int kBits>
 struct TableProduct {
   using Floats = typename V::Floats;
+  // Bytes that are fetched ahead with one vector: the hardware's prefetchers stop at every page.
+  // Beside busy neighbours a table of 8 bits took 1.3 to 3 ms instead of 6 with it.
+  static constexpr int kAhead = 10240;
   static constexpr int kBlockBytes = NQ_TABLE_BLOCK * kBits / 8;
 
   static void decode(const int8_t* codes, Floats* low, Floats* high) {
@@ -63,6 +66,9 @@ struct TableProduct {
     int64_t left = in_group;
     int64_t group = 0;
     for (int64_t b = 0; b < blocks; ++b) {
+      if (kVectors == 1 && b * kBlockBytes % 64 == 0) {
+        for (int t = 0; t < kRows; ++t) __builtin_prefetch(first[t] + b * kBlockBytes + kAhead);
+      }
       const int8_t* codes[kRows];
       alignas(64) int8_t tail[kRows][kBlockBytes];
       for (int t = 0; t < kRows; ++t) {
