@@ -76,7 +76,7 @@ demo: setup
 	$(BIN)/nq-edge demo --output build/demo $(if $(wildcard $(TEXTS)),--texts $(TEXTS))
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(JOBS) --dist loadfile
 
 test-all: setup
 	$(BIN)/python -m pytest -q -m "not gpu"
