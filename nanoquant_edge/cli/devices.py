@@ -32,13 +32,18 @@ def command(context: click.Context, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(title="devices", title_justify="left")
-    for column in ("name", "device", "GB", "GB/s", "compute capability", "runs a bundle by", "JetPack"):
+    for column in ("name", "GB", "GB/s", "capability", "runs a bundle by", "JetPack"):
         table.add_column(column, justify="right" if column.startswith("GB") else "left", no_wrap=column == "name")
     for name, target in TARGETS.items():
-        sizes = ["" if value is None else f"{value:g}" for value in (target.memory_gb, target.bandwidth_gbs)]
+        if target.memory_gb is None:
+            continue
+        sizes = [f"{target.memory_gb:g}", "" if target.bandwidth_gbs is None else f"{target.bandwidth_gbs:g}"]
         here = " (this machine)" if found is not None and found.name == name else ""
-        table.add_row(name, target.title + here, *sizes, target.compute_capability, target.backend, target.jetpack)
-    Console().print(table)
+        table.add_row(name + here, *sizes, target.compute_capability, target.backend, target.jetpack)
+    console = Console()
+    console.print(table)
+    generic = [name for name, target in TARGETS.items() if target.memory_gb is None]
+    console.print(f"Engines are built for any GPU of a kind too: {', '.join(generic)}.")
 
 
 @command.command(name="show")
