@@ -122,15 +122,9 @@ def sizes_of(model: ModelFacts, target: Target, batch: int = 1) -> tuple[ModelSi
     config, cpu = model.config, target.flavour == "none"
     # On a processor tables of 16 bits become float32 in memory, beside the mapped file that rows are gathered from.
     wide = cpu and model.table in ("float16", "bfloat16")
-    sizes = ModelSizes(
+    sizes = ModelSizes.of(
+        config,
         weights=model.body + model.tables * (3 if wide else 1),
-        layers=config.num_layers,
-        kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        heads=config.num_heads,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        vocabulary=config.vocab_size,
         batch=batch,
         prefill=min(_PREFILL, config.max_positions),
         positions=1 if cpu else 16,

@@ -10,8 +10,10 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import NqEdgeError
+from ..models import DecoderConfig
 from .profile import Target
 
 __all__ = [
@@ -71,6 +73,20 @@ class ModelSizes:
     max_positions: int
     in_place: bool
     engine: bool = True
+
+    @classmethod
+    def of(cls, config: DecoderConfig, **others: Any) -> ModelSizes:
+        """With the decoder's own sizes from its configuration, and the other attributes as given."""
+        return cls(
+            layers=config.num_layers,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            heads=config.num_heads,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            vocabulary=config.vocab_size,
+            **others,
+        )
 
     @property
     def code(self) -> int:

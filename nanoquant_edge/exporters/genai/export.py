@@ -13,15 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...bundle import Bundle, KvLayout
-from ...checkpoint import COMPANION_FILES, Checkpoint
+from ...checkpoint import Checkpoint
 from ...errors import NqEdgeError
 from ...files import new_folder, read_json, write_json
 from ...models import DecoderConfig
 from ...native import ORT_LIBRARY_NAME, ort_library_path
 from ..onnx.build import build_model
-from ..onnx.export import MODEL_FILE, Progress, source_model, table_formats, with_tables, write_model
+from ..onnx.export import Progress, source_model, table_formats, with_tables, write_graph_folder
 from ..onnx.operator import VERSION
-from ..onnx.schema import check_file
 from .config import CONFIG_FILE, genai_config
 from .graph import last_token_logits
 
@@ -82,13 +81,7 @@ def export_genai(
     model = build_model(config, weights, _DIALECT, _DTYPE, max_length=max_length, grouped=True)
     last_token_logits(model)
     with new_folder(Path(output), overwrite) as scratch:
-        write_model(model, scratch / MODEL_FILE, progress)
-        compressed = check_file(scratch / MODEL_FILE)
-        if compressed != len(source.layers):
-            raise NqEdgeError("NQ-OPERATOR", f"the graph has {compressed} of {len(source.layers)} compressed layers.")
-        for name in COMPANION_FILES:
-            if (source.folder / name).is_file():
-                shutil.copyfile(source.folder / name, scratch / name)
+        compressed = write_graph_folder(model, source, scratch, progress)
         write_json(scratch / CONFIG_FILE, settings)
         shutil.copyfile(kernels, scratch / ORT_LIBRARY_NAME)
         bundle = Bundle(

@@ -22,7 +22,16 @@ from .schema import check_file
 from .tables import Requantized, reads_codes
 from .weights import HEAD, WeightSource
 
-__all__ = ["DATA_FILE", "MODEL_FILE", "export_onnx", "source_model", "table_formats", "with_tables", "write_model"]
+__all__ = [
+    "DATA_FILE",
+    "MODEL_FILE",
+    "export_onnx",
+    "source_model",
+    "table_formats",
+    "with_tables",
+    "write_graph_folder",
+    "write_model",
+]
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -82,13 +91,7 @@ def export_onnx(
     weights = with_tables(source, config, embedding, reads_codes(dialect, dtype, portable))
     model = build_model(config, weights, target, dtype, portable=portable, max_length=max_length, grouped=grouped)
     with new_folder(Path(output), overwrite) as scratch:
-        write_model(model, scratch / MODEL_FILE, progress)
-        compressed = check_file(scratch / MODEL_FILE)
-        if compressed != len(source.layers):
-            raise NqEdgeError("NQ-OPERATOR", f"the graph has {compressed} of {len(source.layers)} compressed layers.")
-        for name in COMPANION_FILES:
-            if (source.folder / name).is_file():
-                shutil.copyfile(source.folder / name, scratch / name)
+        compressed = write_graph_folder(model, source, scratch, progress)
         bundle = Bundle(
             folder=scratch,
             backend="onnxruntime",
@@ -147,6 +150,25 @@ def table_formats(
         else:
             found.append(str(weights.tensor(f"{module}.weight").dtype))
     return {"embedding": found[0], "head": "tied" if config.tied else found[1]}
+
+
+def write_graph_folder(model: ir.Model, source: Checkpoint, folder: Path, progress: Progress | None) -> int:
+    """Write a graph, its weights and the tokenizer's files, and check the nodes that were written.
+
+    Returns:
+        The number of compressed layers, all of the checkpoint's.
+
+    Raises:
+        NqEdgeError: NQ-OPERATOR when a node contradicts the operator's schema or a layer is not in the graph.
+    """
+    write_model(model, folder / MODEL_FILE, progress)
+    compressed = check_file(folder / MODEL_FILE)
+    if compressed != len(source.layers):
+        raise NqEdgeError("NQ-OPERATOR", f"the graph has {compressed} of {len(source.layers)} compressed layers.")
+    for name in COMPANION_FILES:
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, folder / name)
+    return compressed
 
 
 def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -> None:

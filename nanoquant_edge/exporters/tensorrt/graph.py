@@ -90,15 +90,9 @@ def plan_graph(source: Source, targets: list[Target], dialect: str, options: Eng
     # Position tables grow with the capacity, so a first graph never has more than the usual number unasked.
     first = min(options.capacity or USUAL_CAPACITY, limit)
     model = build(first)
-    sizes = ModelSizes(
+    sizes = ModelSizes.of(
+        config,
         weights=_bytes(model),
-        layers=config.num_layers,
-        kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        heads=config.num_heads,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        vocabulary=config.vocab_size,
         batch=options.batch,
         prefill=min(options.prefill, first),
         positions=min(options.positions, options.prefill, first),
