@@ -12,6 +12,7 @@
 #include "../kernels/nq_attention.h"
 #include "linear_inputs.h"
 #include "phases.h"
+#include "plain_op.h"
 #include "status.h"
 #include "workspace.h"
 
@@ -274,13 +275,9 @@ ort::ElementType input_type(const ort::CustomOp*, size_t index) {
   return index == kLast ? ort::kInt32 : ort::kFloat;
 }
 ort::ElementType output_type(const ort::CustomOp*, size_t) { return ort::kFloat; }
-ort::Characteristic required(const ort::CustomOp*, size_t) { return ort::kRequired; }
-ort::MemoryType default_memory(const ort::CustomOp*, size_t) { return ort::kMemoryDefault; }
-int first_version(const ort::CustomOp*) { return 1; }
 
 constexpr ort::CustomOp make_op() {
-  ort::CustomOp op{};
-  op.version = ort::kApiVersion;
+  ort::CustomOp op = plain_op();
   op.GetName = name;
   op.GetExecutionProviderType = provider;
   op.GetInputType = input_type;
@@ -288,13 +285,8 @@ constexpr ort::CustomOp make_op() {
   op.GetOutputType = output_type;
   op.GetOutputTypeCount = output_count;
   op.KernelDestroy = free;
-  op.GetInputCharacteristic = required;
-  op.GetOutputCharacteristic = required;
-  op.GetInputMemoryType = default_memory;
   op.CreateKernelV2 = create;
   op.KernelComputeV2 = compute;
-  op.GetStartVersion = first_version;
-  op.GetEndVersion = first_version;
   return op;
 }
 

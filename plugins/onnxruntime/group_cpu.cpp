@@ -10,6 +10,7 @@
 
 #include "linear_inputs.h"
 #include "linear_passes.h"
+#include "plain_op.h"
 #include "status.h"
 
 namespace {
@@ -201,12 +202,9 @@ int fewest_inputs(const ort::CustomOp*) { return static_cast<int>(2 * kWeights);
 int fewest_outputs(const ort::CustomOp*) { return 2; }
 int of_any_type(const ort::CustomOp*) { return 0; }
 int of_one_type(const ort::CustomOp*) { return 1; }
-ort::MemoryType default_memory(const ort::CustomOp*, size_t) { return ort::kMemoryDefault; }
-int first_version(const ort::CustomOp*) { return 1; }
 
 constexpr GroupVariant make_variant(ort::ElementType x_type) {
-  ort::CustomOp op{};
-  op.version = ort::kApiVersion;
+  ort::CustomOp op = plain_op();
   op.GetName = name;
   op.GetExecutionProviderType = provider;
   op.GetInputType = input_type;
@@ -216,15 +214,12 @@ constexpr GroupVariant make_variant(ort::ElementType x_type) {
   op.KernelDestroy = free;
   op.GetInputCharacteristic = input_kind;
   op.GetOutputCharacteristic = output_kind;
-  op.GetInputMemoryType = default_memory;
   op.GetVariadicInputMinArity = fewest_inputs;
   op.GetVariadicInputHomogeneity = of_any_type;
   op.GetVariadicOutputMinArity = fewest_outputs;
   op.GetVariadicOutputHomogeneity = of_one_type;
   op.CreateKernelV2 = create;
   op.KernelComputeV2 = compute;
-  op.GetStartVersion = first_version;
-  op.GetEndVersion = first_version;
   return GroupVariant{op, x_type};
 }
 

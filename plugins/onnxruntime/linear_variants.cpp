@@ -6,6 +6,7 @@
 #include "linear_cuda.h"
 #include "linear_kernel.h"
 #include "linear_shape.h"
+#include "plain_op.h"
 
 // A build for tests registers the CUDA kernel alone, for another provider, over stand-in kernels.
 #ifndef NQ_ORT_CUDA_PROVIDER
@@ -24,13 +25,9 @@ ort::ElementType input_type(const ort::CustomOp* op, size_t index) {
   return index == kInputV || index == kInputU ? ort::kInt32 : variant_of(op)->scale_type;
 }
 ort::ElementType output_type(const ort::CustomOp* op, size_t) { return variant_of(op)->x_type; }
-ort::Characteristic required(const ort::CustomOp*, size_t) { return ort::kRequired; }
-ort::MemoryType default_memory(const ort::CustomOp*, size_t) { return ort::kMemoryDefault; }
-int first_version(const ort::CustomOp*) { return 1; }
 
 constexpr LinearVariant make_variant(bool cuda, ort::ElementType x, ort::ElementType scale) {
-  ort::CustomOp op{};
-  op.version = ort::kApiVersion;
+  ort::CustomOp op = plain_op();
   op.GetName = name;
   op.GetExecutionProviderType = cuda ? cuda_provider : cpu_provider;
   op.GetInputType = input_type;
@@ -38,14 +35,9 @@ constexpr LinearVariant make_variant(bool cuda, ort::ElementType x, ort::Element
   op.GetOutputType = output_type;
   op.GetOutputTypeCount = output_count;
   op.KernelDestroy = cuda ? cuda_destroy : cpu_destroy;
-  op.GetInputCharacteristic = required;
-  op.GetOutputCharacteristic = required;
-  op.GetInputMemoryType = default_memory;
   op.InferOutputShape = infer_linear_shape;
   op.CreateKernelV2 = cuda ? cuda_create : cpu_create;
   op.KernelComputeV2 = cuda ? cuda_compute : cpu_compute;
-  op.GetStartVersion = first_version;
-  op.GetEndVersion = first_version;
   return LinearVariant{op, x, scale};
 }
 

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+#include "plain_op.h"
 #include "status.h"
 #include "table_inputs.h"
 #include "workspace.h"
@@ -150,13 +151,9 @@ ort::ElementType input_type(const ort::CustomOp* op, size_t index) {
   return op_of(op).head ? ort::kFloat : ort::kInt64;
 }
 ort::ElementType output_type(const ort::CustomOp*, size_t) { return ort::kFloat; }
-ort::Characteristic required(const ort::CustomOp*, size_t) { return ort::kRequired; }
-ort::MemoryType default_memory(const ort::CustomOp*, size_t) { return ort::kMemoryDefault; }
-int first_version(const ort::CustomOp*) { return 1; }
 
 constexpr TableOp make_op(bool head, ort::ElementType scale_type) {
-  ort::CustomOp op{};
-  op.version = ort::kApiVersion;
+  ort::CustomOp op = plain_op();
   op.GetName = name;
   op.GetExecutionProviderType = provider;
   op.GetInputType = input_type;
@@ -164,13 +161,8 @@ constexpr TableOp make_op(bool head, ort::ElementType scale_type) {
   op.GetOutputType = output_type;
   op.GetOutputTypeCount = output_count;
   op.KernelDestroy = free;
-  op.GetInputCharacteristic = required;
-  op.GetOutputCharacteristic = required;
-  op.GetInputMemoryType = default_memory;
   op.CreateKernelV2 = create;
   op.KernelComputeV2 = head ? multiply : embed;
-  op.GetStartVersion = first_version;
-  op.GetEndVersion = first_version;
   return TableOp{op, head, scale_type};
 }
 
