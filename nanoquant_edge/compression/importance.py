@@ -16,7 +16,7 @@ from .optimize import compute_in
 from .parallel import team
 from .vocabulary import cross_entropy
 
-__all__ = ["Importance", "Moment", "collect_importances", "input_moments", "shrink"]
+__all__ = ["Importance", "Moment", "collect_importances", "gradient_pass", "input_moments", "shrink"]
 
 #: Gradients are squared in these units, which also set the size of the latents and so what one step of the latent
 #: optimizer means (method section 13.1).
@@ -123,6 +123,47 @@ def input_moments(
     return moments
 
 
+def gradient_pass(
+    model: Any,
+    windows: Tensor,
+    report: Callable[[float], None] = lambda _fraction: None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """A forward and a backward pass of the dense model over this process's share of the windows, for hooks to watch.
+
+    Holds the activations of one window and its gradients; the weights stay frozen.
+
+    Args:
+        model: transformers causal language model.
+        windows: int64 (windows, length).
+        report: called with the fraction done.
+        dtype: compute type of both passes.
+
+    Raises:
+        NqEdgeError: NQ-NUMERIC when the loss of a window is not finite.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    head = model.get_output_embeddings().weight.to(dtype)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    device = head.device
+    losses: list[Tensor] = []
+    try:
+        model.requires_grad_(False)
+        part = team().share(windows)
+        for index, window in enumerate(part):
+            ids = window[None].to(device)
+            embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
+            with compute_in(dtype, device):
+                hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+            losses.append(cross_entropy(hidden[0, :-1].to(dtype), head, ids[0, 1:], backward=True, cap=cap))
+            if (index + 1) % _LOOK_EVERY == 0 or index + 1 == len(part):
+                _refuse_non_finite(losses)
+            report((index + 1) / len(part))
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
 def collect_importances(
     model: Any,
     linears: dict[str, nn.Linear],
@@ -132,8 +173,6 @@ def collect_importances(
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Importance]:
     """One forward and backward pass of the dense model over the calibration windows.
-
-    Holds the activations of one window and its gradients; the weights stay frozen.
 
     Args:
         model: transformers causal language model.
@@ -160,29 +199,12 @@ def collect_importances(
 
         return hook
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles = [layer.register_forward_hook(watch(name)) for name, layer in linears.items()]
-    head = model.get_output_embeddings().weight.to(dtype)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    device = head.device
-    losses: list[Tensor] = []
     try:
-        model.requires_grad_(False)
-        part = team().share(windows)
-        for index, window in enumerate(part):
-            ids = window[None].to(device)
-            embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
-            with compute_in(dtype, device):
-                hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-            losses.append(cross_entropy(hidden[0, :-1].to(dtype), head, ids[0, 1:], backward=True, cap=cap))
-            if (index + 1) % _LOOK_EVERY == 0 or index + 1 == len(part):
-                _refuse_non_finite(losses)
-            report((index + 1) / len(part))
+        gradient_pass(model, windows, report, dtype)
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
     found = {}
     for name, layer in linears.items():
         if team().splits(len(windows)):
