@@ -67,6 +67,11 @@ class Factors:
         core = sign(self.u_latent) @ sign(self.v_latent)
         return self.scale_out[:, None] * core * self.scale_in[None, :]
 
+    def turned(self) -> Factors:
+        """The factors of the transposed weight."""
+        u, v = self.v_latent.T.contiguous(), self.u_latent.T.contiguous()
+        return Factors(u, v, self.scale_in, self.scale_out, self.error)
+
 
 def sign(x: Tensor) -> Tensor:
     """Signs as -1 and +1 in x's type; zero counts as +1."""
@@ -210,10 +215,14 @@ class _Problem:
         """Give up the step, which holds this object, so that its memory is free at once."""
         self._step = None
 
-    def run(self, target: Tensor, seed: int, keep: bool) -> None:
-        """All iterations for a target (m, n) of about unit size."""
+    def _aim(self, target: Tensor) -> None:
+        """What the two sides' designs are multiplied with."""
         self.targets[0].copy_(target.T)
         self.targets[1].copy_(target)
+
+    def run(self, target: Tensor, seed: int, keep: bool) -> None:
+        """All iterations for a target (m, n) of about unit size."""
+        self._aim(target)
         self._restart(seed)
         step = self._step or functools.partial(self._advance, False)
         if keep and self._step is None:
@@ -255,14 +264,7 @@ def factorize(
         if not bool(torch.isfinite(value).all()):
             raise NqEdgeError("NQ-NUMERIC", f"the {name} of a layer to factorize hold NaN or infinity.")
     if weight.shape[0] < weight.shape[1]:
-        turned = factorize(weight.T, out_importance, in_importance, rank, settings, seed, kept)
-        return Factors(
-            turned.v_latent.T.contiguous(),
-            turned.u_latent.T.contiguous(),
-            turned.scale_in,
-            turned.scale_out,
-            turned.error,
-        )
+        return factorize(weight.T, out_importance, in_importance, rank, settings, seed, kept).turned()
     w = weight.detach().float()
     d_in = _root(in_importance)
     d_out = _root(out_importance)
