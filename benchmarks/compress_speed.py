@@ -25,7 +25,7 @@ from nanoquant_edge.compression.calling import BlockCall, first_inputs, recorded
 from nanoquant_edge.compression.distillation import distill_scales
 from nanoquant_edge.compression.importance import collect_importances
 from nanoquant_edge.compression.layers import LatentLinear, SignFactors
-from nanoquant_edge.compression.optimize import preferred_dtype
+from nanoquant_edge.compression.optimize import compute_in, preferred_dtype
 from nanoquant_edge.compression.ranks import rank_for_rate
 from nanoquant_edge.models import family_of
 
@@ -159,11 +159,13 @@ def distil(shape: str, recipe: Recipe, windows: int, device: torch.device, dtype
         found = factorize(layer.weight, torch.ones(n, device=device), torch.ones(m, device=device), 32, one)
         factors[name] = LatentLinear(found, None).harden()
     ids = torch.randint(vocab, (windows, recipe.window_length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), compute_in(dtype, device):
+        teacher = torch.cat([model.base_model(part.to(device)).last_hidden_state.to(dtype) for part in ids.split(1)])
     times = []
     for epochs in (1, 3):
         start = stopwatch(device)
         changed = Recipe.preset(recipe.name, window_length=recipe.window_length, kd_epochs=epochs)
-        distill_scales(model, model.model.layers, factors, ids, changed, 0, device, dtype)
+        distill_scales(model, model.model.layers, factors, ids, teacher, changed, 0, device, dtype)
         times.append(stopwatch(device) - start)
     return round((times[1] - times[0]) / (2 * windows), 4)
 

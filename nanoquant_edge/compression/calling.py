@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .optimize import compute_in
 
-__all__ = ["BlockCall", "first_inputs", "recorded_arguments", "same_arguments"]
+__all__ = ["BlockCall", "final_states", "first_inputs", "recorded_arguments", "same_arguments"]
 
 
 @dataclass
@@ -87,6 +87,27 @@ def first_inputs(model: Any, blocks: nn.ModuleList, ids: Tensor) -> Tensor:
     finally:
         handle.remove()
     return found[0].detach()
+
+
+@torch.no_grad()
+def final_states(norm: nn.Module, stream: Tensor, device: torch.device, dtype: torch.dtype, batch: int) -> Tensor:
+    """What the head is given, from what leaves the last block: no family does anything but a norm in between.
+
+    Args:
+        norm: the model's final norm, on `device`.
+        stream: float32 (windows, length, hidden), on the CPU or the device.
+        device: where to compute.
+        dtype: compute type.
+        batch: windows at one time.
+
+    Returns:
+        (windows, length, hidden) in `dtype`, where the stream lies.
+    """
+    parts = []
+    for part in stream.split(batch):
+        with compute_in(dtype, device):
+            parts.append(norm(part.to(device)).to(stream.device, dtype))
+    return torch.cat(parts)
 
 
 def same_arguments(one: Any, other: Any) -> bool:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scale-only reconstruction of the whole model: KL to the dense model, signs frozen (method section 9)."""
+"""Scale-only reconstruction of the whole model: KL to the dense model, signs frozen (method section 9).
+
+The dense model is not run: block reconstruction ends with the states that its head is given, and the logits are
+recomputed from them, so that nothing of the size of the vocabulary is stored.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,7 @@ def distill_scales(
     blocks: nn.ModuleList,
     factors: dict[str, SignFactors],
     windows: Tensor,
+    teacher: Tensor,
     recipe: Recipe,
     seed: int,
     device: torch.device,
@@ -34,15 +39,18 @@ def distill_scales(
 ) -> Outcome:
     """Train all scale vectors so that the compressed model's logits approach the dense model's.
 
-    The dense and the compressed model share embeddings, norms and head: the compressed layers are swapped in and out.
-    Teacher logits are recomputed, never cached. Holds the dense model, one dense-sized core a layer, and the
-    activations of one batch, with every block recomputed in the backward pass unless a GPU has room for all.
+    The compressed layers take the dense ones' places for as long as this lasts; embeddings, norms and head are shared.
+    Holds the model, one dense-sized core a layer, the teacher's states, and the activations of one batch, with every
+    block recomputed in the backward pass unless a GPU has room for all.
 
     Args:
         model: the dense model on `device`; unchanged afterwards.
         blocks: its decoder blocks.
         factors: full module name -> hardened factors; their scales are updated.
         windows: int64 (windows, length).
+        teacher: (windows, length, hidden), what the dense model's head is given, in the compute type. On another
+            device than `device` each step fetches its windows from there, which a CUDA graph could not do: the steps
+            are then launched one by one.
         recipe: epochs, learning rate and batch.
         seed: of the sample order.
         device: where to run.
@@ -59,6 +67,7 @@ def distill_scales(
     steps = recipe.kd_epochs * -(-len(windows) // recipe.kd_batch)
     texts = windows.to(device)
     masks = recorded_arguments(model, blocks, texts[:1])
+    beside = teacher.device.type == device.type
     recompute = _must_recompute(blocks, windows.shape[1] * recipe.kd_batch, device)
 
     def swap(layers: dict[str, Any]) -> None:
@@ -74,27 +83,22 @@ def distill_scales(
 
     def step_loss(chosen: Tensor) -> Tensor:
         ids = texts[chosen]
-        swap(dense)
-        _recompute_blocks(model, False)
-        with torch.no_grad():
-            teacher = hidden_of(ids).to(dtype)
-        swap(cores)
-        _recompute_blocks(model, recompute)
-        # Checkpointing looks at the blocks' own training flag; their children stay in evaluation mode (no dropout).
-        for block in blocks:
-            block.training = recompute
-        loss = distillation_loss(hidden_of(ids).to(dtype), teacher, head, backward=True, cap=cap)
-        for block in blocks:
-            block.training = False
-        return loss
+        wanted = teacher[chosen] if beside else teacher[chosen.to(teacher.device)].to(device)
+        return distillation_loss(hidden_of(ids).to(dtype), wanted.flatten(0, 1), head, backward=True, cap=cap)
 
     handles = [
         block.register_forward_pre_hook(_with_mask(keywords.get("attention_mask")), with_kwargs=True)
         for block, keywords in zip(blocks, masks, strict=True)
     ]
-    placeholder = _mask_placeholder(model, texts[:1])
     scales: list[Tensor] = [scale for core in cores.values() for scale in (core.scale_out, core.scale_in)]
     try:
+        swap(cores)
+        with compute_in(dtype, device):
+            placeholder = _mask_placeholder(model, texts[:1])
+        _recompute_blocks(model, recompute)
+        # Checkpointing looks at the blocks' own training flag; their children stay in evaluation mode (no dropout).
+        for block in blocks:
+            block.training = recompute
         outcome = train(
             [ParameterGroup(scales, recipe.kd_lr, recipe.relative_lr)],
             len(windows),
@@ -105,6 +109,7 @@ def distill_scales(
             weight_decay=_WEIGHT_DECAY if not recipe.relative_lr else 0.0,
             final_fraction=0.0,
             after_step=lambda done: report(done / steps),
+            capture=beside,
         )
     finally:
         for handle in handles:

@@ -241,11 +241,12 @@ def train(
     weight_decay: float = 0.0,
     final_fraction: float = _FINAL_FRACTION,
     after_step: Callable[[int], None] = lambda _done: None,
+    capture: bool = True,
 ) -> Outcome:
     """Minimize the mean over samples of a loss, once; see `Tuner` for the arguments."""
     if epochs == 0 or not any(group.tensors for group in groups):
         return Outcome(math.nan, math.nan)
-    tuner = Tuner(groups, batch, step_loss, weight_decay, final_fraction)
+    tuner = Tuner(groups, batch, step_loss, weight_decay, final_fraction, capture)
     try:
         return tuner.run(samples, epochs, seed, after_step)
     finally:

@@ -26,6 +26,7 @@ from .packing import pack_factors
 from .parallel import joined_team, team
 from .ranks import allocate_ranks, rank_for_rate
 from .recipe import Recipe
+from .sensitivity import measured_errors, rank_shares
 from .sequence import reconstruct_blocks
 from .state import RunState, fingerprint
 from .tables import check_format, quantized_tables
@@ -192,7 +193,17 @@ def compress_source(
     clock["importances"] = time.monotonic() - started - sum(clock.values())
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
     places = {name: place // len(family.linears) for place, name in enumerate(names)}
-    ranks = allocate_ranks(shapes, places, bpw, recipe.rank_depth, recipe.rank_types)
+    shares = None
+    if recipe.rank_sensitivity:
+        even = allocate_ranks(shapes, places, bpw)
+        errors = state.sensitivities(len(even))
+        if errors is None:
+            report(0.10, "sensitivities")
+            errors = measured_errors(linears, importances, even, dtype, seed)
+            state.keep_sensitivities(errors)
+        shares, _ = rank_shares(errors, even, shapes)
+        clock["sensitivities"] = time.monotonic() - started - sum(clock.values())
+    ranks = allocate_ranks(shapes, places, bpw, recipe.rank_depth, recipe.rank_types, shares)
     reconstructed = reconstruct_blocks(
         source,
         windows,
@@ -214,6 +225,7 @@ def compress_source(
         blocks,
         factors,
         windows,
+        reconstructed.states,
         recipe,
         seed,
         where,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models.loading import SourceModel
 from .block import BlockResult, Workbench, reconstruct_block
-from .calling import BlockCall, first_inputs, recorded_arguments
+from .calling import BlockCall, final_states, first_inputs, recorded_arguments
 from .importance import Importance
 from .layers import SignFactors
 from .recipe import Recipe
@@ -25,12 +25,21 @@ _CPU_TOKENS, _GPU_TOKENS, _GPU_VALUES = 4096, 32768, 1 << 26
 
 @dataclass
 class Reconstructed:
-    """All blocks: full name -> factors, each block's mean weighted error, reverted tuning stages, time by stage."""
+    """What came out of all blocks.
+
+    Attributes:
+        factors: full name -> factors.
+        errors: each block's mean weighted error.
+        undone: reverted tuning stages.
+        seconds: time by stage.
+        states: (windows, length, hidden), what the dense model's head is given, in the compute type.
+    """
 
     factors: dict[str, SignFactors] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    states: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def add(self, prefix: str, block: FinishedBlock) -> None:
         """Add the next block, whose layers are called prefix + name."""
@@ -128,4 +137,5 @@ def reconstruct_blocks(
         dense_stream = targets
     for bench in benches:
         bench.close()
+    done.states = final_states(model.get_submodule(family.final_norm), dense_stream, device, dtype, batch)
     return done

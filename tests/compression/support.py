@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from nanoquant_edge.compression import Recipe
+from tests.families import family_config
 from tests.tiny import TEXT, llama_config, write_tokenizer
 
-__all__ = ["ORACLE", "dense_folder", "dense_llama", "linears_of", "short_recipe", "write_text"]
+__all__ = [
+    "ORACLE",
+    "dense_folder",
+    "dense_llama",
+    "family_folder",
+    "linears_of",
+    "short_recipe",
+    "teacher_of",
+    "write_text",
+]
 
 #: Every feature at once: untied head, biases, grouped queries, head_dim != hidden / heads.
 ORACLE = {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
@@ -23,16 +33,20 @@ def dense_llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     """A random Llama whose blocks do something: large weights, biases and norms away from their defaults."""
     config = LlamaConfig(**llama_config(**changes), attn_implementation="eager")
     model = LlamaForCausalLM(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 2:
-                parameter.copy_(noise / parameter.shape[1] ** 0.5)
-            else:
-                parameter.add_(0.1 * noise)
-    model.tie_weights()
+    _randomize(model, seed)
     return model
+
+
+@torch.no_grad()
+def _randomize(model: Any, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 2:
+            parameter.copy_(noise / parameter.shape[1] ** 0.5)
+        else:
+            parameter.add_(0.1 * noise)
+    model.tie_weights()
 
 
 def dense_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
@@ -40,6 +54,18 @@ def dense_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
     model = dense_llama(seed, **changes)
     model.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(llama_config(**changes)))
+    write_tokenizer(folder)
+    return folder
+
+
+def family_folder(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> Path:
+    """A random dense model of a family (tests/families.py) as a Hugging Face folder with a tokenizer."""
+    config = family_config(name)
+    entries = {key: value for key, value in config.items() if key != "model_type"}
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **entries)).float()
+    _randomize(model, 3)
+    model.to(dtype).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
     return folder
 
@@ -54,6 +80,13 @@ def write_text(folder: Path) -> Path:
 def linears_of(model: LlamaForCausalLM) -> dict[str, torch.nn.Linear]:
     """Name -> layer of everything that is compressed."""
     return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
+
+
+@torch.no_grad()
+def teacher_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What the head is given for each window, from the model itself."""
+    states: torch.Tensor = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+    return states
 
 
 def short_recipe(**changes: Any) -> Recipe:

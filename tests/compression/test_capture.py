@@ -19,7 +19,7 @@ from nanoquant_edge.compression.capture import WARM_UP, Replayed, captured
 from nanoquant_edge.compression.distillation import distill_scales
 from nanoquant_edge.compression.importance import collect_importances
 from nanoquant_edge.models import family_of
-from tests.compression.support import dense_llama, linears_of, short_recipe
+from tests.compression.support import dense_llama, linears_of, short_recipe, teacher_of
 from tests.tiny import llama_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -186,7 +186,7 @@ def test_a_model_tuned_in_graphs_is_the_one_tuned_launch_by_launch(
             factors.update({prefix + name: value for name, value in result.factors.items()})
             found += [outcome[1].last for outcome in result.losses.values()]
         del bench, result
-        outcome = distill_scales(model, blocks, factors, ids, recipe, 0, CUDA, dtype)
+        outcome = distill_scales(model, blocks, factors, ids, teacher_of(model, ids).to(dtype), recipe, 0, CUDA, dtype)
         losses.append([*found, outcome.first, outcome.last])
     assert not [w for w in recwarn if "no CUDA graph" in str(w.message)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2 if dtype == torch.float32 else 0.2)

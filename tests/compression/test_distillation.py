@@ -16,7 +16,7 @@ from nanoquant_edge.compression.distillation import distill_scales
 from nanoquant_edge.compression.layers import LatentLinear, SignFactors, frozen_linear, replace_module
 from nanoquant_edge.compression.optimize import Outcome
 from nanoquant_edge.compression.vocabulary import distillation_loss
-from tests.compression.support import ORACLE, dense_llama, linears_of, short_recipe
+from tests.compression.support import ORACLE, dense_llama, linears_of, short_recipe, teacher_of
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,9 @@ def divergence(model: Any, factors: dict[str, SignFactors], ids: torch.Tensor) -
 
 
 def distil(model: Any, factors: dict[str, SignFactors], ids: torch.Tensor, **changes: Any) -> Outcome:
-    return distill_scales(model, model.model.layers, factors, ids, short_recipe(**changes), 0, CPU, torch.float32)
+    teacher = teacher_of(model, ids)
+    recipe = short_recipe(**changes)
+    return distill_scales(model, model.model.layers, factors, ids, teacher, recipe, 0, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("changes", [{}, ORACLE], ids=["tied", "untied-bias"])
@@ -98,7 +100,8 @@ def test_an_interruption_gives_the_dense_model_back() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distill_scales(model, model.model.layers, factors, ids, short_recipe(), 0, CPU, torch.float32, report=interrupt)
+        layers, teacher = model.model.layers, teacher_of(model, ids)
+        distill_scales(model, layers, factors, ids, teacher, short_recipe(), 0, CPU, torch.float32, interrupt)
     assert dict(model.named_modules()) == modules
     assert not any(module.training for module in model.modules())
 

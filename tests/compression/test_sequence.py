@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block reconstruction ends with the states that the dense model's head is given, in every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanoquant_edge.compression.importance import Importance
+from nanoquant_edge.compression.sequence import reconstruct_blocks
+from nanoquant_edge.compression.state import RunState
+from nanoquant_edge.models.loading import load_model
+from tests.compression.support import family_folder, short_recipe, teacher_of
+from tests.families import FAMILY_CONFIGS
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", [*FAMILY_CONFIGS])
+def test_the_states_are_what_the_dense_head_is_given(tmp_path: Path, name: str) -> None:
+    ids = torch.randint(3, 320, (3, 24), generator=torch.Generator().manual_seed(1))
+    recipe = short_recipe(admm_steps=1, fp_epochs=0, ste_epochs=0, kd_epochs=0)
+    with load_model(family_folder(tmp_path / "m", name)) as source:
+        model = source.model.requires_grad_(False)
+        layers = {n: model.get_submodule(n) for n in source.family.layer_names(source.decoder.num_layers)}
+        importances = {
+            n: Importance(torch.ones(layer.in_features), torch.ones(layer.out_features)) for n, layer in layers.items()
+        }
+        found = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            found[dtype] = reconstruct_blocks(
+                source,
+                ids,
+                importances,
+                dict.fromkeys(layers, 32),
+                recipe,
+                0,
+                CPU,
+                dtype,
+                RunState(None, {}),
+                lambda _part, _text: None,
+            ).states
+            assert found[dtype].dtype == dtype
+        wanted = teacher_of(model, ids)
+        # Windows go through a block together here and through the model one by one: float32 rounding.
+        torch.testing.assert_close(found[torch.float32], wanted, rtol=1e-4, atol=1e-5)
+        assert (found[torch.bfloat16].float() - wanted).norm() < 0.03 * wanted.norm()
+        # Nothing but the head, and the cap that the loss knows, comes after them.
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        logits = model.get_output_embeddings()(found[torch.float32])
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        torch.testing.assert_close(logits, model(ids).logits, rtol=1e-3, atol=1e-4)
