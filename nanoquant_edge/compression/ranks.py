@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping
 
@@ -23,12 +24,13 @@ def allocate_ranks(
     bpw: float,
     depth: float = 0.0,
     kinds: bool = False,
+    shares: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
     """Ranks of all layers of a model.
 
-    With depth 0 and no kinds every layer has `rank_for_rate`. Otherwise each layer's share of the bits is multiplied
-    by exp(depth (b / (B - 1) - 1/2)) and by its kind's factor (method section 19, item 1), in whole words of rank, and
-    the total is no more than that of the equal rates.
+    With depth 0, no kinds and no shares every layer has `rank_for_rate`. Otherwise each layer's part of the bits is
+    multiplied by exp(depth (b / (B - 1) - 1/2)), its kind's factor and its share (method section 19, item 1), in whole
+    words of rank, and the total is no more than that of the equal rates.
 
     Args:
         shapes: layer name -> (out_features, in_features).
@@ -36,35 +38,42 @@ def allocate_ranks(
         bpw: target rate.
         depth: exponent of the growth from the first to the last block.
         kinds: shift bits between kinds of layers.
+        shares: layer name -> a further factor, from measured sensitivities.
 
     Raises:
         NqEdgeError: NQ-OPTION when the rate is not between 0.05 and 8.
     """
     even = {name: rank_for_rate(m, n, bpw) for name, (m, n) in shapes.items()}
-    if depth == 0 and not kinds:
+    if depth == 0 and not kinds and shares is None:
         return even
     last = max(blocks.values(), default=0) or 1
     ceiling = {name: min(m, n) if bpw <= _CAPPED_UP_TO else math.inf for name, (m, n) in shapes.items()}
     wanted = {}
     for name, rank in even.items():
         kind = _KINDS.get(name.rpartition(".")[2], 1.0) if kinds else 1.0
-        wanted[name] = rank * kind * math.exp(depth * (blocks[name] / last - 0.5))
+        share = 1.0 if shares is None else shares[name]
+        wanted[name] = rank * kind * share * math.exp(depth * (blocks[name] / last - 0.5))
     size = {name: m + n for name, (m, n) in shapes.items()}
     scale = sum(even[name] * size[name] for name in even) / sum(wanted[name] * size[name] for name in even)
     wanted = {name: min(value * scale, ceiling[name]) for name, value in wanted.items()}
-    ranks = {name: int(min(ceiling[name], max(_WORD, _WORD * (int(value) // _WORD)))) for name, value in wanted.items()}
+    words = {name: int(value / _WORD + 1e-6) for name, value in wanted.items()}  # 255.9999 is 256
+    ranks = {name: int(min(ceiling[name], _WORD * max(1, count))) for name, count in words.items()}
 
     def cost(name: str, rank: int) -> int:
         return layer_bits(*shapes[name], rank)
 
     spare = sum(cost(name, even[name]) - cost(name, ranks[name]) for name in ranks)
-    # What rounding down left over goes, a word of rank at a time, to the layers that it took most from.
-    order = sorted(ranks, key=lambda name: (ranks[name] - wanted[name], name))
-    for name in [*order, *order]:
+    # What rounding down left over goes, a word of rank at a time, to the layer that lacks most. A layer whose next word
+    # no longer fits is done, so of two equal layers the one that wants more never gets less.
+    lacking = [(ranks[name] - wanted[name], name) for name in ranks]
+    heapq.heapify(lacking)
+    while lacking:
+        _, name = heapq.heappop(lacking)
         larger = int(min(ranks[name] + _WORD, ceiling[name]))
         extra = cost(name, larger) - cost(name, ranks[name])
         if larger > ranks[name] and extra <= spare:
             ranks[name], spare = larger, spare - extra
+            heapq.heappush(lacking, (larger - wanted[name], name))
     while spare < 0:  # low rates, where a layer's least rank of one word is more than its share
         name = max(ranks, key=lambda name: (ranks[name] > _WORD, ranks[name] - wanted[name], name))
         if ranks[name] <= _WORD:

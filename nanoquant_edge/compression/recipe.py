@@ -32,6 +32,7 @@ class Recipe:
         refresh_inputs: measure the input importances of a block again on the compressed stream (method section 19).
         rank_depth, rank_types: non-uniform ranks at equal bits: bits grow with depth by exp(rank_depth) from first
             to last block, and are shifted between kinds of layers (method section 19).
+        rank_sensitivity: instead of by kind, shift bits by what they are measured to save in a layer (`sensitivity`).
         admm_steps, admm_schedule, admm_ridge, svid_steps: LB-ADMM (method section 8.2); schedule "linear" or "cubic".
         admm_unit_size: LB-ADMM brings its target to unit size first, which the official code does not.
         fp_epochs, fp_lr, fp_batch: TuneFP (method section 8.1).
@@ -50,6 +51,7 @@ class Recipe:
     refresh_inputs: bool = False
     rank_depth: float = 0.0
     rank_types: bool = False
+    rank_sensitivity: bool = False
     admm_steps: int = 400
     admm_schedule: str = "linear"
     admm_ridge: float = 0.03
@@ -83,6 +85,12 @@ class Recipe:
             raise NqEdgeError("NQ-OPTION", f"gamma must lie between 0 and 1, not {self.gamma}.")
         if self.admm_schedule not in ("linear", "cubic"):
             raise NqEdgeError("NQ-OPTION", f"admm_schedule must be linear or cubic, not {self.admm_schedule!r}.")
+        if self.rank_types and self.rank_sensitivity:
+            raise NqEdgeError(
+                "NQ-OPTION",
+                "rank_types and rank_sensitivity exclude each other: both say which kinds of layers get more bits.",
+                "Switch one of them off.",
+            )
         if self.window_choice not in ("distinct", "random", "spread"):
             raise NqEdgeError(
                 "NQ-OPTION", f"window_choice must be distinct, random or spread, not {self.window_choice!r}."

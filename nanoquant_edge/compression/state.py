@@ -2,9 +2,10 @@
 """What a compression run has done so far, on disk, so that an interrupted run goes on where it was.
 
 A folder beside the output: `run.json` says which run it is, `start.safetensors` holds the calibration windows and the
-importances, `block-0000.safetensors` and so on the finished blocks (packed signs, float32 scales). The streams are not
-stored: running the finished blocks again gives them, bit for bit on the CPU at an equal number of threads. Each file
-appears whole, under its final name, or not at all.
+importances, `sensitivities.safetensors` what ranks were made from where it was measured, `block-0000.safetensors` and
+so on the finished blocks (packed signs, float32 scales). The streams are not stored: running the finished blocks again
+gives them, bit for bit on the CPU at an equal number of threads. Each file appears whole, under its final name, or not
+at all.
 """
 
 from __future__ import annotations
@@ -154,6 +155,17 @@ class RunState:
         return found["windows"], {
             name: Importance(found[f"{name}.inputs"], found[f"{name}.outputs"]) for name in layers
         }
+
+    def keep_sensitivities(self, errors: Tensor) -> None:
+        """Store the measured errors that ranks were made from: on a GPU another measurement may round another way."""
+        self._write("sensitivities.safetensors", {"errors": errors}, {})
+
+    def sensitivities(self, layers: int) -> Tensor | None:
+        """The stored errors, (layers, 3), or None."""
+        read = self._read("sensitivities.safetensors", {"errors": (layers, 3)})
+        if read is not None and not bool(torch.isfinite(read[0]["errors"]).all()):
+            raise self._damaged("sensitivities.safetensors")
+        return None if read is None else read[0]["errors"]
 
     def keep_block(self, index: int, block: FinishedBlock) -> None:
         """Store a finished block."""
