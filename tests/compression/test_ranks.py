@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from nanoquant_edge.compression import PRESETS
 from nanoquant_edge.compression.ranks import allocate_ranks, layer_bits, rank_for_rate
 from nanoquant_edge.errors import NqEdgeError
 from tests.tiny import random_layer
@@ -144,3 +145,19 @@ def test_bits_move_to_later_blocks_and_to_the_kinds_that_need_them() -> None:
 def test_the_smallest_layers_keep_the_least_rank() -> None:
     layers, blocks = {f"{b}.up_proj": (40, 40) for b in range(4)}, {f"{b}.up_proj": b for b in range(4)}
     assert allocate_ranks(layers, blocks, 0.5, 2.0, True) == dict.fromkeys(layers, 32)
+
+
+@pytest.mark.parametrize(("model", "count"), [("SmolLM2-135M", 30), ("Gemma-3-270M", 18)])
+def test_the_default_recipe_never_spends_more_than_the_official_one(model: str, count: int) -> None:
+    layers, blocks = whole_model(model, count)
+    weights = sum(m * n for m, n in layers.values())
+    default, official = PRESETS["full"], PRESETS["official"]
+    for bpw in (step / 100 for step in range(55, 301, 5)):
+        rates = [
+            sum(layer_bits(*layers[name], rank) for name, rank in ranks.items()) / weights
+            for ranks in (
+                allocate_ranks(layers, blocks, bpw, recipe.rank_depth, recipe.rank_types)
+                for recipe in (official, default)
+            )
+        ]
+        assert 0.998 * rates[0] < rates[1] <= rates[0] <= bpw
