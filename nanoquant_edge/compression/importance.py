@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from ..errors import NqEdgeError
 from .optimize import compute_in
 from .parallel import team
 from .vocabulary import cross_entropy
+
+if TYPE_CHECKING:
+    from .curvature import Curvature
 
 __all__ = ["Importance", "Moment", "collect_importances", "gradient_pass", "input_moments", "shrink"]
 
@@ -34,10 +37,12 @@ class Importance:
     Attributes:
         inputs: (in_features,), mean of x^2.
         outputs: (out_features,), 1e6 times the mean of the squared output gradient.
+        curvature: dense factors in their place, where the recipe asks for them.
     """
 
     inputs: Tensor
     outputs: Tensor
+    curvature: Curvature | None = None
 
 
 def shrink(importance: Tensor, gamma: float) -> Tensor:
