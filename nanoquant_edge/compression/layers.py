@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .admm import Factors, sign
+from .admm import Factors
+from .signs import packed_signs, sign_core, unpacked_signs
 
 __all__ = [
     "LatentLinear",
@@ -65,26 +66,46 @@ def _compute_type(x: Tensor) -> torch.dtype:
 
 
 class SignFactors:
-    """Hardened factors of one layer, on the CPU; one byte a sign.
+    """Hardened factors of one layer, on the CPU; one bit a sign.
 
     Attributes:
-        u: int8 (m, r) of -1 and +1.
-        v: int8 (r, n).
+        u_words: int32 (m, ceil(r / 32)), the signs of U.
+        v_words: int32 (r, ceil(n / 32)), the signs of V.
+        in_features: n.
         scale_out: float32 (m,).
         scale_in: float32 (n,).
         bias: float32 (m,) or None.
     """
 
     def __init__(self, u: Tensor, v: Tensor, scale_out: Tensor, scale_in: Tensor, bias: Tensor | None) -> None:
-        self.u = sign(u.detach()).to(torch.int8).cpu()
-        self.v = sign(v.detach()).to(torch.int8).cpu()
+        self.u_words, self.v_words, self.in_features = packed_signs(u), packed_signs(v), v.shape[1]
         self.scale_out = scale_out.detach().float().cpu().clone()
         self.scale_in = scale_in.detach().float().cpu().clone()
         self.bias = None if bias is None else bias.detach().float().cpu().clone()
 
+    @classmethod
+    def from_words(
+        cls, u_words: Tensor, v_words: Tensor, scale_out: Tensor, scale_in: Tensor, bias: Tensor | None
+    ) -> SignFactors:
+        """Factors whose signs are packed already."""
+        found = cls.__new__(cls)
+        found.u_words, found.v_words, found.in_features = u_words, v_words, len(scale_in)
+        found.scale_out, found.scale_in, found.bias = scale_out, scale_in, bias
+        return found
+
+    @property
+    def u(self) -> Tensor:
+        """int8 (m, r) of -1 and +1, unpacked anew."""
+        return unpacked_signs(self.u_words, len(self.v_words))
+
+    @property
+    def v(self) -> Tensor:
+        """int8 (r, n) of -1 and +1, unpacked anew."""
+        return unpacked_signs(self.v_words, self.in_features)
+
     def core(self, device: torch.device) -> Tensor:
-        """U V as float32 (m, n); its entries are integers of magnitude at most r, so it is exact below r = 2^24."""
-        return self.u.to(device, torch.float32) @ self.v.to(device, torch.float32)
+        """U V as float32 (m, n)."""
+        return sign_core(self.u_words.to(device), self.v_words.to(device), self.in_features)
 
     def dense(self, device: torch.device) -> Tensor:
         """The dense weight, float32 (m, n)."""

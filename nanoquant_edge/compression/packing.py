@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From hardened factors to the packed form: signs to words, scales to their storage type."""
+"""From hardened factors to a packed layer: scales in their storage type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import PackedLayer, pack_signs
+from ..checkpoint import PackedLayer
 from ..errors import NqEdgeError
 from .layers import SignFactors
 
@@ -53,8 +53,8 @@ def pack_factors(name: str, factors: SignFactors, scale_dtype: str) -> PackedLay
             )
         stored[part] = _to_numpy(narrow)
     return PackedLayer(
-        u_packed=pack_signs(factors.u.numpy()),
-        v_packed=pack_signs(factors.v.numpy()),
+        u_packed=factors.u_words.numpy(),
+        v_packed=factors.v_words.numpy(),
         scale_out=stored["scale_out"],
         scale_in=stored["scale_in"],
         bias=stored.get("bias"),

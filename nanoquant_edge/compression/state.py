@@ -24,7 +24,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..checkpoint import pack_signs, unpack_signs
 from ..errors import NqEdgeError
 from ..files import read_json, write_json
 from .importance import Importance
@@ -171,8 +170,7 @@ class RunState:
         """Store a finished block."""
         tensors: dict[str, Tensor] = {}
         for name, factors in block.factors.items():
-            tensors[f"{name}.u"] = torch.from_numpy(pack_signs(factors.u.numpy()))
-            tensors[f"{name}.v"] = torch.from_numpy(pack_signs(factors.v.numpy()))
+            tensors[f"{name}.u"], tensors[f"{name}.v"] = factors.u_words, factors.v_words
             tensors[f"{name}.scale_out"], tensors[f"{name}.scale_in"] = factors.scale_out, factors.scale_in
             if factors.bias is not None:
                 tensors[f"{name}.bias"] = factors.bias
@@ -201,10 +199,12 @@ class RunState:
             return None
         found, notes = read
         factors = {}
-        for name, layer in layers.items():
-            factors[name] = SignFactors(
-                torch.from_numpy(unpack_signs(found[f"{name}.u"].numpy(), ranks[name])),
-                torch.from_numpy(unpack_signs(found[f"{name}.v"].numpy(), layer.in_features)),
+        for name in layers:
+            if {found[f"{name}.u"].dtype, found[f"{name}.v"].dtype} != {torch.int32}:
+                raise self._damaged(_block_name(index))
+            factors[name] = SignFactors.from_words(
+                found[f"{name}.u"],
+                found[f"{name}.v"],
                 found[f"{name}.scale_out"],
                 found[f"{name}.scale_in"],
                 found.get(f"{name}.bias"),
