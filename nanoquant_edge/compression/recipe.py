@@ -35,6 +35,8 @@ class Recipe:
         rank_sensitivity: instead of by kind, shift bits by what they are measured to save in a layer (`sensitivity`).
         admm_steps, admm_schedule, admm_ridge, svid_steps: LB-ADMM (method section 8.2); schedule "linear" or "cubic".
         admm_unit_size: LB-ADMM brings its target to unit size first, which the official code does not.
+        curvature: LB-ADMM under dense curvature factors instead of diagonal importances (`curvature`, method section
+            19.4); those of the inputs are measured on the compressed stream, as with `refresh_inputs`.
         fp_epochs, fp_lr, fp_batch: TuneFP (method section 8.1).
         ste_epochs, ste_lr, ste_batch: TuneLatentSTE (method section 8.4), learning rate of the latent signs.
         ste_scale_lr: learning rate of the scales and the bias in TuneLatentSTE.
@@ -57,6 +59,7 @@ class Recipe:
     admm_ridge: float = 0.03
     svid_steps: int = 5
     admm_unit_size: bool = False
+    curvature: bool = False
     fp_epochs: int = 8
     fp_lr: float = 1e-4
     fp_batch: int = 4
@@ -128,6 +131,7 @@ _DEFAULT: dict[str, Any] = {
     "rank_depth": 0.6,
     "rank_types": True,
     "admm_unit_size": True,
+    "svid_steps": 1,
     "relative_lr": True,
 }
 
