@@ -15,7 +15,8 @@ from ..errors import NqEdgeError
 from ..files import path_in_snapshot, read_json
 from ..tokenizer_file import read_tokenizer_file
 from .config import DecoderConfig
-from .source import SourceModel, load_dense, load_tokenizer
+from .source import SourceModel, load_dense, load_streamed, load_tokenizer, not_streamed
+from .stored import StoredWeights
 
 __all__ = ["check_weight_files", "from_folder"]
 
@@ -26,13 +27,17 @@ _LARGEST_PARTS = 64 << 20
 
 
 @contextlib.contextmanager
-def from_folder(folder: Path, name: str, allow_pickle: bool = False) -> Iterator[SourceModel]:
+def from_folder(
+    folder: Path, name: str, allow_pickle: bool = False, stream: bool | None = False, limit: int = 0
+) -> Iterator[SourceModel]:
     """Load a folder.
 
     Args:
         folder: holds config.json, weights, and tokenizer.json or vocab.json and merges.txt.
         name: what to call the model.
         allow_pickle: read `pytorch_model.bin` where there are no safetensors; tensors only, no code runs.
+        stream: leave the blocks' weights in their files until they are needed; None where they take more than `limit`.
+        limit: bytes in float32.
 
     Raises:
         NqEdgeError: NQ-MODEL, NQ-ARCH, NQ-TOKENIZER or NQ-PATH, see `load_model`.
@@ -56,15 +61,22 @@ def from_folder(folder: Path, name: str, allow_pickle: bool = False) -> Iterator
     # Code in the folder is never run; without the explicit False, transformers would ask on the terminal.
     local = {"local_files_only": True, "trust_remote_code": False}
     tokenizer = load_tokenizer(folder, folder, **local)
-    model = load_dense(folder, folder, use_safetensors=safe, weights_only=True, **local)
+    stored: StoredWeights | None = None
+    if stream and not safe:
+        raise not_streamed(f"{folder} has pickle files")
+    size = StoredWeights(folder, _weight_files(folder)).float32_bytes() if safe and stream is None else 0
+    if stream or size > limit:
+        model, stored = load_streamed(folder, _weight_files(folder))
+    else:
+        model = load_dense(folder, folder, use_safetensors=safe, weights_only=True, **local)
     if whole:
-        yield SourceModel(name, model, tokenizer, config, folder, "")
+        yield SourceModel(name, model, tokenizer, config, folder, "", stored)
         return
     with tempfile.TemporaryDirectory(prefix="nq-edge-") as scratch:
         tokenizer.save_pretrained(scratch)
         if (folder / "generation_config.json").is_file():
             shutil.copyfile(folder / "generation_config.json", Path(scratch) / "generation_config.json")
-        yield SourceModel(name, model, tokenizer, config, Path(scratch), "")
+        yield SourceModel(name, model, tokenizer, config, Path(scratch), "", stored)
 
 
 def check_weight_files(folder: Path, allow_pickle: bool) -> bool:
@@ -97,6 +109,12 @@ def check_weight_files(folder: Path, allow_pickle: bool) -> bool:
         return safe
     hint = "Convert the model to safetensors; --allow-pickle reads pytorch_model.bin."
     raise NqEdgeError("NQ-MODEL", f"{folder} has no safetensors weights (model.safetensors or its index).", hint)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files, whose names have been checked."""
+    single = folder / _SAFE
+    return [single] if single.is_file() else [_existing(folder, n) for n in _shards(folder / f"{_SAFE}.index.json")]
 
 
 def _shards(index: Path) -> dict[str, set[str] | None]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import NqEdgeError
-from .source import SourceModel
+from .source import SourceModel, not_streamed
 
 __all__ = ["SourceModel", "load_model"]
 
@@ -16,18 +16,23 @@ _INSTALL = "Install it: pip install 'nanoquant-edge[compress]'."
 
 
 @contextlib.contextmanager
-def load_model(path: str | Path, *, allow_pickle: bool = False) -> Iterator[SourceModel]:
-    """Load a model for compression. Holds the whole model in float32.
+def load_model(
+    path: str | Path, *, allow_pickle: bool = False, stream: bool | None = False, limit: int = 0
+) -> Iterator[SourceModel]:
+    """Load a model for compression. Holds the whole model in float32, or without its blocks where they are streamed.
 
     Args:
         path: a Hugging Face folder (config.json, safetensors, tokenizer.json), a .gguf file, or a hub id
             (`owner/name`, `owner/name@revision`, `owner/name/file.gguf`). A path that exists is never taken for an id.
         allow_pickle: where there are no safetensors, read `pytorch_model.bin`, tensors only, running no code.
+        stream: leave the weights of the blocks in their safetensors files, see `SourceModel.opened`; None does so where
+            the model takes more than `limit` and lies in safetensors.
+        limit: bytes in float32.
 
     Raises:
         NqEdgeError: NQ-MODEL for a missing, truncated or foreign file, NQ-ARCH for an unknown architecture,
             NQ-TOKENIZER when the tokenizer is missing, NQ-HUB when the hub does not give it, NQ-MISSING without
-            transformers.
+            transformers, NQ-OPTION when weights are to be streamed from something other than safetensors.
     """
     try:
         import transformers
@@ -47,6 +52,8 @@ def load_model(path: str | Path, *, allow_pickle: bool = False) -> Iterator[Sour
         )
     else:
         name = path.stem if path.is_file() else path.resolve().name
-    opened = from_folder(path, name, allow_pickle) if path.is_dir() else from_gguf(path, name)
+    if stream and not path.is_dir():
+        raise not_streamed(f"{path} is a single file")
+    opened = from_folder(path, name, allow_pickle, stream, limit) if path.is_dir() else from_gguf(path, name)
     with opened as source:
         yield source

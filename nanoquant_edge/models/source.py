@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ..errors import NqEdgeError, first_line
 from .config import DecoderConfig
 from .families import Family, family_of
+from .stored import StoredWeights, hollow_model
 
-__all__ = ["SourceModel", "load_dense", "load_tokenizer"]
+__all__ = ["SourceModel", "load_dense", "load_streamed", "load_tokenizer", "not_streamed"]
 
 
 @dataclass
@@ -22,11 +26,13 @@ class SourceModel:
 
     Attributes:
         name: what to call it in reports.
-        model: transformers causal language model, float32, on the CPU, in evaluation mode.
+        model: transformers causal language model, float32, on the CPU, in evaluation mode. Where the weights are
+            streamed, those of the blocks are on the meta device outside of `opened`.
         tokenizer: its transformers tokenizer.
         config: config.json content, without any quantization entry.
         companions: folder with tokenizer and generation files, valid while the context of `load_model` is open.
         note: what a reader of its figures must know (a GGUF file holds dequantised weights).
+        stored: where the blocks' weights are, when they are not in memory.
     """
 
     name: str
@@ -35,6 +41,56 @@ class SourceModel:
     config: dict[str, Any]
     companions: Path
     note: str
+    stored: StoredWeights | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the blocks' weights are read when they are needed."""
+        return self.stored is not None
+
+    def place(self, device: torch.device) -> Any:
+        """Move what is in memory to a device, where `opened` will put the rest; returns the model, frozen."""
+        self.model.requires_grad_(False)
+        if self.stored is None:
+            return self.model.to(device)
+        for module in self.model.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None and not parameter.is_meta:
+                    parameter.data = parameter.data.to(device)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(device)
+        return self.model
+
+    @contextlib.contextmanager
+    def opened(self, path: str) -> Iterator[Any]:
+        """A module with its weights, which are read for as long as the context lasts where they are streamed.
+
+        Args:
+            path: of the module in the model: a block, or a layer.
+        """
+        module: nn.Module = self.model.get_submodule(path)
+        hollow = {name: parameter for name, parameter in module.named_parameters() if parameter.is_meta}
+        try:
+            for name in hollow:
+                _put(module, name, nn.Parameter(self._read(f"{path}.{name}"), requires_grad=False))
+            yield module
+        finally:
+            for name, parameter in hollow.items():
+                _put(module, name, parameter)
+
+    def weights(self, every: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of each parameter in the model's order; streamed ones are read one at a time.
+
+        Args:
+            every: a tied table under each of its names.
+        """
+        for name, parameter in self.model.named_parameters(remove_duplicate=not every):
+            yield name, self._read(name) if parameter.is_meta else parameter
+
+    def _read(self, name: str) -> Tensor:
+        assert self.stored is not None
+        return self.stored.read(name).to(self.model.get_input_embeddings().weight.device)
 
     @property
     def family(self) -> Family:
@@ -45,6 +101,36 @@ class SourceModel:
     def decoder(self) -> DecoderConfig:
         """The model's sizes."""
         return DecoderConfig.from_dict(self.config)
+
+
+def _put(module: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    parent, _, name = path.rpartition(".")
+    module.get_submodule(parent)._parameters[name] = parameter
+
+
+def not_streamed(what: str) -> NqEdgeError:
+    """That weights cannot be streamed from something other than safetensors; `what` says what was found."""
+    hint = "Leave --stream-weights out, or convert the model to safetensors."
+    return NqEdgeError("NQ-OPTION", f"{what}; weights are streamed from safetensors only.", hint)
+
+
+def load_streamed(folder: Path, files: list[Path]) -> tuple[Any, StoredWeights]:
+    """A model whose blocks stay in its files; embeddings, norms behind the blocks and head are read.
+
+    Raises:
+        NqEdgeError: NQ-MODEL when a file is damaged, or a tensor is missing or of another shape.
+    """
+    stored, model = StoredWeights(folder, files), hollow_model(folder)
+    tied = bool(model.config.tie_word_embeddings)
+    names = [name for name, _ in model.named_parameters() if not (tied and name == "lm_head.weight")]
+    stored.check({name: tuple(model.get_parameter(name).shape) for name in names})
+    blocks = f"{family_of(model.config.to_dict()).blocks}."
+    for name in names:
+        if not name.startswith(blocks):
+            _put(model, name, nn.Parameter(stored.read(name), requires_grad=False))
+    if tied:
+        _put(model, "lm_head.weight", model.get_input_embeddings().weight)
+    return model, stored
 
 
 def load_dense(path: Path, folder: Path, **options: Any) -> Any:
