@@ -11,14 +11,16 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .admm import factorize
+from .admm import Factors, factorize
+from .admm_curved import factorize_curved
 from .calling import BlockCall, same_arguments
+from .curvature import input_factors
 from .importance import Importance, input_moments
 from .layers import LatentLinear, SignFactors, empty_linear, load_frozen, module_at, replace_module
 from .optimize import Outcome, ParameterGroup, Tuner
@@ -43,6 +45,7 @@ class BlockResult:
         errors: linear name -> relative weighted error of the factorization.
         losses: linear name -> (TuneFP outcome, TuneLatentSTE outcome).
         seconds: stage -> time over all layers.
+        plain: layers whose factorization under curvature was not finite, so that the diagonals served.
     """
 
     factors: dict[str, SignFactors]
@@ -50,6 +53,7 @@ class BlockResult:
     errors: dict[str, float]
     losses: dict[str, tuple[Outcome, Outcome]]
     seconds: dict[str, float] = field(default_factory=lambda: {"TuneFP": 0.0, "LB-ADMM": 0.0, "TuneLatentSTE": 0.0})
+    plain: list[str] = field(default_factory=list)
 
 
 class Workbench:
@@ -236,6 +240,21 @@ class Workbench:
         self._recalled = False
 
 
+def _factorized(
+    bench: Workbench, name: str, rank: int, importance: Importance, inputs: Tensor | None, seed: int
+) -> tuple[Factors, bool]:
+    """LB-ADMM of an open layer, under its curvature where there is some; and whether that failed."""
+    weight, device, settings = bench.open[name].weight, bench.call.device, bench.recipe.admm(bench.call.dtype)
+    if inputs is not None and importance.curvature is not None:
+        sizes = float(importance.inputs.mean()), float(importance.outputs.mean())
+        outputs = importance.curvature.outputs.to(device)
+        factors = factorize_curved(weight, inputs, outputs, sizes, rank, settings, seed, bench.problems)
+        if math.isfinite(factors.error):
+            return factors, False
+    moments = importance.inputs.to(device), importance.outputs.to(device)
+    return factorize(weight, *moments, rank, settings, seed, bench.problems), inputs is not None
+
+
 def reconstruct_block(
     dense: nn.Module,
     linears: tuple[str, ...],
@@ -271,10 +290,17 @@ def reconstruct_block(
     device = call.device
     bench = Workbench(dense, linears, call, recipe) if bench is None else bench
     bench.load(dense, inputs, targets, weights)
-    if recipe.refresh_inputs:
-        moments = input_moments(bench.block, bench.open, lambda part: call(bench.block, part.to(device)), inputs)
+    curved: dict[str, Tensor] = {}
+
+    def run(part: Tensor) -> Tensor:
+        return call(bench.block, part.to(device))
+
+    if recipe.curvature:
+        curved = input_factors(bench.open, importances, run, inputs, bench.at_once)
+    elif recipe.refresh_inputs:
+        moments = input_moments(bench.block, bench.open, run, inputs)
         importances = {
-            name: Importance(moments[name].shrunk(len(inputs), recipe.gamma), value.outputs)
+            name: replace(value, inputs=moments[name].shrunk(len(inputs), recipe.gamma))
             for name, value in importances.items()
         }
     result = BlockResult({}, bench.block, {}, {})
@@ -285,15 +311,8 @@ def reconstruct_block(
         clock = [time.monotonic()]
         fp = bench.tune_open(index, seed)
         clock.append(time.monotonic())
-        factors = factorize(
-            bench.open[name].weight,
-            importances[name].inputs.to(device),
-            importances[name].outputs.to(device),
-            ranks[name],
-            recipe.admm(call.dtype),
-            seed,
-            bench.problems,
-        )
+        factors, plain = _factorized(bench, name, ranks[name], importances[name], curved.get(name), seed)
+        result.plain += [name] if plain else []
         team().take_first([factors.u_latent, factors.v_latent, factors.scale_out, factors.scale_in])
         clock.append(time.monotonic())
         bench.use_latent(index, factors)

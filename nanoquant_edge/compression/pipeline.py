@@ -19,6 +19,7 @@ from ..errors import NqEdgeError
 from ..files import check_new_folder
 from ..models.loading import SourceModel, load_model
 from .calibration import read_text, sampled_windows, text_windows
+from .curvature import with_curvature
 from .distillation import distill_scales
 from .importance import collect_importances
 from .optimize import preferred_dtype
@@ -204,6 +205,12 @@ def compress_source(
         shares, _ = rank_shares(errors, even, shapes)
         clock["sensitivities"] = time.monotonic() - started - sum(clock.values())
     ranks = allocate_ranks(shapes, places, bpw, recipe.rank_depth, recipe.rank_types, shares)
+    if recipe.curvature:
+        # Not kept for --resume: it is larger than the model, and three passes give it again.
+        importances = with_curvature(
+            model, linears, windows, importances, lambda part: report(0.10, f"curvature {part:.0%}"), dtype
+        )
+        clock["curvature"] = time.monotonic() - started - sum(clock.values())
     reconstructed = reconstruct_blocks(
         source,
         windows,

@@ -53,6 +53,7 @@ def _finished(result: BlockResult) -> FinishedBlock:
     for name, outcomes in result.losses.items():
         stages = zip(("TuneFP", "TuneLatentSTE"), outcomes, strict=True)
         undone += [(stage, name) for stage, outcome in stages if outcome.undone]
+    undone += [("curvature", name) for name in result.plain]
     error = round(sum(result.errors.values()) / len(result.errors), 4)
     return FinishedBlock(result.factors, error, undone)
 

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Curvature of the loss around each linear layer: two dense factors instead of two diagonals (method section 19.4).
+
+With inputs x_t and output gradients d_t, the per-token Fisher of a weight is the mean of (d_t d_t^T) x (x_t x_t^T). The
+Kronecker product L x R nearest to it in the sense of a matrix normal distribution satisfies
+
+    L ~ sum_t (x_t^T R^-1 x_t) d_t d_t^T,      R ~ sum_t (d_t^T L^-1 d_t) x_t x_t^T,
+
+so a token counts by how unusual its other half is, and the massive activations of a first token, whose gradients are
+small, do not swamp R as they do in a plain second moment. Both factors are updated from the previous pass at once
+(Jacobi), which takes one forward and backward pass each; they start from the diagonal importances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..devices.fit import memory_available
+from ..errors import NqEdgeError
+from .importance import Importance, gradient_pass
+from .parallel import team
+
+__all__ = ["Curvature", "bytes_needed", "check_memory", "input_factors", "shrunk", "with_curvature"]
+
+#: Alternating passes and shrinkage toward the identity (method section 19.4).
+_PASSES, _SHRINK = 3, 0.2
+#: Gradients in the units of the importances: squares of smaller ones leave float32 (method section 13.5).
+_GRADIENT_UNIT = 1e6
+
+
+@dataclass
+class Curvature:
+    """What the dense model says about one linear layer, float32 on the CPU.
+
+    Attributes:
+        outputs: (m, m) factor L, shrunk, of mean diagonal 1.
+        weights: (windows, length), d_t^T L^-1 d_t / m: how much each token counts in R.
+    """
+
+    outputs: Tensor
+    weights: Tensor
+
+
+def shrunk(total: Tensor, what: str) -> Tensor:
+    """A sum of outer products as a factor: mean diagonal 1, a fifth of it the identity; the identity from zeros.
+
+    Raises:
+        NqEdgeError: NQ-NUMERIC, naming `what`, when an entry is not finite.
+    """
+    mean = float(total.diagonal().mean())
+    if not bool(torch.isfinite(total).all()):
+        raise NqEdgeError("NQ-NUMERIC", f"the curvature of {what} holds NaN or infinity.")
+    found = torch.eye(total.shape[0], device=total.device)
+    # A layer that never saw a gradient counts every channel equally (method section 13.5).
+    return found if mean <= 0 else found.mul_(_SHRINK).add_(0.5 * (total + total.T), alpha=(1 - _SHRINK) / mean)
+
+
+def _weigh(z: Tensor, inverse: Tensor) -> Tensor:
+    """z_t^T M^-1 z_t / channels for every token, M^-1 given whole or by its diagonal."""
+    return ((z * inverse) if inverse.ndim == 1 else z @ inverse).mul(z).mean(1)
+
+
+class _Fit:
+    """Both factors of one layer while they are fitted: two sums and two inverses, float32 on the layer's device."""
+
+    def __init__(self, name: str, layer: nn.Linear, importance: Importance) -> None:
+        self.name, device = name, layer.weight.device
+        self.outputs = torch.zeros(layer.out_features, layer.out_features, device=device)
+        self.inputs = torch.zeros(layer.in_features, layer.in_features, device=device)
+        self.inverses = [_inverse_diagonal(value).to(device) for value in (importance.outputs, importance.inputs)]
+        self.weights: list[Tensor] = []
+
+    def watch(self, _module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        """Forward hook: adds the window once its gradient is there."""
+        if output.requires_grad:
+            x = arguments[0].detach().flatten(0, -2)
+            output.register_hook(lambda gradient: self.add(x.float(), gradient.flatten(0, -2).float() * _GRADIENT_UNIT))
+
+    @torch.no_grad()
+    def add(self, x: Tensor, gradient: Tensor) -> None:
+        """One window: x (tokens, n) and gradient (tokens, m)."""
+        by_gradient, by_input = _weigh(gradient, self.inverses[0]), _weigh(x, self.inverses[1])
+        self.outputs.addmm_((gradient * by_input[:, None]).T, gradient)
+        self.inputs.addmm_((x * by_gradient[:, None]).T, x)
+        self.weights.append(by_gradient)
+
+    def close_pass(self, last: bool, split: bool) -> None:
+        """Join what all processes saw, and take the inverses that the next pass needs."""
+        if split:
+            team().add([self.outputs, self.inputs])
+        if last:
+            return
+        self.weights.clear()
+        for place, total in enumerate((self.outputs, self.inputs)):
+            factor = torch.linalg.cholesky(shrunk(total, self.name))
+            self.inverses[place] = torch.cholesky_inverse(factor)
+            total.zero_()
+
+    def finish(self, windows: int, split: bool) -> Curvature:
+        """The result on the CPU."""
+        seen = torch.stack(self.weights)
+        if split:
+            seen, own = torch.zeros(windows, seen.shape[1], device=seen.device), seen
+            team().share(seen).copy_(own)
+            team().add([seen])
+        return Curvature(shrunk(self.outputs, self.name).cpu(), seen.cpu())
+
+
+def _inverse_diagonal(importance: Tensor) -> Tensor:
+    return 1 / importance.clamp_min(1e-6 * float(importance.mean()))
+
+
+def bytes_needed(linears: dict[str, nn.Linear], tokens: int) -> tuple[int, int]:
+    """Memory of `with_curvature`: on the layers' device while it runs, and on the host afterwards.
+
+    A layer of m x n holds sums and inverses, 4 bytes x 2 (m^2 + n^2), then L and the tokens' weights, 4 (m^2 + tokens).
+    """
+    sizes = [(layer.out_features, layer.in_features) for layer in linears.values()]
+    return sum(8 * (m * m + n * n) for m, n in sizes), sum(4 * (m * m + tokens) for m, _ in sizes)
+
+
+def check_memory(linears: dict[str, nn.Linear], tokens: int, device: torch.device) -> None:
+    """Refuse a model whose factors need more than two thirds of the memory that is free.
+
+    Raises:
+        NqEdgeError: NQ-OPTION.
+    """
+    on_device, kept = bytes_needed(linears, tokens)
+    host = memory_available()
+    if device.type == "cuda":
+        free: int | None = torch.cuda.mem_get_info(device)[0]
+    else:
+        free, on_device = host, on_device + kept
+    for need, have, where in ((on_device, free, str(device)), (kept, host, "the host")):
+        if have is not None and 3 * need > 2 * have:
+            raise NqEdgeError(
+                "NQ-OPTION",
+                f"curvature needs {need / 1e9:.1f} GB on {where}, where {have / 1e9:.1f} GB are free.",
+                "Leave curvature off (--set curvature=false), or use a device with more memory.",
+            )
+
+
+def with_curvature(
+    model: Any,
+    linears: dict[str, nn.Linear],
+    windows: Tensor,
+    importances: dict[str, Importance],
+    report: Callable[[float], None] = lambda _fraction: None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Importance]:
+    """The importances with the layers' curvature, from three passes of the dense model.
+
+    Args:
+        model: transformers causal language model.
+        linears: name -> layer.
+        windows: int64 (windows, length).
+        importances: name -> diagonal importances, where the fit starts.
+        report: called with the fraction done.
+        dtype: compute type of the passes; the factors are float32.
+
+    Raises:
+        NqEdgeError: NQ-OPTION where the factors do not fit, NQ-NUMERIC where a loss or a factor is not finite.
+    """
+    check_memory(linears, windows.numel(), model.get_output_embeddings().weight.device)
+    fits = {name: _Fit(name, layer, importances[name]) for name, layer in linears.items()}
+    handles = [layer.register_forward_hook(fits[name].watch) for name, layer in linears.items()]
+    split = team().splits(len(windows))
+    try:
+        for index in range(_PASSES):
+            gradient_pass(model, windows, lambda part, at=index: report((at + part) / _PASSES), dtype)  # type: ignore[misc]
+            for fit in fits.values():
+                fit.close_pass(index + 1 == _PASSES, split)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for name in linears:  # each layer's sums are let go as soon as they are used
+        found[name] = replace(importances[name], curvature=fits.pop(name).finish(len(windows), split))
+    return found
+
+
+@torch.no_grad()
+def input_factors(
+    linears: dict[str, nn.Linear],
+    importances: dict[str, Importance],
+    run: Callable[[Tensor], Tensor],
+    stream: Tensor,
+    at_once: int = 1,
+) -> dict[str, Tensor]:
+    """R of a block's layers on the compressed stream, each token with the weight that the dense model gave it.
+
+    Args:
+        linears: name -> layer in the block that `run` calls.
+        importances: name -> importances with curvature.
+        run: one forward pass over (windows, length, hidden).
+        stream: (windows, length, hidden).
+        at_once: windows that go through together.
+
+    Returns:
+        Name -> (n, n), shrunk, of mean diagonal 1, on the layer's device.
+
+    Raises:
+        NqEdgeError: NQ-NUMERIC where a factor is not finite.
+    """
+    totals = {
+        name: torch.zeros(layer.in_features, layer.in_features, device=layer.weight.device)
+        for name, layer in linears.items()
+    }
+    place = slice(0, 0)
+
+    def watch(name: str) -> Callable[..., None]:
+        curvature = importances[name].curvature
+        assert curvature is not None
+
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            x = arguments[0].flatten(0, -2).float()
+            weights = curvature.weights[place].flatten().to(x.device)
+            totals[name].addmm_((x * weights[:, None]).T, x)
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in linears.items()]
+    try:
+        for start in range(0, len(stream), at_once):
+            place = slice(start, start + at_once)
+            run(stream[place])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: shrunk(total, name) for name, total in totals.items()}
