@@ -4,17 +4,19 @@
     python -m benchmarks.quality MODEL --recipe default --recipe official --schedule reduced --bpw 1.0 --seed 0 --append
 
 Calibration is the WikiText-2 training part; the corpora are the WikiText-2 test split and Wikipedia passages. One row
-for each recipe, rate and seed, written as soon as it is there; rows that the figure holds already are passed over, so a
-long table can be made in several runs. `--figures` writes elsewhere (on a machine whose files are fetched), and
-`--merge FILE` takes such rows over.
+for each model, recipe, rate and seed, written as soon as it is there; rows that the figure holds already are passed
+over, so a long table can be made in several runs, each of them within `--time-limit`. `--figures` writes elsewhere (on
+a machine whose files are fetched), and `--merge FILE` takes such rows over. The dense model's figures are taken from
+earlier rows where there are any.
 """
 
 from __future__ import annotations
 
-import copy
+import functools
 import json
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,57 +24,67 @@ import click
 import torch
 
 from benchmarks.figures import FOLDER, append_rows, merge_rows
+from benchmarks.quality_measure import Measure
 from benchmarks.round_to_nearest import rounded_layers, stored_bits
-from benchmarks.zero_shot import accuracies
+from nanoquant_edge.checkpoint import COMPANION_FILES
 from nanoquant_edge.compression import Recipe, compress_source
 from nanoquant_edge.compression.calibration import read_text
 from nanoquant_edge.compression.recipe import REDUCED
 from nanoquant_edge.models.loading import SourceModel, load_model
 from nanoquant_edge.validation.dense import dense_model
-from nanoquant_edge.validation.perplexity import chunked_logits, perplexity
 
 _KEY = ("model", "recipe", "schedule", "n_windows", "target_bpw", "seed")
 
 
-@torch.inference_mode()
-def divergence(dense: Any, compressed: Any, ids: torch.Tensor) -> tuple[float, float]:
-    """Mean KL (dense || compressed) in nats and share of equal top-1 tokens, over windows (count, length)."""
-    total, equal, positions = 0.0, 0, 0
-    for row in ids.to(dense.device):
-        pairs = zip(chunked_logits(dense, row[None]), chunked_logits(compressed, row[None]), strict=True)
-        for (_, p), (_, q) in pairs:
-            wanted, found = p[0].log_softmax(-1), q[0].log_softmax(-1)
-            total += float((wanted.exp() * (wanted - found)).sum())
-            equal += int((wanted.argmax(-1) == found.argmax(-1)).sum())
-            positions += wanted.shape[0]
-    return total / positions, equal / positions
+def known_dense(rows: list[dict[str, Any]], model: str, windows: int, items: int) -> dict[str, Any] | None:
+    """The dense model's figures, where an earlier row of the same model, windows and items has them."""
+    for row in reversed(rows):
+        if (row["model"], row["n_windows"], row.get("zero_shot_items")) == (model, windows, items):
+            found = {name: value for name, value in row.items() if name.endswith("_dense")}
+            if found:
+                return found
+    return None
 
 
 class Bench:
-    """A model, the texts it is measured on, and the dense model's own figures."""
+    """A model, the texts it is measured on, and the dense model's own figures.
 
-    def __init__(self, source: SourceModel, texts: Path, windows: int, items: int) -> None:
-        self.source, self.texts, self.windows, self.items = source, texts, windows, items
+    Args:
+        source: the model.
+        texts: folder of the texts.
+        windows: of each corpus.
+        items: of each zero-shot set.
+        rows: earlier rows, which may hold the dense model's figures.
+    """
+
+    def __init__(
+        self, source: SourceModel, texts: Path, windows: int, items: int, rows: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        self.source, self.items = source, items
         self.calibration = read_text(texts / "wikitext2-train-part.raw")
-        self.corpora = [
-            torch.tensor(source.tokenizer(read_text(texts / name), verbose=False)["input_ids"])[: windows * 2048]
-            for name in ("wikitext2-test.raw", "wikipedia-passages.txt")
-        ]
-        self._dense: dict[str, Any] | None = None
+        self.measure = Measure(source.tokenizer, source.config, texts, windows, items)
+        self._dense = known_dense(list(rows), source.name, windows, items)
 
-    def measured(self, model: Any, suffix: str = "") -> dict[str, Any]:
-        """Perplexities and accuracies of a model."""
-        found: dict[str, Any] = {
-            f"{name}{suffix}": round(perplexity(model, ids), 3)
-            for name, ids in zip(("ppl", "ppl2"), self.corpora, strict=True)
+    def figures(self, model: Any, states: torch.Tensor) -> dict[str, Any]:
+        """What every row has: a model's figures, the dense model's, and how long measuring took."""
+        started = time.monotonic()
+        found = self.measure.compressed(model, self.source.model, states)
+        seconds = time.monotonic() - started
+        if self._dense is None:
+            self._dense = self.measure.dense(self.source.model)
+        weights = sum(parameter.numel() for parameter in self.source.model.parameters())
+        return {
+            **found,
+            **self._dense,
+            "dense_mb": round(weights * 2 / 1e6 + self._companions_mb(), 2),
+            "zero_shot_items": self.items,
+            "measure_seconds": round(seconds, 1),
         }
-        if self.items:
-            scores = accuracies(model, self.source.tokenizer, self.texts / "zeroshot", self.items)
-            found.update({f"{name}{suffix}": value for name, value in scores.items()})
-        return found
 
     def row(self, label: dict[str, Any], recipe: Recipe, options: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Compress and measure once."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # the peak is this row's, not that of the rows before it
         checkpoint = compress_source(
             self.source,
             folder,
@@ -84,48 +96,40 @@ class Bench:
             overwrite=True,
             **options,
         )
-        dense = self.source.model
-        if self._dense is None:
-            self._dense = self.measured(dense, "_dense")
-        student = dense_model(folder).to(dense.device)
-        kl, top1 = divergence(dense, student, self.corpora[0][: 8 * 2048].view(-1, 2048))
+        states = self.measure.dense_states(self.source.model)
         run = checkpoint.settings.recipe
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         return {
             **label,
             "true_bpw": round(checkpoint.settings.true_bpw, 4),
-            **self.measured(student),
-            **self._dense,
-            "kl": round(kl, 4),
-            "top1": round(top1, 4),
+            **self.figures(dense_model(folder).to(self.source.model.device), states),
             "file_mb": round(size / 1e6, 2),
-            "zero_shot_items": self.items,
             **{name: run[name] for name in ("seconds", "stage_seconds", "peak_mb", "kd_loss", "undone")},
         }
 
     def rounded_row(self, label: dict[str, Any]) -> dict[str, Any]:
-        """Measure round-to-nearest at as many bits as the label's rate says."""
+        """Measure round-to-nearest at as many bits as the label's rate says; the file's size is worked out."""
         model, bits = self.source.model, int(label["target_bpw"])
         names = self.source.family.layer_names(self.source.decoder.num_layers)
         shapes = [tuple(model.get_submodule(name).weight.shape) for name in names]
         stored = sum(stored_bits((m, n), bits) for m, n in shapes)
         weights = sum(m * n for m, n in shapes)
         others = sum(parameter.numel() for parameter in model.parameters()) - weights
-        cut = self.corpora[0][: 8 * 2048].view(-1, 2048)
-        dense = copy.deepcopy(model)
+        states = self.measure.dense_states(model)
+        self._dense = self._dense or self.measure.dense(model)
         with rounded_layers(model, names, bits):
-            kl, top1 = divergence(dense, model, cut)
-            figures = self.measured(model)
-        size = round(stored / 8e6 + others * 2 / 1e6, 2)
+            figures = self.figures(model, states)  # the head is not rounded, so it is the dense model's too
         return {
             **label,
             "true_bpw": round(stored / weights, 4),
             **figures,
-            "kl": round(kl, 4),
-            "top1": round(top1, 4),
-            "file_mb": size,
-            "zero_shot_items": self.items,
+            "file_mb": round(stored / 8e6 + others * 2 / 1e6 + self._companions_mb(), 2),
         }
+
+    def _companions_mb(self) -> float:
+        """Size of the tokenizer and whatever else every checkpoint of the model carries."""
+        files = [self.source.companions / name for name in COMPANION_FILES]
+        return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
 def _wanted(
@@ -150,10 +154,10 @@ def _wanted(
 
 
 @click.command()
-@click.argument("model")
+@click.argument("models", nargs=-1)
 @click.option("--texts", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
 @click.option(
-    "--recipe", "--preset", "recipes", multiple=True, default=("quick",), show_default=True, help="May be repeated."
+    "--recipe", "--preset", "recipes", multiple=True, help="May be repeated; quick where nothing else is asked for."
 )
 @click.option("--schedule", type=click.Choice(["", "reduced"]), default="", help="Of default and official.")
 @click.option("--bpw", "bpws", type=float, multiple=True, default=(2.0,), show_default=True, help="May be repeated.")
@@ -167,9 +171,10 @@ def _wanted(
 @click.option("--append", is_flag=True, help="Add the rows to the figure file quality.json.")
 @click.option("--figures", type=click.Path(path_type=Path), default=FOLDER, help="Folder of the figure file.")
 @click.option("--merge", type=click.Path(path_type=Path, exists=True), help="Only take over the rows of this file.")
+@click.option("--time-limit", type=float, default=float("inf"), help="Start no further row after so many seconds.")
 @click.option("--output", type=click.Path(path_type=Path), help="Keep the last checkpoint here.")
 def main(
-    model: str,
+    models: tuple[str, ...],
     texts: Path,
     recipes: tuple[str, ...],
     schedule: str,
@@ -184,34 +189,52 @@ def main(
     append: bool,
     figures: Path,
     merge: Path | None,
+    time_limit: float,
     output: Path | None,
 ) -> None:
-    """Compress MODEL and print one row a recipe, rate and seed."""
+    """Compress MODELS, one after the other, and print one row a recipe, rate and seed."""
+    started = time.monotonic()
     if merge is not None:
         click.echo(f"{merge_rows('quality', merge, figures)} rows taken over")
         return
-    path = figures / "quality.json"
-    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if append and path.is_file() else []
-    there = {tuple(row.get(key) for key in _KEY) for row in old}
-    with load_model(model) as source, tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(source, texts, windows, items)
-        options = {"device": device, "compute_dtype": compute_dtype}
-        for label, recipe in _wanted(source.name, recipes, schedule, changes, bpws, seeds, windows):
-            if tuple(label.values()) in there:
-                continue
-            row = bench.row(label, recipe, options, output or Path(scratch) / "checkpoint")
-            if append:
-                append_rows("quality", [row], folder=figures)
-            click.echo(json.dumps(row))
-        for bits in rounded:
-            label = dict(zip(_KEY, (source.name, "rtn", "", windows, float(bits), 0), strict=True))
-            if tuple(label.values()) in there:
-                continue
-            source.model.to("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
-            row = bench.rounded_row(label)
-            if append:
-                append_rows("quality", [row], folder=figures)
-            click.echo(json.dumps(row))
+    if not models:
+        raise click.UsageError("Name a model.")
+    recipes = recipes or (() if rounded else ("quick",))
+    for place, model in enumerate(models):
+        if time.monotonic() - started > time_limit:
+            click.echo(f"time limit: not started {', '.join(models[place:])}", err=True)
+            return
+        with load_model(model) as source, tempfile.TemporaryDirectory() as scratch:
+            there = _rows(figures) if append else []
+            bench = Bench(source, texts, windows, items, there + (_rows(FOLDER) if figures != FOLDER else []))
+            options = {"device": device, "compute_dtype": compute_dtype}
+            jobs: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = []
+            for label, recipe in _wanted(source.name, recipes, schedule, changes, bpws, seeds, windows):
+                folder = output or Path(scratch) / "checkpoint"
+                jobs.append((label, functools.partial(bench.row, label, recipe, options, folder)))
+            for bits in rounded:
+                label = dict(zip(_KEY, (source.name, "rtn", "", windows, float(bits), 0), strict=True))
+                jobs.append((label, functools.partial(_rounded, bench, label, device)))
+            done = {tuple(row.get(key) for key in _KEY) for row in there}
+            jobs = [(label, job) for label, job in jobs if tuple(label.values()) not in done]
+            for count, (_, job) in enumerate(jobs):
+                if time.monotonic() - started > time_limit:
+                    click.echo(f"time limit: {len(jobs) - count} rows of {source.name} not started", err=True)
+                    return
+                row = job()
+                if append:
+                    append_rows("quality", [row], folder=figures)
+                click.echo(json.dumps(row))
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "quality.json"
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+
+
+def _rounded(bench: Bench, label: dict[str, Any], device: str) -> dict[str, Any]:
+    bench.source.model.to("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    return bench.rounded_row(label)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,16 @@ from typing import Any
 
 import torch
 
-__all__ = ["SETS", "accuracies"]
+__all__ = ["SETS", "Tasks"]
 
 #: One item: (context, continuation) pairs and the place of the right one; LAMBADA has one pair.
 Item = tuple[list[tuple[str, str]], int]
-_BATCH_TOKENS = 8192
+#: Ids of context and continuation, and where the continuation begins.
+Row = tuple[list[int], int]
+_LONGEST = 1024
+#: Tokens of one forward pass and bytes of float32 logits, on a CPU and on a GPU.
+_BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
+_LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -66,54 +71,84 @@ SETS: dict[str, Callable[[Path], list[Item]]] = {
 }
 
 
-@torch.inference_mode()
-def _scores(model: Any, tokenizer: Any, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
-    """Log-likelihood of each continuation, and whether greedy decoding would have written it."""
+def _encoded(tokenizer: Any, pairs: list[tuple[str, str]]) -> list[Row]:
+    """Ids of context and continuation together, and where the continuation begins; at most the last 1024 ids."""
+    if not pairs:
+        return []
+    before = tokenizer([context for context, _ in pairs])["input_ids"]
+    whole = tokenizer([context + continuation for context, continuation in pairs])["input_ids"]
     rows = []
-    for context, continuation in pairs:
-        before = tokenizer(context)["input_ids"]
-        whole = tokenizer(context + continuation)["input_ids"]
-        start = min(len(before), len(whole) - 1)
-        rows.append((whole[-1024:], max(1, start - max(0, len(whole) - 1024))))
+    for context, ids in zip(before, whole, strict=True):
+        start = min(len(context), len(ids) - 1) - max(0, len(ids) - _LONGEST)
+        rows.append((ids[-_LONGEST:], max(1, start)))
+    return rows
+
+
+@torch.inference_mode()
+def _scores(model: Any, rows: list[Row]) -> list[tuple[float, bool]]:
+    """Log-likelihood of each continuation, and whether greedy decoding would have written it."""
     found: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
     order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]))
+    budget = _BATCH_TOKENS[model.device.type]
     while order:
-        count = max(1, _BATCH_TOKENS // len(rows[order[-1]][0]))
+        count = max(1, budget // len(rows[order[-1]][0]))
         chosen, order = order[-count:], order[:-count]
-        longest = max(len(rows[place][0]) for place in chosen)
-        # Padding stands behind, where a causal model does not see it.
-        ids = torch.tensor([rows[place][0] + [0] * (longest - len(rows[place][0])) for place in chosen])
-        hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
-        cap = getattr(model.config, "final_logit_softcapping", None)
-        for row, place in enumerate(chosen):
-            tokens, start = rows[place]
-            logits = model.get_output_embeddings()(hidden[row, start - 1 : len(tokens) - 1]).float()
-            logits = logits if cap is None else cap * torch.tanh(logits / cap)
-            target = torch.tensor(tokens[start:], device=logits.device)
-            chances = logits.log_softmax(-1).gather(1, target[:, None])
-            found[place] = (float(chances.sum()), bool((logits.argmax(-1) == target).all()))
+        for place, score in zip(chosen, _batch(model, [rows[place] for place in chosen]), strict=True):
+            found[place] = score
     return found
 
 
-def accuracies(model: Any, tokenizer: Any, folder: Path, items: int) -> dict[str, float]:
-    """Accuracy on the first `items` of every set that lies in the folder.
+def _batch(model: Any, rows: list[Row]) -> list[tuple[float, bool]]:
+    """Scores of some rows in one forward pass; the head sees only the positions that count."""
+    longest = max(len(ids) for ids, _ in rows)
+    # Padding stands behind, where a causal model does not see it.
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in rows]).to(model.device)
+    spans = [(place, start, len(row)) for place, (row, start) in enumerate(rows)]
+    owner = torch.tensor([place for place, start, end in spans for _ in range(start, end)]).to(model.device)
+    spot = torch.tensor([position for _, start, end in spans for position in range(start, end)]).to(model.device)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[owner, spot - 1]
+    target = ids[owner, spot]
+    head, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
+    wrong = torch.zeros(len(rows), dtype=torch.int64, device=model.device)
+    step = max(1, _LOGIT_BYTES[model.device.type] // (4 * head.weight.shape[0]))
+    for first in range(0, len(owner), step):
+        part = slice(first, first + step)
+        logits = head(hidden[part]).float()
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        chances = logits.log_softmax(-1).gather(1, target[part, None])[:, 0]
+        sums.index_add_(0, owner[part], chances.double())
+        wrong.index_add_(0, owner[part], (logits.argmax(-1) != target[part]).long())
+    return list(zip(sums.tolist(), (wrong == 0).tolist(), strict=True))
+
+
+class Tasks:
+    """The sets that lie in a folder, tokenized once for all models that share the tokenizer.
 
     Args:
-        model: transformers causal language model.
-        tokenizer: its tokenizer.
-        folder: with the files named above.
+        tokenizer: transformers tokenizer.
+        folder: with the files named above; sets that are not there are left out.
         items: of each set.
     """
-    found = {}
-    for name, read in SETS.items():
-        try:
-            chosen = read(folder)[:items]
-        except FileNotFoundError:
-            continue
-        scores = iter(_scores(model, tokenizer, [pair for pairs, _ in chosen for pair in pairs]))
-        right = 0
-        for pairs, gold in chosen:
-            here = [next(scores) for _ in pairs]
-            right += here[0][1] if len(here) == 1 else here.index(max(here)) == gold
-        found[name] = round(right / len(chosen), 4)
-    return found
+
+    def __init__(self, tokenizer: Any, folder: Path, items: int) -> None:
+        self._sets: dict[str, list[tuple[list[Row], int]]] = {}
+        for name, read in SETS.items() if items else ():
+            try:
+                chosen = read(folder)[:items]
+            except FileNotFoundError:
+                continue
+            rows = iter(_encoded(tokenizer, [pair for pairs, _ in chosen for pair in pairs]))
+            self._sets[name] = [([next(rows) for _ in pairs], gold) for pairs, gold in chosen]
+
+    def accuracies(self, model: Any) -> dict[str, float]:
+        """Accuracy on every set of a transformers causal language model."""
+        scores = iter(_scores(model, [row for sets in self._sets.values() for rows, _ in sets for row in rows]))
+        found = {}
+        for name, items in self._sets.items():
+            right = 0
+            for rows, gold in items:
+                here = [next(scores) for _ in rows]
+                right += here[0][1] if len(here) == 1 else here.index(max(here)) == gold
+            found[name] = round(right / len(items), 4)
+        return found

@@ -26,9 +26,9 @@ _WORD = 32
 #: Ranks at which each layer is measured, as multiples of its even rank; a layer's share stays between the outer two,
 #: since the law says nothing beyond them.
 POINTS = (0.5, 1.0, 1.5)
-#: Exponents of real layers lie between 0.6 (attention of the first blocks) and 2.5; noise must not leave that far.
+#: Exponents of SmolLM2-135M's layers lie between 0.80 and 1.02; noise must not lead far from there.
 _EXPONENTS = (0.25, 4.0)
-#: Enough to rank layers: the error is within a tenth of that after 400 steps.
+#: Enough to weigh layers against each other: E is 14 to 22 % above that after 400 steps on real layers.
 _STEPS, _SVID_STEPS = 32, 2
 #: Layers up to this size are bound by launches: their steps are kept as CUDA graphs.
 _KEEP_UP_TO = 1 << 24

@@ -26,8 +26,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 class Letters:
     """A tokenizer for which every letter is an id."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [ord(letter) % 300 for letter in text]}
+    def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) % 300 for letter in text] for text in texts]}
 
 
 @pytest.fixture
@@ -38,12 +38,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_scores_are_sums_of_log_likelihoods() -> None:
+@pytest.mark.parametrize("tokens", [8192, 24])
+def test_scores_are_sums_of_log_likelihoods(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(zero_shot._BATCH_TOKENS, "cpu", tokens)
+    monkeypatch.setitem(zero_shot._LOGIT_BYTES, "cpu", 5 * 4 * 320)
     model = dense_llama()
     pairs = [("abc", " de"), ("a", " f"), ("hello there", " you and me"), ("xy", "z")]
-    found = zero_shot._scores(model, Letters(), pairs)
+    found = zero_shot._scores(model, zero_shot._encoded(Letters(), pairs))
     for (context, continuation), (score, greedy) in zip(pairs, found, strict=True):
-        ids = torch.tensor(Letters()(context + continuation)["input_ids"])[None]
+        ids = torch.tensor(Letters()([context + continuation])["input_ids"])
         with torch.no_grad():
             chances = model(ids).logits[0].double().log_softmax(-1)
         places = range(len(context), len(context) + len(continuation))
@@ -63,9 +66,16 @@ def test_every_set_is_read(folder: Path) -> None:
 def test_accuracy_counts_right_choices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = [(0.0, False), (1.0, False), (0.5, False), (1.0, True), (0.0, True), (0.0, False), (1.0, False)]
     scores += [(2.0, False), (3.0, False), (-5.0, True)]
-    monkeypatch.setattr(zero_shot, "_scores", lambda _model, _tokenizer, pairs: [scores.pop(0) for _ in pairs])
-    found = zero_shot.accuracies(None, None, folder, 10)
+    monkeypatch.setattr(zero_shot, "_scores", lambda _model, rows: [scores.pop(0) for _ in rows])
+    found = zero_shot.Tasks(Letters(), folder, 10).accuracies(None)
     assert found == {"arc_easy": 1.0, "hellaswag": 0.0, "piqa": 1.0, "winogrande": 0.0, "lambada": 1.0}
+    assert zero_shot.Tasks(Letters(), folder, 0).accuracies(None) == {}
+    assert zero_shot.Tasks(Letters(), folder / "nowhere", 10).accuracies(None) == {}
+
+
+def test_long_rows_keep_their_ends() -> None:
+    rows = zero_shot._encoded(Letters(), [("a" * 2000, "bc"), ("", "word"), ("a", "b" * 2000)])
+    assert [(len(ids), start) for ids, start in rows] == [(1024, 1022), (4, 1), (1024, 1)]
 
 
 def test_rows_are_taken_over_once(tmp_path: Path) -> None:
