@@ -20,6 +20,8 @@ _BETAS = (0.9, 0.99)
 _ADAM_EPS = 1e-6
 #: The cosine ends at this fraction of the start (method section 8.1).
 _FINAL_FRACTION = 1e-4
+#: A large tensor is handed to a GPU's optimizer in up to so many parts of at least so many values.
+_MOST_PARTS, _LEAST_PART = 32, 4096
 
 
 @dataclass
@@ -97,9 +99,11 @@ class Tuner:
         # One learning rate a group, each a view of this vector, which the step fills.
         self._current = torch.zeros(len(self._groups), device=self.device)
         self._bases = torch.zeros_like(self._current)
+        self._parts = [_in_parts(tensor) for tensor in self.tensors]
+        parts = {id(tensor): parts for tensor, parts in zip(self.tensors, self._parts, strict=True)}
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": list(group.tensors), "lr": rate}
+                {"params": [part for tensor in group.tensors for part in parts[id(tensor)]], "lr": rate}
                 for group, rate in zip(self._groups, self._current, strict=True)
             ],
             betas=_BETAS,
@@ -184,11 +188,7 @@ class Tuner:
 
     def _rewind(self) -> None:
         """Counters to the start, moments to zero; what is allocated stays where it is."""
-        for table in (self._losses, self._place, self._step):
-            table.zero_()
-        for state in self.optimizer.state.values():
-            for value in state.values():
-                value.zero_()
+        torch._foreach_zero_([self._losses, self._place, self._step, *self._moments()])
 
     def _prepared(self, size: int) -> Callable[[], None]:
         """The step for batches of one size."""
@@ -197,7 +197,8 @@ class Tuner:
         def step() -> None:
             chosen = self._order[self._place + offsets]
             torch.mul(self._fractions[self._step], self._bases, out=self._current)
-            self.optimizer.zero_grad(set_to_none=True)
+            for tensor in self.tensors:
+                tensor.grad = None
             together = team()
             part = together.share(chosen)
             loss = self.step_loss(part)
@@ -208,6 +209,8 @@ class Tuner:
                 torch._foreach_mul_(gradients, len(part) / size)
                 together.add([*gradients, loss.reshape(1)])
             self._losses[self._step] = (loss * (size / self._samples)).to(self._losses.dtype)
+            for tensor, parts in zip(self.tensors, self._parts, strict=True):
+                _share_gradient(tensor, parts)
             self.optimizer.step()
             self._place += size
             self._step += 1
@@ -226,9 +229,35 @@ class Tuner:
     def _restore(self) -> None:
         torch._foreach_copy_([tensor.detach() for tensor in self.tensors], self._good)
 
+    def _moments(self) -> list[Tensor]:
+        """All of the optimizer's state."""
+        return [value for state in self.optimizer.state.values() for value in state.values()]
+
+    @torch.no_grad()
     def _finite(self) -> bool:
-        values = [*self.tensors, *(value for state in self.optimizer.state.values() for value in state.values())]
-        return bool(torch.stack([torch.isfinite(value.detach()).all() for value in values]).all())
+        largest = torch._foreach_norm([*(tensor.detach() for tensor in self.tensors), *self._moments()], math.inf)
+        return bool(torch.isfinite(torch.stack(list(largest))).all())
+
+
+def _in_parts(tensor: Tensor) -> list[Tensor]:
+    """What the optimizer is given for a tensor: itself, or on a GPU a large one in parts that share its memory.
+
+    The optimizer's kernel gives every 65536 values of a tensor to one multiprocessor: latents of a small model keep
+    three of 132 busy.
+    """
+    if tensor.device.type != "cuda" or tensor.numel() < 2 * _LEAST_PART or not tensor.is_contiguous():
+        return [tensor]
+    size = max(_LEAST_PART, -(-tensor.numel() // _MOST_PARTS))
+    return list(tensor.detach().view(-1).split(size))
+
+
+def _share_gradient(tensor: Tensor, parts: list[Tensor]) -> None:
+    """Give the parts of a tensor their parts of its gradient."""
+    if parts[0] is tensor:
+        return
+    gradients = [None] * len(parts) if tensor.grad is None else tensor.grad.reshape(-1).split(parts[0].numel())
+    for part, gradient in zip(parts, gradients, strict=True):
+        part.grad = gradient
 
 
 def train(

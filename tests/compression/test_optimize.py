@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanoquant_edge.compression import optimize
 from nanoquant_edge.compression.optimize import Outcome, ParameterGroup, Tuner, train
 
 
@@ -152,3 +153,19 @@ def test_no_epochs_do_nothing() -> None:
     outcome = train([ParameterGroup([x], 0.1)], 4, 2, 0, 0, lambda _chosen: 1 / 0)  # type: ignore[arg-type, return-value]
     assert math.isnan(outcome.first)
     assert x.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_tensors_in_parts_are_tuned_as_whole_ones(monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
+    def tuned() -> tuple[Tensor, Outcome]:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(24, 50, generator=generator)
+        targets = torch.randn(6, 24, 50, generator=generator)
+        outcome = train([ParameterGroup([x], 0.01, relative)], 6, 2, 3, 0, quadratic(x, targets))
+        return x, outcome
+
+    whole, expected = tuned()
+    monkeypatch.setattr(optimize, "_in_parts", lambda tensor: list(tensor.detach().view(-1).split(500)))
+    parts, found = tuned()
+    assert torch.equal(parts, whole)
+    assert found == expected
