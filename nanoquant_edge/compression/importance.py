@@ -19,7 +19,15 @@ from .vocabulary import cross_entropy
 if TYPE_CHECKING:
     from .curvature import Curvature
 
-__all__ = ["Importance", "Moment", "collect_importances", "gradient_pass", "input_moments", "shrink"]
+__all__ = [
+    "Importance",
+    "Moment",
+    "collect_importances",
+    "gradient_pass",
+    "input_moments",
+    "refuse_bad_losses",
+    "shrink",
+]
 
 #: Gradients are squared in these units, which also set the size of the latents and so what one step of the latent
 #: optimizer means (method section 13.1).
@@ -95,7 +103,8 @@ def _or_ones(moment: Tensor) -> Tensor:
     return moment if bool((moment > 0).any()) else torch.ones_like(moment)
 
 
-def _refuse_non_finite(losses: list[Tensor]) -> None:
+def refuse_bad_losses(losses: list[Tensor]) -> None:
+    """Raises NQ-NUMERIC, naming the window, when a loss of the dense model is not finite."""
     for index, loss in enumerate(torch.stack(losses).tolist()):
         if not math.isfinite(loss):
             raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on window {index} is {loss}.")
@@ -162,7 +171,7 @@ def gradient_pass(
                 hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
             losses.append(cross_entropy(hidden[0, :-1].to(dtype), head, ids[0, 1:], backward=True, cap=cap))
             if (index + 1) % _LOOK_EVERY == 0 or index + 1 == len(part):
-                _refuse_non_finite(losses)
+                refuse_bad_losses(losses)
             report((index + 1) / len(part))
     finally:
         for parameter in trainable:
@@ -176,6 +185,7 @@ def collect_importances(
     gamma: float,
     report: Callable[[float], None] = lambda _fraction: None,
     dtype: torch.dtype = torch.float32,
+    run: Callable[..., None] | None = None,
 ) -> dict[str, Importance]:
     """One forward and backward pass of the dense model over the calibration windows.
 
@@ -186,6 +196,7 @@ def collect_importances(
         gamma: shrinkage.
         report: called with the fraction done.
         dtype: compute type of the two passes; the statistics are float32.
+        run: both passes, called with windows, report and dtype; None is `gradient_pass` of the model.
 
     Raises:
         NqEdgeError: NQ-NUMERIC when the loss of a window is not finite.
@@ -198,15 +209,15 @@ def collect_importances(
 
     def watch(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs[name].add(arguments[0].detach().flatten(0, -2))
-            if output.requires_grad:
+            if output.requires_grad:  # a pass without gradients only brings a stream to the next block
+                inputs[name].add(arguments[0].detach().flatten(0, -2))
                 output.register_hook(lambda gradient: outputs[name].add(gradient.flatten(0, -2) * unit))
 
         return hook
 
     handles = [layer.register_forward_hook(watch(name)) for name, layer in linears.items()]
     try:
-        gradient_pass(model, windows, report, dtype)
+        gradient_pass(model, windows, report, dtype) if run is None else run(windows, report, dtype)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models whose blocks stay in their files: the same weights and the same function as a loaded model, in every family."""
+"""Models whose blocks stay in their files: the weights and the function of a loaded model, in every family."""
 
 from __future__ import annotations
 

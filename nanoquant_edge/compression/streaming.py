@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dense model's forward and backward pass a block at a time, for models whose blocks are read when needed.
+
+All windows go through a block before the next one is read, so a block's inputs are needed again when its turn comes in
+the backward pass. Keeping them for all blocks would take blocks x windows x length x hidden numbers: 687 GB in float32
+for 80 blocks of Llama-2-70B and 128 windows of 2048. So a few streams are kept, and those between are computed again
+from the nearest one before (recursive checkpointing, Griewank and Walther 2000, ACM TOMS 26(1)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..models.source import SourceModel
+from .calling import BlockCall, first_inputs, recorded_arguments
+from .importance import refuse_bad_losses
+from .optimize import compute_in
+from .parallel import team
+from .vocabulary import cross_entropy
+
+__all__ = ["KEPT_STREAMS", "gradient_pass_by_blocks"]
+
+#: Block inputs that are kept at one time. Each of 80 blocks is then run 2.8 times before its turn, each of 24 twice.
+KEPT_STREAMS = 8
+
+
+class _Inputs:
+    """The input streams of all blocks, asked for from the last to the first.
+
+    Args:
+        first: input of block 0.
+        forward: from a block's number and its input stream, the next block's.
+        limit: streams kept at one time.
+    """
+
+    def __init__(self, first: Tensor, forward: Callable[[int, Tensor], Tensor], limit: int) -> None:
+        self._kept, self._forward, self._limit = {0: first}, forward, limit
+
+    def of(self, goal: int) -> Tensor:
+        """The input of block `goal`, which is not asked for again; nor is one behind it."""
+        self._kept = {place: stream for place, stream in self._kept.items() if place <= goal}
+        if goal in self._kept:
+            return self._kept.pop(goal)
+        at = max(self._kept)
+        stream = self._kept[at]
+        while at < goal:
+            spare = self._limit - len(self._kept)
+            # Every one where there is room for all, else the middle of what is left.
+            step = 1 if goal - at <= spare else (goal - at + 1) // 2 if spare > 0 else goal - at
+            for _ in range(step):
+                stream = self._forward(at, stream)
+                at += 1
+            if spare > 0 and at < goal:
+                self._kept[at] = stream
+        return stream
+
+
+def gradient_pass_by_blocks(
+    source: SourceModel,
+    windows: Tensor,
+    report: Callable[[float], None] = lambda _fraction: None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """What `importance.gradient_pass` does, for hooks to watch, with one block's weights in memory.
+
+    Hooks see the layers of a block in passes without gradients as well; those are not to be counted. Holds a block,
+    `KEPT_STREAMS` input streams and the gradient (windows, length, hidden) in float32, where the embedding lies, and
+    the activations of one window in one block.
+
+    Args:
+        source: the dense model, on its device.
+        windows: int64 (windows, length).
+        report: called with the fraction done.
+        dtype: compute type of the passes.
+
+    Raises:
+        NqEdgeError: NQ-NUMERIC when the loss of a window is not finite.
+    """
+    model, family = source.model, source.family
+    blocks = model.get_submodule(family.blocks)
+    head = model.get_output_embeddings().weight.to(dtype)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    device, count = head.device, len(blocks)
+    part = team().share(windows).to(device)
+    calls = [BlockCall(keywords, device, dtype) for keywords in recorded_arguments(model, blocks, part[:1])]
+
+    def forward(index: int, stream: Tensor) -> Tensor:
+        with source.opened(f"{family.blocks}.{index}") as block:
+            return calls[index].over(block, stream, 1)
+
+    first = torch.cat([first_inputs(model, blocks, ids).float() for ids in part.split(1)])
+    inputs = _Inputs(first, forward, KEPT_STREAMS)
+    del first
+    gradient = inputs.of(count)  # what leaves the last block; replaced by its gradient window by window
+    norm, losses = model.get_submodule(family.final_norm), []
+    for index, ids in enumerate(part):
+        x = gradient[index : index + 1].clone().requires_grad_(True)
+        with compute_in(dtype, device):
+            hidden = norm(x)
+        losses.append(cross_entropy(hidden[0, :-1].to(dtype), head, ids[1:], backward=True, cap=cap))
+        gradient[index] = x.grad[0]  # type: ignore[index]
+    refuse_bad_losses(losses)
+    for place in reversed(range(count)):
+        stream = inputs.of(place)
+        with source.opened(f"{family.blocks}.{place}") as block:
+            for index in range(len(part)):
+                x = stream[index : index + 1].clone().requires_grad_(True)
+                calls[place](block, x).backward(gradient[index : index + 1])
+                gradient[index] = x.grad[0]  # type: ignore[index]
+        report((count - place) / count)
