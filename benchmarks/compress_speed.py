@@ -37,8 +37,8 @@ SHAPES = {
 }
 
 
-def random_model(shape: str, blocks: int) -> LlamaForCausalLM:
-    """A Llama of that shape whose weights keep the size of what flows through them."""
+def random_model(shape: str, blocks: int, device: torch.device) -> LlamaForCausalLM:
+    """A Llama of that shape, made on the device, whose weights keep the size of what flows through them."""
     hidden, wide, heads, kv_heads, head_dim, _, vocab = SHAPES[shape]
     config = LlamaConfig(
         hidden_size=hidden,
@@ -53,7 +53,8 @@ def random_model(shape: str, blocks: int) -> LlamaForCausalLM:
         attn_implementation="sdpa",
     )
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+    with device:
+        return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
 def stopwatch(device: torch.device) -> float:
@@ -102,7 +103,7 @@ def main(
     settings = {name: json.loads(value) for name, value in (change.split("=", 1) for change in changes)}
     chosen, where = Recipe.preset(recipe, **settings), torch.device(device)
     dtype = preferred_dtype(where)
-    model: Any = random_model(shape, blocks).to(where)
+    model: Any = random_model(shape, blocks, where)
     family = family_of({"model_type": "llama"})
     layers = model.model.layers
     vocab = SHAPES[shape][-1]
@@ -150,7 +151,7 @@ def main(
 def distil(shape: str, recipe: Recipe, windows: int, device: torch.device, dtype: torch.dtype) -> float:
     """Seconds a step of scale distillation at full depth, from the difference of a long and a short run."""
     blocks, vocab = SHAPES[shape][5], SHAPES[shape][-1]
-    model: Any = random_model(shape, blocks).to(device)
+    model: Any = random_model(shape, blocks, device)
     factors: dict[str, SignFactors] = {}
     for name in family_of({"model_type": "llama"}).layer_names(blocks):
         layer = model.get_submodule(name)

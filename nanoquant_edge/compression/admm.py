@@ -16,15 +16,14 @@ from torch import Tensor
 
 from ..errors import NqEdgeError
 from .capture import WARM_UP, captured
-from .inverse import inverse
+from .inverse import solve_by_products
 
 __all__ = ["AdmmSettings", "Factors", "factorize", "rank_one_magnitudes", "sign"]
 
 _EPS = 1e-12
-#: Up to this rank matrix products invert a Gram faster than Cholesky on a GPU.
-_PRODUCTS_UP_TO = 1024
-#: The Grams' condition numbers: below 50 on real layers from the first iteration on, below 10 from the middle.
-_CONDITION, _NEWTON_STEPS = 100.0, 6
+#: The Grams' condition numbers on real layers are below 50 from the first iteration on, below 10 from the middle; the
+#: bound on the largest eigenvalue that the solver takes is a few times too large, more so at a high rank.
+_CONDITION, _NEWTON_STEPS, _HIGH_RANK, _CONDITION_THERE, _NEWTON_STEPS_THERE = 100.0, 6, 1024, 200.0, 7
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,7 @@ class AdmmSettings:
         dtype: type in which Grams and right-hand sides are multiplied; solves are always float32. bfloat16 costs
             nothing measurable (method section 13.4) and is several times faster where there are matrix units.
         unit_size: bring the target to unit size first. The N(0, 1) start otherwise swamps real targets.
-        solver: of the ridge regressions: "cholesky", "products" (`inverse`), or "auto", which takes products on a GPU
-            up to a rank of 1024.
+        solver: of the ridge regressions: "cholesky", "products", or "auto", which takes products on a GPU.
     """
 
     steps: int = 400
@@ -117,8 +115,7 @@ class _Factor:
     """
 
     def __init__(self, rank: int, channels: int, device: torch.device, settings: AdmmSettings) -> None:
-        on_gpu = device.type == "cuda" and rank <= _PRODUCTS_UP_TO
-        self.by_products = settings.solver == "products" or (settings.solver == "auto" and on_gpu)
+        self.by_products = settings.solver == "products" or (settings.solver == "auto" and device.type == "cuda")
         self.primal, self.signed, self.dual = (torch.empty(rank, channels, device=device) for _ in range(3))
         self.right = torch.empty(channels, device=device)
         self.svid_steps = settings.svid_steps
@@ -157,7 +154,9 @@ class _Factor:
         gram = (design @ design.T).float()
         if self.by_products and not careful:
             gram.diagonal().add_(rho + ridge)
-            found = inverse(gram, _CONDITION, _NEWTON_STEPS) @ right_side
+            high = len(gram) > _HIGH_RANK
+            limits = (_CONDITION_THERE, _NEWTON_STEPS_THERE) if high else (_CONDITION, _NEWTON_STEPS)
+            found = solve_by_products(gram, right_side, *limits)
             return found, (~torch.isfinite(found.sum())).int()
         matrix = 0.5 * (gram + gram.T)
         matrix.diagonal().add_(rho + ridge)
