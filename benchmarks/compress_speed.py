@@ -22,6 +22,7 @@ from nanoquant_edge.compression import Recipe
 from nanoquant_edge.compression.admm import AdmmSettings, factorize
 from nanoquant_edge.compression.block import Workbench, reconstruct_block
 from nanoquant_edge.compression.calling import BlockCall, first_inputs, recorded_arguments
+from nanoquant_edge.compression.curvature import with_curvature
 from nanoquant_edge.compression.distillation import distill_scales
 from nanoquant_edge.compression.importance import collect_importances
 from nanoquant_edge.compression.layers import LatentLinear, SignFactors
@@ -111,6 +112,8 @@ def main(
     linears = {name: model.get_submodule(name) for name in family.layer_names(blocks)}
     start = stopwatch(where)
     importances = collect_importances(model, linears, windows, chosen.gamma, dtype=dtype)
+    if chosen.curvature:
+        importances = with_curvature(model, linears, windows, importances, lambda _part: None, dtype)
     row: dict[str, Any] = {"model": shape, "recipe": recipe, "schedule": " ".join(changes), "target_bpw": bpw}
     row |= {"graphs": not plain, "importances_s": round(stopwatch(where) - start, 2), "blocks": []}
     arguments = recorded_arguments(model, layers, windows[:1].to(where))
