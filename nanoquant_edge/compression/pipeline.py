@@ -199,8 +199,9 @@ def compress_source(
         even = allocate_ranks(shapes, places, bpw)
         errors = state.sensitivities(len(even))
         if errors is None:
-            report(0.10, "sensitivities")
-            errors = measured_errors(linears, importances, even, dtype, seed)
+            errors = measured_errors(
+                linears, importances, even, where, dtype, seed, lambda part: report(0.10, f"sensitivities {part:.0%}")
+            )
             state.keep_sensitivities(errors)
         shares, _ = rank_shares(errors, even, shapes)
         clock["sensitivities"] = time.monotonic() - started - sum(clock.values())

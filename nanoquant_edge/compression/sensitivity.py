@@ -73,6 +73,7 @@ def measured_errors(
     linears: Mapping[str, nn.Linear],
     importances: Mapping[str, Importance],
     even: Mapping[str, int],
+    device: torch.device,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     report: Callable[[float], None] = lambda _fraction: None,
@@ -83,6 +84,7 @@ def measured_errors(
         linears: name -> dense layer, in processing order.
         importances: name -> importances, all in the same unit.
         even: name -> rank at equal rates.
+        device: where to run; a weight is there only while its layer is measured, if it lies elsewhere.
         dtype: compute type of the products.
         seed: of the Gaussian starts.
         report: called with the fraction done.
@@ -97,14 +99,13 @@ def measured_errors(
     found = torch.zeros(len(linears), len(POINTS), dtype=torch.float64)
     here = list(enumerate(linears.items()))[team().rank :: team().size]
     problems: dict[Any, Any] = {}
-    device = torch.device("cpu")
     for place, (row, (name, layer)) in enumerate(here):
-        device = layer.weight.device
+        weight = layer.weight.to(device)
         inputs, outputs = (part.to(device) for part in (importances[name].inputs, importances[name].outputs))
-        whole = float((layer.weight.float().square() @ inputs.float()).double() @ outputs.double())
-        kept = problems if layer.weight.numel() <= _KEEP_UP_TO else None
+        whole = float((weight.float().square() @ inputs.float()).double() @ outputs.double())
+        kept = problems if weight.numel() <= _KEEP_UP_TO else None
         for column, rank in enumerate(ranks_to_measure(even[name])):
-            error = factorize(layer.weight, inputs, outputs, rank, settings, seed, kept).error
+            error = factorize(weight, inputs, outputs, rank, settings, seed, kept).error
             found[row, column] = error**2 * whole
         report((place + 1) / len(here))
     for problem in problems.values():

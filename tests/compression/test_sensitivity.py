@@ -135,7 +135,8 @@ def test_errors_are_in_one_unit_for_all_layers() -> None:
             layer.weight.copy_(factor * weight)
     importances = {name: Importance(inputs, outputs * (9.0 if name == "c" else 1.0)) for name in layers}
     even = dict.fromkeys(layers, 32)
-    found = measured_errors(layers, importances, even)
+    cpu = torch.device("cpu")
+    found = measured_errors(layers, importances, even, cpu)
     assert found.shape == (3, 3)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found[1], 4 * found[0], rtol=1e-3, atol=0)
@@ -143,7 +144,7 @@ def test_errors_are_in_one_unit_for_all_layers() -> None:
     assert bool((found.diff(dim=1) < 0).all())  # more rank, less error
     target = outputs.sqrt()[:, None] * weight * inputs.sqrt()[None, :]
     assert float(found[0, 0]) < float(target.square().sum())
-    assert torch.equal(found, measured_errors(layers, importances, even))
+    assert torch.equal(found, measured_errors(layers, importances, even, cpu))
 
 
 def test_a_recipe_says_one_thing_about_kinds_of_layers() -> None:
