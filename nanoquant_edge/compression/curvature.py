@@ -66,10 +66,10 @@ def _weigh(z: Tensor, inverse: Tensor) -> Tensor:
 
 
 class _Fit:
-    """Both factors of one layer while they are fitted: two sums and two inverses, float32 on the layer's device."""
+    """Both factors of one layer while they are fitted: two sums and two inverses, float32 on the device."""
 
-    def __init__(self, name: str, layer: nn.Linear, importance: Importance) -> None:
-        self.name, device = name, layer.weight.device
+    def __init__(self, name: str, layer: nn.Linear, importance: Importance, device: torch.device) -> None:
+        self.name = name
         self.outputs = torch.zeros(layer.out_features, layer.out_features, device=device)
         self.inputs = torch.zeros(layer.in_features, layer.in_features, device=device)
         self.inverses = [_inverse_diagonal(value).to(device) for value in (importance.outputs, importance.inputs)]
@@ -116,7 +116,7 @@ def _inverse_diagonal(importance: Tensor) -> Tensor:
 
 
 def bytes_needed(linears: dict[str, nn.Linear], tokens: int) -> tuple[int, int]:
-    """Memory of `with_curvature`: on the layers' device while it runs, and on the host afterwards.
+    """Memory of `with_curvature`: on the model's device while it runs, and on the host afterwards.
 
     A layer of m x n holds sums and inverses, 4 bytes x 2 (m^2 + n^2), then L and the tokens' weights, 4 (m^2 + tokens).
     """
@@ -166,8 +166,9 @@ def with_curvature(
     Raises:
         NqEdgeError: NQ-OPTION where the factors do not fit, NQ-NUMERIC where a loss or a factor is not finite.
     """
-    check_memory(linears, windows.numel(), model.get_output_embeddings().weight.device)
-    fits = {name: _Fit(name, layer, importances[name]) for name, layer in linears.items()}
+    device = model.get_output_embeddings().weight.device
+    check_memory(linears, windows.numel(), device)
+    fits = {name: _Fit(name, layer, importances[name], device) for name, layer in linears.items()}
     handles = [layer.register_forward_hook(fits[name].watch) for name, layer in linears.items()]
     split = team().splits(len(windows))
     try:

@@ -16,7 +16,8 @@ import torch
 
 from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.compression import compress, importance
-from nanoquant_edge.compression.importance import Moment, collect_importances
+from nanoquant_edge.compression.curvature import with_curvature
+from nanoquant_edge.compression.importance import Importance, Moment, collect_importances
 from nanoquant_edge.compression.optimize import ParameterGroup, train
 from nanoquant_edge.compression.parallel import Team, joined_team, team
 from tests.compression.support import dense_folder, dense_llama, linears_of, short_recipe, write_text
@@ -33,7 +34,7 @@ from tests.compression import test_parallel as shared
 model, text, output = map(Path, sys.argv[1:])
 with joined_team(torch.device("cpu")) as (team, _):
     assert team.size == 2
-    found = {"tuned": shared.tuned(), "importances": shared.importances(), "rank": team.rank}
+    found = {name: getattr(shared, name)() for name in ("tuned", "importances", "curvature")} | {"rank": team.rank}
     checkpoint = compress(model, output, calibration=text, **shared.OPTIONS)
     found["weights"] = hashlib.sha256((output / "nanoquant.safetensors").read_bytes()).hexdigest()
     found["kd_loss"] = checkpoint.settings.recipe["kd_loss"]
@@ -72,6 +73,16 @@ def importances() -> list[float]:
     return [float(part.sum()) for value in found.values() for part in (value.inputs, value.outputs)]
 
 
+def curvature() -> list[float]:
+    """Two sums for each layer of a tiny model, over five windows, by place so that a mix-up shows."""
+    model = dense_llama()
+    ids = torch.randint(0, 320, (5, 24), generator=torch.Generator().manual_seed(2))
+    ones = {n: Importance(torch.ones(m.in_features), torch.ones(m.out_features)) for n, m in linears_of(model).items()}
+    found = [value.curvature for value in with_curvature(model, linears_of(model), ids, ones).values()]
+    places = torch.arange(ids.numel()).view(ids.shape) / ids.numel()
+    return [float(s) for c in found if c for s in ((c.weights * places).sum(), c.outputs.triu().sum())]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -101,6 +112,7 @@ def test_two_processes_make_one_model(tmp_path: Path) -> None:
     # Sums are taken in another order, so figures agree to rounding; a sign may flip, so the model to its loss.
     assert one["tuned"] == pytest.approx(tuned(), rel=1e-4)
     assert one["importances"] == pytest.approx(importances(), rel=1e-3)
+    assert one["curvature"] == pytest.approx(curvature(), rel=1e-2)
     alone = compress(model, tmp_path / "alone", calibration=text, **OPTIONS)
     assert one["kd_loss"] == pytest.approx(alone.settings.recipe["kd_loss"], rel=0.1)
     assert Checkpoint(tmp_path / "pair").settings.ranks == alone.settings.ranks
