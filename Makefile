@@ -46,7 +46,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PIP) install -q --upgrade "pip>=23.1"
 	$(PIP) install -q $(TORCH_ARGS) "$(TORCH)"
 	$(PIP) install -q wheel setuptools "scikit-build-core>=0.10" "ninja>=1.11"
-	$(PIP) install -q --no-build-isolation -C wheel.cmake=false -e ".[cpu,compress,export,dev]"
+	$(PIP) install -q --no-build-isolation -C wheel.cmake=false -e ".[cpu,compress,export,plots,dev]"
 	$(PIP) install -q $(GENAI_WHEEL) || echo "without ONNX Runtime GenAI: its tests are skipped"
 	$(PIP) install -q --no-build-isolation $(TENSORRT_WHEELS) || echo "without TensorRT: its tests are skipped"
 	touch $@

@@ -1,33 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quality table of docs/QUALITY.md, from the rows of docs/figures/quality.json.
+"""The quality tables of docs/QUALITY.md, from the rows of docs/figures/quality.json.
 
-    python -m benchmarks.quality_table            # print it
+    python -m benchmarks.quality_table            # print them
     python -m benchmarks.quality_table --write    # between the markers of docs/QUALITY.md
 
-Rows of the same model, recipe, schedule and rate are one line: the mean over seeds, and the least and the most where
-there are several. Only rows on 32 test windows are taken, and of a repeated run the last.
+A section a model: first the recipes on the reduced schedule, then full schedules, presets, round-to-nearest and the
+dense model; then, apart, what single parts of a recipe do. Rows of the same recipe, schedule and rate are one line: the
+mean over seeds, and the least and the most where there are several; ratios are over the seeds that both have. Only rows
+on 32 test windows are taken, and of a repeated run the last.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks.figures import FOLDER
+from benchmarks.quality_rows import Group, by_model, dense_figures, groups
 
-__all__ = ["table"]
+__all__ = ["tables"]
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "QUALITY.md"
-_BEGIN, _END = "<!-- table: python -m benchmarks.quality_table --write -->", "<!-- end of table -->"
-_COLUMNS = {
+_BEGIN, _END = "<!-- tables: python -m benchmarks.quality_table --write -->", "<!-- end of tables -->"
+_QUALITY = {
     "WikiText-2": ("ppl", "{:.2f}"),
     "Wikipedia": ("ppl2", "{:.2f}"),
     "KL, nats": ("kl", "{:.3f}"),
     "same top-1": ("top1", "{:.3f}"),
+}
+_OTHERS = {
     "ARC-e": ("arc_easy", "{:.3f}"),
     "HellaSwag": ("hellaswag", "{:.3f}"),
     "PIQA": ("piqa", "{:.3f}"),
@@ -37,44 +41,84 @@ _COLUMNS = {
     "seconds": ("seconds", "{:.0f}"),
     "peak, MB": ("peak_mb", "{:.0f}"),
 }
+_COST = {name: _OTHERS[name] for name in ("seconds", "peak, MB")}
+_SCREENED = "What parts of a recipe do, one group of settings changed at a time:"
+_KINDS = ("reduced", "full", "preset", "rtn")
 
 
-def _cell(rows: list[dict[str, Any]], name: str, form: str) -> str:
-    values = [row[name] for row in rows if row.get(name) is not None]
+def _cell(values: list[float], form: str) -> str:
     if not values:
         return ""
     mean = form.format(sum(values) / len(values))
     return mean if len(values) == 1 else f"{mean} ({form.format(min(values))}–{form.format(max(values))})"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table, one line a model, recipe, schedule and rate."""
-    groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
-    for row in rows:
-        if row["n_windows"] == 32:
-            groups[row["model"], row["recipe"], row["schedule"], row["target_bpw"]][row["seed"]] = row
-    head = ["model", "recipe", "bits asked, stored", "seeds", *_COLUMNS]
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for (model, recipe, schedule, bpw), seeds in sorted(groups.items(), key=lambda item: (item[0][0], item[0][3])):
-        found = list(seeds.values())
-        stored = sum(row["true_bpw"] for row in found) / len(found)
-        cells = [model, f"{recipe} {schedule}".strip(), f"{bpw}, {stored:.3f}", str(len(found))]
-        cells += [_cell(found, *column) for column in _COLUMNS.values()]
-        lines.append(f"| {' | '.join(cells)} |")
-    for model in sorted({row["model"] for row in rows}):
-        # A dense model's figures lie in the rows that were measured beside it; the last that has them.
-        here = [row for row in rows if row["model"] == model and row["n_windows"] == 32]
-        dense = {name: row[f"{name}_dense"] for row in here for name, _ in _COLUMNS.values() if f"{name}_dense" in row}
-        cells = [model, "dense", "16", "", *(_cell([dense], *column) for column in _COLUMNS.values())]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _name(group: Group) -> str:
+    if group.kind == "rtn":
+        return f"round-to-nearest, {group.bpw:.0f} bits"
+    return f"{group.recipe}, full schedule" if group.kind == "full" else group.recipe
+
+
+def _cells(group: Group, columns: dict[str, tuple[str, str]]) -> list[str]:
+    return [_cell(group.values(name), form) for name, form in columns.values()]
+
+
+def _ratio(group: Group, found: list[Group], recipe: str) -> str:
+    """Perplexity over that of the unchanged recipe of this name at the same rate and schedule."""
+    peers = (g for g in found if (g.recipe, g.schedule, g.bpw) == (recipe, group.base, group.bpw) and g is not group)
+    ratio = group.over(next(peers, None))
+    return "" if ratio is None else f"{ratio:.3f}"
+
+
+def _main_table(found: list[Group], dense: dict[str, Any]) -> list[str]:
+    head = ["recipe", "bits asked", "stored", "seeds", "over official", *_QUALITY, *_OTHERS]
+    lines = [_line(head), f"|{' --- |' * len(head)}"]
+    for kind in _KINDS:
+        for group in found:
+            if group.kind != kind:
+                continue
+            over = _ratio(group, found, "official") if group.recipe == "default" else ""
+            rates = [f"{group.bpw:g}", f"{group.mean('true_bpw'):.3f}", str(len(group.rows)), over]
+            lines.append(_line([_name(group), *rates, *_cells(group, {**_QUALITY, **_OTHERS})]))
+    if dense:
+        cells = [_cell([dense[name]] if name in dense else [], form) for name, form in {**_QUALITY, **_OTHERS}.values()]
+        lines.append(_line(["dense", "16", "16", "", "", *cells]))
+    return lines
+
+
+def _screening_table(found: list[Group]) -> list[str]:
+    head = ["recipe and what was changed", "bits asked", "seeds", "over unchanged", *_QUALITY, *_COST]
+    lines = [_line(head), f"|{' --- |' * len(head)}"]
+    for group in found:
+        if group.kind == "screening":
+            name = f"{group.recipe} {group.base}".strip()
+            over = _ratio(group, found, group.recipe)
+            cells = [f"{name}: `{group.changes}`", f"{group.bpw:g}", str(len(group.rows)), over]
+            lines.append(_line([*cells, *_cells(group, {**_QUALITY, **_COST})]))
+    return lines if len(lines) > 2 else []
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a section a model, with one table of recipes and rates and one of screened parts."""
+    parts = []
+    for model, here in by_model(rows).items():
+        found = groups(here)
+        parts.append("\n".join([f"### {model}", "", *_main_table(found, dense_figures(here))]))
+        screened = _screening_table(found)
+        if screened:
+            parts.append("\n".join([_SCREENED, "", *screened]))
+    return "\n\n".join(parts)
 
 
 @click.command()
-@click.option("--write", is_flag=True, help="Put the table into docs/QUALITY.md instead of printing it.")
+@click.option("--write", is_flag=True, help="Put the tables into docs/QUALITY.md instead of printing them.")
 def main(write: bool) -> None:
-    """Print or write the quality table."""
-    text = table(json.loads((FOLDER / "quality.json").read_text(encoding="utf-8"))["rows"])
+    """Print or write the quality tables."""
+    text = tables(json.loads((FOLDER / "quality.json").read_text(encoding="utf-8"))["rows"])
     if not write:
         click.echo(text)
         return

@@ -136,7 +136,7 @@ _DEFAULT: dict[str, Any] = {
 }
 
 PRESETS: dict[str, Recipe] = {
-    # Sized for about five minutes of SmolLM2-135M on two CPU cores; rates screened in docs/figures/quality.json.
+    # Sized for about five minutes of SmolLM2-135M on two CPU cores; rates screened in docs/figures/quality_quick.json.
     "quick": Recipe(
         name="quick",
         windows=16,

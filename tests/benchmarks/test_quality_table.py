@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quality table: one line for equal settings, means and spreads over seeds, the page up to date."""
+"""The quality tables: one line for equal settings, means, spreads and ratios over seeds, the page up to date."""
 
 from __future__ import annotations
 
@@ -17,12 +17,56 @@ def row(**changes: Any) -> dict[str, Any]:
 
 def test_seeds_are_one_line_with_their_spread() -> None:
     rows = [row(ppl=99.0), row(ppl=10.0), row(seed=1, ppl=14.0), row(recipe="official", ppl=20.0, n_windows=16)]
-    lines = quality_table.table(rows).splitlines()
-    assert len(lines) == 4  # head, rule, one line, the dense model; other window counts are left out
-    assert lines[2].startswith("| m | default reduced | 1.0, 0.950 | 2 | 12.00 (10.00–14.00) |")
-    assert lines[3].startswith("| m | dense | 16 |  | 5.00 |")
+    lines = quality_table.tables(rows).splitlines()
+    assert lines[0] == "### m"
+    assert len(lines) == 6  # title, blank, head, rule, one line, the dense model; other window counts are left out
+    assert lines[4].startswith("| default | 1 | 0.950 | 2 |  | 12.00 (10.00–14.00) |")
+    assert lines[5].startswith("| dense | 16 | 16 |  |  | 5.00 |")
 
 
-def test_the_page_holds_the_table_of_the_figures() -> None:
+def test_recipes_come_first_and_presets_and_rounding_last() -> None:
+    rows = [
+        row(recipe="rtn", schedule="", target_bpw=3.0, dense_mb=300.0),
+        row(recipe="quick", schedule=""),
+        row(schedule="", ppl=8.0),
+        row(target_bpw=0.55, ppl=30.0),
+        row(recipe="official", target_bpw=0.55, ppl=60.0),
+        row(recipe="official", ppl=20.0),
+        row(recipe="official", ppl=30.0, seed=1),
+        row(),
+    ]
+    lines = quality_table.tables(rows).splitlines()[4:]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "official",
+        "default",
+        "official",
+        "default",
+        "default, full schedule",
+        "quick",
+        "round-to-nearest, 3 bits",
+        "dense",
+    ]
+    over = [line.split("|")[5].strip() for line in lines]
+    assert over == ["", "0.500", "", "0.500", "", "", "", ""]  # over the seeds that both have
+    assert lines[-1].split("|")[-4].strip() == "300.0"
+
+
+def test_changed_settings_are_a_table_of_their_own() -> None:
+    rows = [
+        row(ppl=10.0),
+        row(ppl=20.0, seed=1),
+        row(ppl=12.0, schedule="reduced rank_depth=0 rank_types=false"),
+        row(ppl=9.0, schedule="kd_epochs=4", recipe="quick"),
+        row(ppl=7.0, model="a"),
+    ]
+    first, second, third = quality_table.tables(rows).split("\n\n", 2)[0], *quality_table.tables(rows).split("### m")
+    assert first == "### a"
+    assert "one group of settings" not in second
+    lines = third.split("changed at a time:")[1].strip().splitlines()
+    assert lines[2].startswith("| default reduced: `rank_depth=0 rank_types=false` | 1 | 1 | 1.200 | 12.00 |")
+    assert lines[3].startswith("| quick: `kd_epochs=4` | 1 | 1 |  | 9.00 |")
+
+
+def test_the_page_holds_the_tables_of_the_figures() -> None:
     rows = json.loads((FOLDER / "quality.json").read_text(encoding="utf-8"))["rows"]
-    assert quality_table.table(rows) in quality_table._PAGE.read_text(encoding="utf-8")
+    assert quality_table.tables(rows) in quality_table._PAGE.read_text(encoding="utf-8")

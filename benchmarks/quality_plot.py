@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Perplexity against file size, one panel a model, from the rows of docs/figures/quality.json alone.
+
+    python -m benchmarks.quality_plot             # writes docs/figures/quality.svg
+
+Lines join the rates of a recipe on one schedule; bars span its seeds. Needs matplotlib (`pip install .[plots]`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.figures import FOLDER
+from benchmarks.quality_rows import by_model, dense_figures, groups
+
+__all__ = ["Series", "draw", "panels"]
+
+_STYLES = {
+    "official": {"color": "#b2432f", "marker": "s"},
+    "default": {"color": "#1f6f8b", "marker": "o"},
+    "rtn": {"color": "#8a8a8a", "marker": "^"},
+    "dense": {"color": "black", "marker": "*"},
+}
+_NAMES = {"rtn": "round-to-nearest", "dense": "uncompressed, 16 bits"}
+
+
+@dataclass
+class Series:
+    """Points of one line.
+
+    Attributes:
+        recipe: of all points.
+        full: whether the schedule is the full one.
+        points: (bits to write beside it, MB, mean perplexity, least, most), by rising size.
+    """
+
+    recipe: str
+    full: bool = False
+    points: list[tuple[str, float, float, float, float]] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """For the legend."""
+        name = _NAMES.get(self.recipe, self.recipe)
+        return f"{name}, full schedule" if self.full else name
+
+
+def panels(rows: list[dict[str, Any]]) -> dict[str, list[Series]]:
+    """What is drawn of each model: recipes `official` and `default`, round-to-nearest, the uncompressed model."""
+    found = {}
+    for model, here in by_model(rows).items():
+        lines: dict[tuple[str, bool], Series] = {}
+        for group in groups(here):
+            if group.kind not in ("reduced", "full", "rtn"):
+                continue
+            key = (group.recipe, group.kind == "full")
+            size, values = group.mean("file_mb"), group.values("ppl")
+            if size is not None and values:
+                point = (f"{group.bpw:g}", size, sum(values) / len(values), min(values), max(values))
+                lines.setdefault(key, Series(*key)).points.append(point)
+        dense = dense_figures(here)
+        if {"ppl", "file_mb"} <= set(dense):
+            value = dense["ppl"]
+            lines["dense", False] = Series("dense", False, [("16", dense["file_mb"], value, value, value)])
+        for series in lines.values():
+            series.points.sort(key=lambda point: point[1])
+        found[model] = list(lines.values())
+    return found
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the plot; the format is the path's ending."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    # The same rows give the same file: no date, no random names.
+    matplotlib.rcParams.update({"svg.hashsalt": "quality", "font.size": 9, "svg.fonttype": "none"})
+    models = panels(rows)
+    figure, axes = pyplot.subplots(1, len(models), figsize=(5.2 * len(models), 4.4), squeeze=False)
+    handles: dict[str, Any] = {}
+    for axis, (model, lines) in zip(axes[0], models.items(), strict=True):
+        for series in lines:
+            names, sizes, means = ([point[place] for point in series.points] for place in range(3))
+            bars = [[p[2] - p[3] for p in series.points], [p[4] - p[2] for p in series.points]]
+            style: dict[str, Any] = dict(_STYLES[series.recipe])
+            if series.full:
+                style.update(linestyle="--", markerfacecolor="white")
+            handles[series.label] = axis.errorbar(sizes, means, yerr=bars, capsize=2, label=series.label, **style)
+            for name, size, mean in zip(names, sizes, means, strict=True):
+                axis.annotate(name, (size, mean), textcoords="offset points", xytext=(5, 4), fontsize=7)
+        axis.set(title=model, yscale="log", xlabel="file, MB", ylabel="perplexity, WikiText-2 test")
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_locator(ticker.NullLocator())
+        axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.grid(visible=True, which="major", alpha=0.3)
+    figure.legend(list(handles.values()), list(handles), fontsize=8, loc="lower center", ncol=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), default=FOLDER / "quality.svg", help="An .svg or .png file.")
+def main(output: Path) -> None:
+    """Draw perplexity against file size."""
+    rows = json.loads((FOLDER / "quality.json").read_text(encoding="utf-8"))["rows"]
+    draw(rows, output)
+    click.echo(f"{output}: {output.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
