@@ -65,7 +65,9 @@ def main(model: Path, text: Path, calibration: Path, windows: int, length: int, 
         network, tied = source.model.float().eval(), source.decoder.tied
         ids = np.asarray(source.tokenizer(text.read_text(encoding="utf-8"))["input_ids"], np.int64)
         texts = torch.from_numpy(cut_windows(ids, windows, length))
-        sample = text_windows(source.tokenizer, calibration.read_text(encoding="utf-8"), 8, length, 0)
+        drawn = text_windows(source.tokenizer, calibration.read_text(encoding="utf-8"), 8, length, 0)
+        with torch.no_grad():
+            sample = torch.cat([network.base_model(input_ids=ids).last_hidden_state for ids in drawn.split(1)])
         modules = {module: name for name, module in network.named_modules()}
         ends = [network.get_input_embeddings()] + ([] if tied else [network.get_output_embeddings()])
         kept = {modules[end]: end.weight.detach().clone() for end in ends}

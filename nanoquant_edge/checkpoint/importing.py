@@ -70,7 +70,7 @@ def _write(
     output: Path,
     overwrite: bool,
 ) -> Checkpoint:
-    from ..compression.tensors import embedding_name, refuse_non_finite, uncompressed_tensors
+    from ..compression.tensors import embedding_name, finite, uncompressed_tensors
 
     names = dense.family.layer_names(dense.decoder.num_layers)
     odd = sorted(set(names) ^ set(found))
@@ -79,11 +79,10 @@ def _write(
         raise NqEdgeError(
             "NQ-CKPT", f"{source} does not fit {dense.name}: it {side} {odd[0]} ({len(odd)} differences)."
         )
-    refuse_non_finite(dense.model)
+    others = uncompressed_tensors(finite(dense.weights(without=names)), dense.decoder.tied)
     fitted = {name: _fitted(name, found[name], dense.model.get_submodule(name)) for name in names}
     layers, scale_dtype = _one_type(fitted)
     tied = dense.decoder.tied
-    others = uncompressed_tensors(dense.model, names, tied)
     taken = {name: tensors[name] for name in others if name in tensors}
     for name, array in taken.items():
         if tuple(array.shape) != others[name].shape or not np.isfinite(np.asarray(array, np.float32)).all():

@@ -69,6 +69,12 @@ __all__ = ["command"]
     show_default=True,
     help="Storage of embedding and head; low bits are calibrated.",
 )
+@click.option(
+    "--stream-weights/--no-stream-weights",
+    default=None,
+    help="Read each block's weights from the safetensors files when they are needed [default: where the float32 model "
+    "would take more than half of the free memory].",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands at --output.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run for the same --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -84,6 +90,7 @@ def command(
     scale_dtype: str,
     embedding: str,
     allow_pickle: bool,
+    stream_weights: bool | None,
     overwrite: bool,
     resume: bool,
     as_json: bool,
@@ -112,6 +119,7 @@ def command(
             scale_dtype=scale_dtype,
             embedding=embedding,
             allow_pickle=allow_pickle,
+            stream_weights=stream_weights,
             overwrite=overwrite,
             resume=resume,
             report=report,
@@ -139,6 +147,7 @@ def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
         "mean_factorization_error": sum(settings.recipe["block_errors"]) / len(settings.recipe["block_errors"]),
         "kd_loss": settings.recipe["kd_loss"],
         "undone": settings.recipe["undone"],
+        "streamed": settings.recipe.get("streamed", False),
         "preset": settings.recipe["name"],
         "calibration": settings.calibration["text"],
     }
@@ -157,6 +166,7 @@ def _print(summary: dict[str, Any]) -> None:
     if summary["kd_loss"]:
         table.add_row("KL to the dense model", " to ".join(f"{loss:.3f}" for loss in summary["kd_loss"]) + " nats")
     table.add_row("time, peak memory", f"{summary['seconds']:.0f} s, {summary['peak_mb']:.0f} MB")
+    table.add_row("weights", "read block by block" if summary["streamed"] else "in memory")
     table.add_row("preset, calibration", f"{summary['preset']}, {summary['calibration']}")
     for stage in summary["undone"]:
         table.add_row("reverted", f"{stage}: its loss was not finite")

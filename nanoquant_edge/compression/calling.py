@@ -36,7 +36,7 @@ class BlockCall:
 
 
 def recorded_arguments(model: Any, blocks: nn.ModuleList, ids: Tensor) -> list[dict[str, Any]]:
-    """Keyword arguments each block is called with, for one window; each block its own. The blocks themselves do not run.
+    """Keyword arguments each block is called with, for one window; the blocks themselves do not run.
 
     Args:
         model: transformers causal language model.

@@ -36,6 +36,7 @@ def distill_scales(
     device: torch.device,
     dtype: torch.dtype,
     report: Callable[[float], None] = lambda _fraction: None,
+    packed: bool = False,
 ) -> Outcome:
     """Train all scale vectors so that the compressed model's logits approach the dense model's.
 
@@ -44,7 +45,7 @@ def distill_scales(
     block recomputed in the backward pass unless a GPU has room for all.
 
     Args:
-        model: the dense model on `device`; unchanged afterwards.
+        model: the dense model on `device`; unchanged afterwards. The layers to compress need no weights.
         blocks: its decoder blocks.
         factors: full module name -> hardened factors; their scales are updated.
         windows: int64 (windows, length).
@@ -56,19 +57,21 @@ def distill_scales(
         device: where to run.
         dtype: compute type.
         report: called with the fraction done.
+        packed: hold a bit a sign and make the cores of one block at a time, in the forward pass and once more in the
+            backward pass.
     """
     if recipe.kd_epochs == 0:
         return Outcome(float("nan"), float("nan"))
     model.requires_grad_(False)
     dense = {name: model.get_submodule(name) for name in factors}
-    cores = {name: ScaledCore(value, device, dtype) for name, value in factors.items()}
+    cores = {name: ScaledCore(value, device, dtype, packed) for name, value in factors.items()}
     head = model.get_output_embeddings().weight.to(dtype)
     cap = getattr(model.config, "final_logit_softcapping", None)
     steps = recipe.kd_epochs * -(-len(windows) // recipe.kd_batch)
     texts = windows.to(device)
     masks = recorded_arguments(model, blocks, texts[:1])
     beside = teacher.device.type == device.type
-    recompute = _must_recompute(blocks, windows.shape[1] * recipe.kd_batch, device)
+    recompute = packed or _must_recompute(blocks, windows.shape[1] * recipe.kd_batch, device)
 
     def swap(layers: dict[str, Any]) -> None:
         for name, layer in layers.items():

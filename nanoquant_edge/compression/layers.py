@@ -182,22 +182,31 @@ def frozen_linear(factors: SignFactors, device: torch.device, dtype: torch.dtype
 class ScaledCore(nn.Module):
     """y = s_out (C (s_in x)) + bias with the fixed integer core C = U V; only the scales can be trained.
 
-    Takes the memory of the dense layer and its time, not that of two factors.
+    Takes the memory of the dense layer and its time, not that of two factors. With `packed` it holds a bit a sign and
+    makes the core anew in every pass, r multiply-adds an entry: for models whose cores do not fit all at once.
     """
 
-    core: Tensor
+    core: Tensor | None
+    u_words: Tensor
+    v_words: Tensor
 
-    def __init__(self, factors: SignFactors, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, factors: SignFactors, device: torch.device, dtype: torch.dtype, packed: bool = False) -> None:
         super().__init__()
-        self.register_buffer("core", factors.core(device).to(dtype), persistent=False)
+        self.dtype = dtype
+        self.register_buffer("core", None if packed else factors.core(device).to(dtype), persistent=False)
+        if packed:
+            self.register_buffer("u_words", factors.u_words.to(device), persistent=False)
+            self.register_buffer("v_words", factors.v_words.to(device), persistent=False)
         self.scale_out = nn.Parameter(factors.scale_out.to(device))
         self.scale_in = nn.Parameter(factors.scale_in.to(device))
         self.bias = None if factors.bias is None else nn.Parameter(factors.bias.to(device), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)."""
-        dtype = self.core.dtype
-        y = nn.functional.linear(_ScaleColumns.apply(x, self.scale_in, dtype), self.core)
+        dtype, core = self.dtype, self.core
+        if core is None:
+            core = sign_core(self.u_words, self.v_words, len(self.scale_in), dtype)
+        y = nn.functional.linear(_ScaleColumns.apply(x, self.scale_in, dtype), core)
         y = _ScaleColumns.apply(y, self.scale_out, dtype)
         return y if self.bias is None else y + self.bias.to(dtype)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import resource
@@ -30,8 +31,9 @@ from .recipe import Recipe
 from .sensitivity import measured_errors, rank_shares
 from .sequence import reconstruct_blocks
 from .state import RunState, fingerprint
+from .streaming import gradient_pass_by_blocks, resident_limit
 from .tables import check_format, quantized_tables
-from .tensors import embedding_name, linear_at, refuse_non_finite, uncompressed_tensors
+from .tensors import embedding_name, finite, linear_at, uncompressed_tensors
 
 __all__ = ["compress", "compress_source"]
 
@@ -58,12 +60,14 @@ def compress(
     overwrite: bool = False,
     allow_pickle: bool = False,
     resume: bool = False,
+    stream_weights: bool | None = None,
     report: Report = _quiet,
 ) -> Checkpoint:
     """Compress a model and write the checkpoint folder.
 
-    Holds the dense model in float32, two activation streams of windows x length x hidden float32, the int8 signs
-    of finished layers, and in the last stage a second set of dense-sized layers.
+    Holds the dense model in float32, three activation streams of windows x length x hidden float32, a bit for each
+    sign of finished layers, and in the last stage a second set of dense-sized layers. With streamed weights, one block
+    in place of the model and of the second set, and more streams while importances are collected (docs/notes.md).
 
     Args:
         model: Hugging Face folder, .gguf file or hub id.
@@ -79,6 +83,8 @@ def compress(
         overwrite: replace a checkpoint at `output`, and the state of an interrupted run.
         resume: continue an interrupted run for `output`, whose state lies beside it; nothing there starts a new one.
         allow_pickle: read pickle weights where there are no safetensors; tensors only.
+        stream_weights: read each block's weights from the safetensors files when they are needed; None does so where
+            the float32 model would take more than half of the free memory.
         report: called with (fraction done, what is being done).
 
     Raises:
@@ -93,7 +99,9 @@ def compress(
     with joined_team(where) as (together, own), contextlib.ExitStack() as stack:
         report = report if together.first else _quiet
         report(0.0, "loading the model")
-        source = stack.enter_context(load_model(model, allow_pickle=allow_pickle))
+        limit = resident_limit(own)
+        source = stack.enter_context(load_model(model, allow_pickle=allow_pickle, stream=stream_weights, limit=limit))
+        report(0.01, "weights are read block by block" if source.streamed else "the weights are in memory")
         name = "self-generated" if calibration is None else Path(calibration).name
         return compress_source(
             source,
@@ -142,12 +150,13 @@ def compress_source(
     dtype = preferred_dtype(where) if compute_dtype == "auto" else _DTYPES[compute_dtype]
     if where.type == "cuda":
         torch.cuda.set_device(where)  # streams and graphs are made on the current device
-    model = source.model.to(where).requires_grad_(False)
+    _refuse_streaming(source, recipe, text)
+    model = source.place(where)
     family, decoder = source.family, source.decoder
     names = family.layer_names(decoder.num_layers)
     linears = {name: linear_at(model, name) for name in names}
-    refuse_non_finite(model)
-    others = uncompressed_tensors(model, names, decoder.tied)
+    identity = fingerprint(finite(source.weights()))
+    others = uncompressed_tensors(source.weights(without=names), decoder.tied)
 
     clock = {"loading and checks": time.monotonic() - started}
     state = RunState(
@@ -156,7 +165,7 @@ def compress_source(
             "recipe": recipe.to_dict(),
             "bpw": bpw,
             "seed": seed,
-            "model": fingerprint(model),
+            "model": identity,
             "calibration text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
             "device": where.type,
             "compute type": str(dtype),
@@ -185,7 +194,13 @@ def compress_source(
         windows = together.cpu()
         report(0.04, "importances")
         importances = collect_importances(
-            model, linears, windows, recipe.gamma, lambda part: report(0.04 + 0.06 * part, "importances"), dtype
+            model,
+            linears,
+            windows,
+            recipe.gamma,
+            lambda part: report(0.04 + 0.06 * part, "importances"),
+            dtype,
+            functools.partial(gradient_pass_by_blocks, source) if source.streamed else None,
         )
         state.keep_start(windows, importances)
     else:
@@ -200,7 +215,13 @@ def compress_source(
         errors = state.sensitivities(len(even))
         if errors is None:
             errors = measured_errors(
-                linears, importances, even, where, dtype, seed, lambda part: report(0.10, f"sensitivities {part:.0%}")
+                source.layers(names),
+                importances,
+                even,
+                where,
+                dtype,
+                seed,
+                lambda part: report(0.10, f"sensitivities {part:.0%}"),
             )
             state.keep_sensitivities(errors)
         shares, _ = rank_shares(errors, even, shapes)
@@ -228,22 +249,24 @@ def compress_source(
     clock["blocks"] = time.monotonic() - started - sum(clock.values())
     report(0.88, "distilling scales")
     blocks = model.get_submodule(family.blocks)
-    outcome = distill_scales(
-        model,
-        blocks,
-        factors,
-        windows,
-        reconstructed.states,
-        recipe,
-        seed,
-        where,
-        dtype,
-        lambda part: report(0.88 + 0.11 * part, "distilling scales"),
-    )
+    with source.opened(family.blocks, without=names):
+        outcome = distill_scales(
+            model,
+            blocks,
+            factors,
+            windows,
+            reconstructed.states,
+            recipe,
+            seed,
+            where,
+            dtype,
+            lambda part: report(0.88 + 0.11 * part, "distilling scales"),
+            packed=source.streamed,
+        )
     clock["distillation"] = time.monotonic() - started - sum(clock.values())
     report(0.99, "writing the checkpoint")
     layers = {name: pack_factors(name, factors[name], scale_dtype) for name in names}
-    tables = {} if embedding == "fp16" else quantized_tables(model, windows, embedding, decoder.tied)
+    tables = {} if embedding == "fp16" else quantized_tables(model, reconstructed.states, embedding, decoder.tied)
     stored_as = embedding if tables else str(others[embedding_name(model)].dtype)
     settings = QuantizationSettings(
         target_bpw=bpw,
@@ -263,6 +286,7 @@ def compress_source(
             "block_errors": reconstructed.errors,
             "undone": reconstructed.undone + (["scale distillation"] if outcome.undone else []),
             "kd_loss": [x for x in (outcome.first, outcome.last) if math.isfinite(x)],
+            "streamed": source.streamed,
             "source": source.name,
             "source_note": source.note,
         },
@@ -273,6 +297,17 @@ def compress_source(
         state.finish()
     team().wait()
     return Checkpoint(Path(output))
+
+
+def _refuse_streaming(source: SourceModel, recipe: Recipe, text: str | None) -> None:
+    """Raises NQ-OPTION for what needs all weights in memory, where they are streamed."""
+    hint = "or --no-stream-weights where the model fits in memory."
+    if source.streamed and text is None:
+        message = "a model whose weights are streamed cannot write its own calibration text."
+        raise NqEdgeError("NQ-OPTION", message, f"Pass --calibration, {hint}")
+    if source.streamed and recipe.curvature:
+        message = "curvature needs several times the model's memory, so its weights cannot be streamed."
+        raise NqEdgeError("NQ-OPTION", message, f"Use a recipe without curvature, {hint}")
 
 
 def _device(name: str) -> torch.device:

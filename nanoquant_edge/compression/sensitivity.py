@@ -97,10 +97,10 @@ def measured_errors(
     """
     settings = AdmmSettings(steps=_STEPS, svid_steps=_SVID_STEPS, dtype=dtype, unit_size=True)
     found = torch.zeros(len(linears), len(POINTS), dtype=torch.float64)
-    here = list(enumerate(linears.items()))[team().rank :: team().size]
+    here = list(enumerate(linears))[team().rank :: team().size]
     problems: dict[Any, Any] = {}
-    for place, (row, (name, layer)) in enumerate(here):
-        weight = layer.weight.to(device)
+    for place, (row, name) in enumerate(here):
+        weight = linears[name].weight.to(device)
         inputs, outputs = (part.to(device) for part in (importances[name].inputs, importances[name].outputs))
         whole = float((weight.float().square() @ inputs.float()).double() @ outputs.double())
         kept = problems if weight.numel() <= _KEEP_UP_TO else None

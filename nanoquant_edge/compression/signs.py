@@ -32,7 +32,12 @@ def _shifted_out(words: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     return torch.rsub(bits.flatten(1)[:, :columns].to(dtype), 1, alpha=2)
 
 
-def sign_core(u_words: Tensor, v_words: Tensor, in_features: int) -> Tensor:
-    """U V, float32 (m, n): integers of magnitude at most the rank, so it is exact below 2^24."""
-    u = unpacked_signs(u_words, v_words.shape[0], torch.float32)
-    return u @ unpacked_signs(v_words, in_features, torch.float32)
+def sign_core(u_words: Tensor, v_words: Tensor, in_features: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """U V (m, n): integers of magnitude at most the rank, exact in float32 below 2^24 and rounded once to `dtype`.
+
+    A GPU multiplies in `dtype`, which loses nothing: signs are exact, and sums are float32 inside.
+    """
+    inside = dtype if u_words.device.type == "cuda" else torch.float32
+    u, v = unpacked_signs(u_words, v_words.shape[0], inside), unpacked_signs(v_words, in_features, inside)
+    with torch.autocast(u.device.type, enabled=False):
+        return (u @ v).to(dtype)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from .layers import SignFactors
 __all__ = ["FinishedBlock", "RunState", "fingerprint"]
 
 _FORMAT = 1
+#: Numbers that are summed at one time, in float64.
+_SUMMED = 1 << 24
 _ADVICE = "Delete it to start anew, or pass --overwrite."
 
 
@@ -50,12 +52,14 @@ class FinishedBlock:
     undone: list[tuple[str, str]]
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     """A hash that tells models apart: names, shapes and two float64 sums of every parameter."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        value = parameter.detach().flatten().double()
-        sums = (float(value.sum()), float(value.square().sum()))
+    for name, parameter in weights:
+        sums = [0.0, 0.0]
+        for part in parameter.detach().flatten().split(_SUMMED):
+            value = part.double()
+            sums = [sums[0] + float(value.sum()), sums[1] + float(value.square().sum())]
         digest.update(f"{name} {tuple(parameter.shape)} {sums[0]:.10e} {sums[1]:.10e}\n".encode())
     return digest.hexdigest()
 

@@ -9,11 +9,13 @@ from the nearest one before (recursive checkpointing, Griewank and Walther 2000,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..devices.fit import memory_available
 from ..models.source import SourceModel
 from .calling import BlockCall, first_inputs, recorded_arguments
 from .importance import refuse_bad_losses
@@ -21,10 +23,18 @@ from .optimize import compute_in
 from .parallel import team
 from .vocabulary import cross_entropy
 
-__all__ = ["KEPT_STREAMS", "gradient_pass_by_blocks"]
+__all__ = ["KEPT_STREAMS", "gradient_pass_by_blocks", "resident_limit"]
 
 #: Block inputs that are kept at one time. Each of 80 blocks is then run 2.8 times before its turn, each of 24 twice.
 KEPT_STREAMS = 8
+
+
+def resident_limit(device: torch.device) -> int:
+    """Bytes of float32 weights up to which a model is held whole: half of the free memory, host's and device's."""
+    free = [memory_available() or sys.maxsize]
+    if device.type == "cuda":
+        free.append(torch.cuda.mem_get_info(device)[0])
+    return min(free) // 2
 
 
 class _Inputs:

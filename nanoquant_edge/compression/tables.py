@@ -36,12 +36,12 @@ def check_format(kind: str) -> None:
         raise NqEdgeError("NQ-OPTION", f"embedding must be fp16, {' or '.join(TABLE_FORMATS)}, not {kind!r}.")
 
 
-def quantized_tables(model: Any, windows: Tensor, kind: str, tied: bool) -> dict[str, QuantizedTable]:
+def quantized_tables(model: Any, states: Tensor, kind: str, tied: bool) -> dict[str, QuantizedTable]:
     """Quantize the embedding, and the head where it has a table of its own.
 
     Args:
         model: the dense model.
-        windows: int64 (windows, length) of calibration text.
+        states: (windows, length, hidden), what its head is given on calibration text.
         kind: "int8" or "int4".
         tied: the head is the embedding table.
 
@@ -52,7 +52,7 @@ def quantized_tables(model: Any, windows: Tensor, kind: str, tied: bool) -> dict
         NqEdgeError: NQ-OPTION for another kind, NQ-NUMERIC when a table does not fit.
     """
     check_format(kind)
-    moments = hidden_moments(model, windows)
+    moments = hidden_moments(states, model.get_output_embeddings().weight.device)
     modules = {module: name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if tied:
@@ -61,16 +61,12 @@ def quantized_tables(model: Any, windows: Tensor, kind: str, tied: bool) -> dict
     return {modules[embedding]: plain, modules[head]: round_with_feedback(head.weight, moments, kind, _DAMPING)}
 
 
-def hidden_moments(model: Any, windows: Tensor) -> Tensor:
-    """Second moments of the head's inputs over a text: float32 (hidden, hidden), mean diagonal 1."""
-    device = model.get_output_embeddings().weight.device
-    total: Tensor | float = 0.0
-    with torch.no_grad():
-        for window in windows[: max(1, _MOST_TOKENS // windows.shape[1])].split(1):
-            states = model.base_model(input_ids=window.to(device), use_cache=False).last_hidden_state
-            states = states.flatten(0, 1).float()
-            total = total + states.T @ states
-    assert isinstance(total, Tensor)
+def hidden_moments(states: Tensor, device: torch.device) -> Tensor:
+    """Second moments of the head's inputs (windows, length, hidden): float32 (hidden, hidden), mean diagonal 1."""
+    total = torch.zeros(states.shape[-1], states.shape[-1], device=device)
+    for window in states[: max(1, _MOST_TOKENS // states.shape[1])]:
+        window = window.to(device, torch.float32)
+        total += window.T @ window
     if not bool(torch.isfinite(total).all()):
         raise NqEdgeError("NQ-NUMERIC", "the hidden states of the calibration text are not finite.")
     return total / total.diagonal().mean()

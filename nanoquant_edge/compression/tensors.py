@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import NqEdgeError
 
-__all__ = ["embedding_name", "linear_at", "refuse_non_finite", "uncompressed_tensors"]
+__all__ = ["embedding_name", "finite", "linear_at", "uncompressed_tensors"]
 
 
 def linear_at(model: Any, name: str) -> nn.Linear:
@@ -27,11 +28,12 @@ def linear_at(model: Any, name: str) -> nn.Linear:
     return layer
 
 
-def refuse_non_finite(model: Any) -> None:
-    """Raises NQ-NUMERIC, naming the weight, when one holds NaN or infinity."""
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+def finite(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Pass a model's weights on; raises NQ-NUMERIC, naming the weight, when one holds NaN or infinity."""
+    for name, value in weights:
+        if not bool(torch.isfinite(value).all()):
             raise NqEdgeError("NQ-NUMERIC", f"the weight {name} of the source model holds NaN or infinity.")
+        yield name, value
 
 
 def embedding_name(model: Any) -> str:
@@ -40,21 +42,19 @@ def embedding_name(model: Any) -> str:
     return next(name for name, parameter in model.named_parameters() if parameter is table)
 
 
-def uncompressed_tensors(model: Any, compressed: list[str], tied: bool) -> dict[str, NDArray[np.generic]]:
+def uncompressed_tensors(weights: Iterable[tuple[str, Tensor]], tied: bool) -> dict[str, NDArray[np.generic]]:
     """What is stored as it is: tables in float16, vectors (norms) in float32.
 
     Args:
-        model: the dense model.
-        compressed: module names of the compressed layers.
+        weights: names and values of the dense model's parameters, without those of the compressed layers.
         tied: the head is the embedding table and stored once.
 
     Raises:
         NqEdgeError: NQ-NUMERIC when a table does not fit float16.
     """
-    skip = {f"{name}.{part}" for name in compressed for part in ("weight", "bias")}
     found: dict[str, NDArray[np.generic]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=not tied):
-        if name in skip or (tied and name == "lm_head.weight"):
+    for name, parameter in weights:
+        if tied and name == "lm_head.weight":
             continue
         value = parameter.detach().float().cpu()
         if value.ndim > 1:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,19 @@ class SourceModel:
         return self.model
 
     @contextlib.contextmanager
-    def opened(self, path: str) -> Iterator[Any]:
+    def opened(self, path: str, without: Collection[str] = ()) -> Iterator[Any]:
         """A module with its weights, which are read for as long as the context lasts where they are streamed.
 
         Args:
-            path: of the module in the model: a block, or a layer.
+            path: of the module in the model: a block, a layer, or the list of all blocks.
+            without: full names of layers inside that stay as they are.
         """
         module: nn.Module = self.model.get_submodule(path)
-        hollow = {name: parameter for name, parameter in module.named_parameters() if parameter.is_meta}
+        hollow = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if parameter.is_meta and f"{path}.{name}".rpartition(".")[0] not in without
+        }
         try:
             for name in hollow:
                 _put(module, name, nn.Parameter(self._read(f"{path}.{name}"), requires_grad=False))
@@ -79,14 +84,19 @@ class SourceModel:
             for name, parameter in hollow.items():
                 _put(module, name, parameter)
 
-    def weights(self, every: bool = False) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, without: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
         """Name and value of each parameter in the model's order; streamed ones are read one at a time.
 
         Args:
-            every: a tied table under each of its names.
+            without: full names of layers whose parameters are left out, and not read.
         """
-        for name, parameter in self.model.named_parameters(remove_duplicate=not every):
-            yield name, self._read(name) if parameter.is_meta else parameter
+        for name, parameter in self.model.named_parameters():
+            if name.rpartition(".")[0] not in without:
+                yield name, self._read(name) if parameter.is_meta else parameter
+
+    def layers(self, names: Sequence[str]) -> Mapping[str, nn.Linear]:
+        """Linear layers by name; streamed ones are read when they are asked for, and not kept."""
+        return _Layers(self, names)
 
     def _read(self, name: str) -> Tensor:
         assert self.stored is not None
@@ -101,6 +111,27 @@ class SourceModel:
     def decoder(self) -> DecoderConfig:
         """The model's sizes."""
         return DecoderConfig.from_dict(self.config)
+
+
+class _Layers(Mapping[str, nn.Linear]):
+    """Layers of a model, as copies of their own where the model's weights are streamed."""
+
+    def __init__(self, source: SourceModel, names: Sequence[str]) -> None:
+        self._source, self._names = source, names
+
+    def __getitem__(self, name: str) -> nn.Linear:
+        with self._source.opened(name) as layer:
+            linear: nn.Linear = layer
+            if self._source.streamed:  # whose parameters are gone from the model when the context ends
+                linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+                linear.weight, linear.bias = layer.weight, layer.bias
+            return linear
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _put(module: nn.Module, path: str, parameter: nn.Parameter) -> None:

@@ -18,7 +18,7 @@ from nanoquant_edge.cli import main
 from nanoquant_edge.cli.compress import command
 from nanoquant_edge.compression import PRESETS, Recipe
 from tests.compression.support import dense_folder, short_recipe, write_text
-from tests.models.test_loading import FAULTS
+from tests.models.test_loading import FAULTS, pickle_only
 from tests.tiny import tiny_checkpoint
 
 
@@ -152,6 +152,33 @@ def test_bad_inputs(
 def test_bad_options(place: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, str], message: str) -> None:
     shown = refused(place, capsys, "m", "--output", "c", "--calibration", "text.txt", *options)
     assert message in shown
+
+
+@pytest.mark.parametrize("way", ["--stream-weights", "--no-stream-weights"])
+def test_weights_are_streamed_when_asked(place: Path, capsys: pytest.CaptureFixture[str], way: str) -> None:
+    assert run("compress", "m", "--output", "c", "--calibration", "text.txt", way) == 0
+    shown = capsys.readouterr()
+    words = "read block by block" if way == "--stream-weights" else "in memory"
+    assert f"weights are {words}" in shown.err.replace("the weights", "weights")
+    assert words in shown.out
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("m.gguf", ("--calibration", "text.txt"), "weights are streamed from safetensors only"),
+        ("p", ("--calibration", "text.txt", "--allow-pickle"), "weights are streamed from safetensors only"),
+        ("m", (), "cannot write its own calibration text"),
+    ],
+)
+def test_weights_that_cannot_be_streamed(
+    place: Path, capsys: pytest.CaptureFixture[str], model: str, options: tuple[str, ...], message: str
+) -> None:
+    (place / "m.gguf").write_bytes(b"GGUF")
+    pickle_only(dense_folder(place / "p"))
+    shown = refused(place, capsys, model, "--output", "c", "--stream-weights", *options)
+    assert "[NQ-OPTION]" in shown
+    assert message in shown.replace("\n", " ")
 
 
 def test_a_gpu_that_is_not_there(

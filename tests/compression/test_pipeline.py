@@ -231,7 +231,7 @@ def test_options_are_refused_before_any_work(tmp_path: Path, option: str, value:
             report=lambda _part, text: steps.append(text),
         )
     assert caught.value.code == "NQ-OPTION"
-    assert set(steps) <= {"loading the model"}
+    assert set(steps) <= {"loading the model", "the weights are in memory"}
     assert not (tmp_path / "c").exists()
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from nanoquant_edge.compression import streaming
+from nanoquant_edge.checkpoint import Checkpoint
+from nanoquant_edge.compression import compress, pipeline, streaming
 from nanoquant_edge.compression.importance import collect_importances
 from nanoquant_edge.compression.streaming import gradient_pass_by_blocks
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.models.loading import load_model
 from nanoquant_edge.models.source import SourceModel
-from tests.compression.support import dense_folder, family_folder
-from tests.families import FAMILY_CONFIGS
+from tests.compression.support import ORACLE, dense_folder, family_folder, short_recipe, write_text
+from tests.families import FAMILY_CONFIGS, ONE_EACH
 
 
 def layers_of(source: SourceModel) -> dict[str, torch.nn.Linear]:
@@ -69,3 +71,91 @@ def test_a_loss_that_is_not_finite_is_refused(tmp_path: Path) -> None:
             gradient_pass_by_blocks(source, torch.arange(16)[None])
         assert caught.value.code == "NQ-NUMERIC"
         assert all(parameter.is_meta for parameter in source.model.model.layers.parameters())
+
+
+def run(model: Path, output: Path, stream: bool | None, **options: Any) -> Checkpoint:
+    settings: dict[str, Any] = {"recipe": short_recipe(), "device": "cpu", "compute_dtype": "float32", **options}
+    checkpoint = compress(model, output, stream_weights=stream, **settings)
+    assert stream is None or checkpoint.settings.recipe["streamed"] is stream
+    return checkpoint
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def same_files(tmp_path: Path, model: Path, **options: Any) -> None:
+    """Both ways write the same bytes; what is measured on the way is the same too."""
+    options = {"calibration": write_text(tmp_path), "bpw": 2.0, **options}
+    streamed, resident = (run(model, tmp_path / str(way), way, **options) for way in (True, False))
+    assert files(streamed.folder) == files(resident.folder)
+    for figure in ("block_errors", "kd_loss", "undone"):
+        assert streamed.settings.recipe[figure] == resident.settings.recipe[figure]
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_streamed_compression_writes_the_same_bytes(tmp_path: Path, name: str) -> None:
+    same_files(tmp_path, family_folder(tmp_path / "m", name), recipe=short_recipe(refresh_inputs=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compute_dtype": "bfloat16"},
+        {"embedding": "int8"},
+        {"recipe": short_recipe(rank_sensitivity=True)},
+        {"recipe": short_recipe(kd_epochs=0, ste_epochs=0)},
+    ],
+    ids=["bfloat16", "int8", "sensitivity", "short"],
+)
+def test_so_do_all_options(tmp_path: Path, options: dict[str, Any]) -> None:
+    same_files(tmp_path, dense_folder(tmp_path / "m", **ORACLE), **options)
+
+
+def test_either_way_goes_on_where_the_other_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, text = dense_folder(tmp_path / "m"), write_text(tmp_path)
+    run(model, tmp_path / "whole", False, calibration=text)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "distill_scales", lambda *_a, **_k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(model, tmp_path / "c", False, calibration=text)
+    seen: list[str] = []
+    run(model, tmp_path / "c", True, calibration=text, resume=True, report=lambda _part, what: seen.append(what))
+    assert any("2 finished blocks" in what for what in seen)
+    assert files(tmp_path / "c") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("limit", "streamed"), [(1 << 40, False), (1000, True)])
+def test_memory_decides_and_the_report_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, streamed: bool
+) -> None:
+    monkeypatch.setattr(pipeline, "resident_limit", lambda _device: limit)
+    seen: list[str] = []
+    options = {"calibration": write_text(tmp_path), "report": lambda _part, what: seen.append(what)}
+    checkpoint = run(dense_folder(tmp_path / "m"), tmp_path / "c", None, **options)
+    assert checkpoint.settings.recipe["streamed"] is streamed
+    assert ("weights are read block by block" in seen) is streamed
+    assert ("the weights are in memory" in seen) is not streamed
+
+
+def test_half_of_the_free_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "memory_available", lambda: 1000)
+    assert streaming.resident_limit(torch.device("cpu")) == 500
+    monkeypatch.setattr(streaming, "memory_available", lambda: None)
+    assert streaming.resident_limit(torch.device("cpu")) > 1 << 60
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibration": None}, "cannot write its own calibration text"),
+        ({"recipe": short_recipe(curvature=True)}, "curvature needs several times the model's memory"),
+    ],
+)
+def test_what_needs_all_weights_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    options = {"calibration": write_text(tmp_path), **options}
+    with pytest.raises(NqEdgeError, match=message) as caught:
+        run(dense_folder(tmp_path / "m"), tmp_path / "c", True, **options)
+    assert caught.value.code == "NQ-OPTION"
+    assert "--no-stream-weights" in caught.value.hint
+    assert not list(tmp_path.glob("c*"))

@@ -41,8 +41,19 @@ def test_blocks_that_are_read_are_those_that_were_loaded(tmp_path: Path, name: s
     with load_model(folder, stream=True) as streamed, load_model(folder) as resident:
         assert streamed.streamed and not resident.streamed
         same(streamed, resident)
-        tables = [name for name, _ in streamed.weights(every=True)]
-        assert tables == [name for name, _ in resident.weights(every=True)]
+        names = streamed.family.layer_names(streamed.decoder.num_layers)
+        for source in (streamed, resident):
+            rest = [name for name, _ in source.weights(without=names)]
+            assert not any(name.rpartition(".")[0] in names for name in rest)
+            assert len(rest) < len(list(source.weights()))
+        ours, theirs = streamed.layers(names), resident.layers(names)
+        assert list(ours) == list(theirs) == names and len(ours) == len(names)
+        for name in names:
+            assert torch.equal(ours[name].weight, theirs[name].weight)
+            assert (ours[name].bias is None) == (theirs[name].bias is None)
+        with streamed.opened(streamed.family.blocks, without=names) as blocks:
+            kept = {name for name, parameter in blocks.named_parameters() if not parameter.is_meta}
+        assert kept == {n.removeprefix(f"{streamed.family.blocks}.") for n in rest if "layers." in n}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
