@@ -20,6 +20,7 @@ from nanoquant_edge.compression.curvature import with_curvature
 from nanoquant_edge.compression.importance import Importance, Moment, collect_importances
 from nanoquant_edge.compression.optimize import ParameterGroup, train
 from nanoquant_edge.compression.parallel import Team, joined_team, team
+from nanoquant_edge.compression.sensitivity import measured_errors
 from tests.compression.support import dense_folder, dense_llama, linears_of, short_recipe, write_text
 
 SCRIPT = """
@@ -34,7 +35,7 @@ from tests.compression import test_parallel as shared
 model, text, output = map(Path, sys.argv[1:])
 with joined_team(torch.device("cpu")) as (team, _):
     assert team.size == 2
-    found = {name: getattr(shared, name)() for name in ("tuned", "importances", "curvature")} | {"rank": team.rank}
+    found = {name: getattr(shared, name)() for name in shared.SHARED} | {"rank": team.rank}
     checkpoint = compress(model, output, calibration=text, **shared.OPTIONS)
     found["weights"] = hashlib.sha256((output / "nanoquant.safetensors").read_bytes()).hexdigest()
     found["kd_loss"] = checkpoint.settings.recipe["kd_loss"]
@@ -42,11 +43,15 @@ output.with_name(f"rank{team.rank}.json").write_text(json.dumps(found))
 """
 #: One stage whose batch is shared out evenly, one with an uneven last batch, one that is too small to share.
 OPTIONS: dict[str, Any] = {
-    "recipe": short_recipe(fp_batch=2, kd_batch=3, ste_batch=1, refresh_inputs=True),
+    "recipe": short_recipe(fp_batch=2, kd_batch=3, ste_batch=1, refresh_inputs=True, rank_sensitivity=True),
     "device": "cpu",
     "compute_dtype": "float32",
     "bpw": 2.0,
 }
+
+
+#: What each process works out, alone and together.
+SHARED = ("tuned", "importances", "curvature", "sensitivities")
 
 
 def tuned() -> list[float]:
@@ -83,6 +88,14 @@ def curvature() -> list[float]:
     return [float(s) for c in found if c for s in ((c.weights * places).sum(), c.outputs.triu().sum())]
 
 
+def sensitivities() -> list[float]:
+    """Errors of all layers of a tiny model at three ranks; the layers are shared out."""
+    layers = linears_of(dense_llama())
+    ones = {n: Importance(torch.ones(m.in_features), torch.ones(m.out_features)) for n, m in layers.items()}
+    errors = measured_errors(layers, ones, dict.fromkeys(layers, 32), torch.device("cpu"))
+    return [float(value) for value in errors.flatten()]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -113,6 +126,7 @@ def test_two_processes_make_one_model(tmp_path: Path) -> None:
     assert one["tuned"] == pytest.approx(tuned(), rel=1e-4)
     assert one["importances"] == pytest.approx(importances(), rel=1e-3)
     assert one["curvature"] == pytest.approx(curvature(), rel=1e-2)
+    assert one["sensitivities"] == sensitivities()  # each is one process's, and nothing is added to it but zeros
     alone = compress(model, tmp_path / "alone", calibration=text, **OPTIONS)
     assert one["kd_loss"] == pytest.approx(alone.settings.recipe["kd_loss"], rel=0.1)
     assert Checkpoint(tmp_path / "pair").settings.ranks == alone.settings.ranks
