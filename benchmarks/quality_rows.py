@@ -84,7 +84,7 @@ def by_model(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def groups(rows: Iterable[dict[str, Any]]) -> list[Group]:
     """Rows gathered over seeds, by rate, then recipe; of a repeated run the last."""
-    found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
+    found: dict[tuple[str, str, str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
         found[row["model"], row["recipe"], row["schedule"], row["target_bpw"]][row["seed"]] = row
     gathered = [Group(*key, tuple(seeds[seed] for seed in sorted(seeds))) for key, seeds in found.items()]
