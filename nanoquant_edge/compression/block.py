@@ -256,7 +256,7 @@ def _factorized(
 
 
 def reconstruct_block(
-    dense: nn.Module,
+    dense: nn.Module | None,
     linears: tuple[str, ...],
     ranks: dict[str, int],
     importances: dict[str, Importance],
@@ -274,7 +274,7 @@ def reconstruct_block(
     Holds the dense block and a copy of it in three forms, optimizer states, and one batch of activations.
 
     Args:
-        dense: the block of the dense model, on the device; it is not changed.
+        dense: the block of the dense model, on the device; it is not changed. None where `bench` is loaded already.
         linears: layers to compress, in processing order.
         ranks: linear name -> rank.
         importances: linear name -> importances.
@@ -288,8 +288,10 @@ def reconstruct_block(
         bench: from an earlier block of the same make, to be used again; None makes one.
     """
     device = call.device
-    bench = Workbench(dense, linears, call, recipe) if bench is None else bench
-    bench.load(dense, inputs, targets, weights)
+    if dense is not None:
+        bench = Workbench(dense, linears, call, recipe) if bench is None else bench
+        bench.load(dense, inputs, targets, weights)
+    assert bench is not None
     curved: dict[str, Tensor] = {}
 
     def run(part: Tensor) -> Tensor:

@@ -31,8 +31,10 @@ class BlockCall:
     @torch.no_grad()
     def over(self, block: nn.Module, stream: Tensor, batch: int) -> Tensor:
         """The block's output for a whole stream (windows, length, hidden) that lies on the CPU or the device."""
-        parts = [self(block, part.to(self.device)).to(stream.device) for part in stream.split(batch)]
-        return torch.cat(parts)
+        found = torch.empty_like(stream, dtype=torch.float32)
+        for place, part in zip(found.split(batch), stream.split(batch), strict=True):
+            place.copy_(self(block, part.to(self.device)))
+        return found
 
 
 def recorded_arguments(model: Any, blocks: nn.ModuleList, ids: Tensor) -> list[dict[str, Any]]:

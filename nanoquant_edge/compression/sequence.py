@@ -96,47 +96,51 @@ def reconstruct_blocks(
     benches: list[Workbench] = []
     for index in range(len(blocks)):
         prefix = f"{family.blocks}.{index}."
+        call = BlockCall(arguments[index], device, dtype)
+        weights = importances[prefix + family.last_linear].outputs
+
+        def inside(part: float, text: str, block: int = index) -> None:
+            report((block + part) / len(blocks), f"block {block + 1} of {len(blocks)}: {text}")
+
         with source.opened(f"{family.blocks}.{index}") as dense:
-            call = BlockCall(arguments[index], device, dtype)
             targets = call.over(dense, dense_stream, batch)
-
-            def inside(part: float, text: str, block: int = index) -> None:
-                report((block + part) / len(blocks), f"block {block + 1} of {len(blocks)}: {text}")
-
+            del dense_stream
             bench = next((old for old in benches if old.serves(dense, call)), None)
             if bench is None:
                 bench = Workbench(dense, family.linears, call, recipe, at_once=batch)
                 benches = [*benches, bench] if bench.keep else []
-            here = {name: ranks[prefix + name] for name in family.linears}
-            finished = state.block(index, {name: bench.open[name] for name in here}, here)
-            if finished is not None:
-                inside(0.0, "from the interrupted run")
-                weights = importances[prefix + family.last_linear].outputs
-                bench.load(dense, compressed_stream, targets, weights)
-                for name, factors in finished.factors.items():
-                    bench.freeze(name, factors)
-            else:
-                result = reconstruct_block(
-                    dense,
-                    family.linears,
-                    here,
-                    {name: importances[prefix + name] for name in family.linears},
-                    importances[prefix + family.last_linear].outputs,
-                    compressed_stream,
-                    targets,
-                    call,
-                    recipe,
-                    seed,
-                    inside,
-                    bench,
-                )
-                finished = _finished(result)
-                state.keep_block(index, finished)
-                for stage, seconds in result.seconds.items():
-                    done.seconds[stage] = round(done.seconds.get(stage, 0.0) + seconds, 2)
-            done.add(prefix, finished)
-            compressed_stream = call.over(bench.block, compressed_stream, batch)
-            dense_stream = targets
+            bench.load(dense, compressed_stream, targets, weights)
+            del dense  # streamed weights end here
+        here = {name: ranks[prefix + name] for name in family.linears}
+        finished = state.block(index, {name: bench.open[name] for name in here}, here)
+        if finished is not None:
+            inside(0.0, "from the interrupted run")
+            for name, factors in finished.factors.items():
+                bench.freeze(name, factors)
+        else:
+            result = reconstruct_block(
+                None,
+                family.linears,
+                here,
+                {name: importances[prefix + name] for name in family.linears},
+                weights,
+                compressed_stream,
+                targets,
+                call,
+                recipe,
+                seed,
+                inside,
+                bench,
+            )
+            finished = _finished(result)
+            state.keep_block(index, finished)
+            for stage, seconds in result.seconds.items():
+                done.seconds[stage] = round(done.seconds.get(stage, 0.0) + seconds, 2)
+            del result
+        done.add(prefix, finished)
+        compressed_stream = call.over(bench.block, compressed_stream, batch)
+        dense_stream = targets
+        del bench, targets
     for bench in benches:
         bench.close()
     done.states = final_states(model.get_submodule(family.final_norm), dense_stream, device, dtype, batch)
