@@ -247,7 +247,7 @@ def _factorized(
     weight, device, settings = bench.open[name].weight, bench.call.device, bench.recipe.admm(bench.call.dtype)
     if inputs is not None and importance.curvature is not None:
         sizes = float(importance.inputs.mean()), float(importance.outputs.mean())
-        outputs = importance.curvature.outputs.to(device)
+        outputs = importance.curvature.to(device)
         factors = factorize_curved(weight, inputs, outputs, sizes, rank, settings, seed, bench.problems)
         if math.isfinite(factors.error):
             return factors, False
@@ -298,7 +298,7 @@ def reconstruct_block(
         return call(bench.block, part.to(device))
 
     if recipe.curvature:
-        curved = input_factors(bench.open, importances, run, inputs, bench.at_once)
+        curved = input_factors(bench.open, run, inputs, bench.at_once)
     elif recipe.refresh_inputs:
         moments = input_moments(bench.block, bench.open, run, inputs)
         importances = {

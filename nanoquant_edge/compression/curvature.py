@@ -6,15 +6,16 @@ Kronecker product L x R nearest to it in the sense of a matrix normal distributi
 
     L ~ sum_t (x_t^T R^-1 x_t) d_t d_t^T,      R ~ sum_t (d_t^T L^-1 d_t) x_t x_t^T,
 
-so a token counts by how unusual its other half is, and the massive activations of a first token, whose gradients are
-small, do not swamp R as they do in a plain second moment. Both factors are updated from the previous pass at once
-(Jacobi), which takes one forward and backward pass each; they start from the diagonal importances.
+so a token counts by how unusual its other half is. Both factors are updated from the previous pass at once (Jacobi),
+which takes one forward and backward pass each; they start from the diagonal importances. L is kept. R is measured again
+on the compressed stream just before a block's layers are factorized, every token alike: weighing them as the rule does
+loses the massive activations of first tokens, whose gradients are small (docs/notes.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,25 +26,12 @@ from ..errors import NqEdgeError
 from .importance import Importance, gradient_pass
 from .parallel import team
 
-__all__ = ["Curvature", "bytes_needed", "check_memory", "input_factors", "shrunk", "with_curvature"]
+__all__ = ["bytes_needed", "check_memory", "input_factors", "shrunk", "with_curvature"]
 
 #: Alternating passes and shrinkage toward the identity (method section 19.4).
 _PASSES, _SHRINK = 3, 0.2
 #: Gradients in the units of the importances: squares of smaller ones leave float32 (method section 13.5).
 _GRADIENT_UNIT = 1e6
-
-
-@dataclass
-class Curvature:
-    """What the dense model says about one linear layer, float32 on the CPU.
-
-    Attributes:
-        outputs: (m, m) factor L, shrunk, of mean diagonal 1.
-        weights: (windows, length), d_t^T L^-1 d_t / m: how much each token counts in R.
-    """
-
-    outputs: Tensor
-    weights: Tensor
 
 
 def shrunk(total: Tensor, what: str) -> Tensor:
@@ -73,7 +61,6 @@ class _Fit:
         self.outputs = torch.zeros(layer.out_features, layer.out_features, device=device)
         self.inputs = torch.zeros(layer.in_features, layer.in_features, device=device)
         self.inverses = [_inverse_diagonal(value).to(device) for value in (importance.outputs, importance.inputs)]
-        self.weights: list[Tensor] = []
 
     def watch(self, _module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         """Forward hook: adds the window once its gradient is there."""
@@ -87,7 +74,6 @@ class _Fit:
         by_gradient, by_input = _weigh(gradient, self.inverses[0]), _weigh(x, self.inverses[1])
         self.outputs.addmm_((gradient * by_input[:, None]).T, gradient)
         self.inputs.addmm_((x * by_gradient[:, None]).T, x)
-        self.weights.append(by_gradient)
 
     def close_pass(self, last: bool, split: bool) -> None:
         """Join what all processes saw, and take the inverses that the next pass needs."""
@@ -95,42 +81,36 @@ class _Fit:
             team().add([self.outputs, self.inputs])
         if last:
             return
-        self.weights.clear()
         for place, total in enumerate((self.outputs, self.inputs)):
             factor = torch.linalg.cholesky(shrunk(total, self.name))
             self.inverses[place] = torch.cholesky_inverse(factor)
             total.zero_()
 
-    def finish(self, windows: int, split: bool) -> Curvature:
-        """The result on the CPU."""
-        seen = torch.stack(self.weights)
-        if split:
-            seen, own = torch.zeros(windows, seen.shape[1], device=seen.device), seen
-            team().share(seen).copy_(own)
-            team().add([seen])
-        return Curvature(shrunk(self.outputs, self.name).cpu(), seen.cpu())
+    def finish(self) -> Tensor:
+        """L on the CPU."""
+        return shrunk(self.outputs, self.name).cpu()
 
 
 def _inverse_diagonal(importance: Tensor) -> Tensor:
     return 1 / importance.clamp_min(1e-6 * float(importance.mean()))
 
 
-def bytes_needed(linears: dict[str, nn.Linear], tokens: int) -> tuple[int, int]:
+def bytes_needed(linears: dict[str, nn.Linear]) -> tuple[int, int]:
     """Memory of `with_curvature`: on the model's device while it runs, and on the host afterwards.
 
-    A layer of m x n holds sums and inverses, 4 bytes x 2 (m^2 + n^2), then L and the tokens' weights, 4 (m^2 + tokens).
+    A layer of m x n holds sums and inverses, 4 bytes x 2 (m^2 + n^2), then L, 4 m^2.
     """
     sizes = [(layer.out_features, layer.in_features) for layer in linears.values()]
-    return sum(8 * (m * m + n * n) for m, n in sizes), sum(4 * (m * m + tokens) for m, _ in sizes)
+    return sum(8 * (m * m + n * n) for m, n in sizes), sum(4 * m * m for m, _ in sizes)
 
 
-def check_memory(linears: dict[str, nn.Linear], tokens: int, device: torch.device) -> None:
+def check_memory(linears: dict[str, nn.Linear], device: torch.device) -> None:
     """Refuse a model whose factors need more than two thirds of the memory that is free.
 
     Raises:
         NqEdgeError: NQ-OPTION.
     """
-    on_device, kept = bytes_needed(linears, tokens)
+    on_device, kept = bytes_needed(linears)
     host = memory_available()
     if device.type == "cuda":
         free: int | None = torch.cuda.mem_get_info(device)[0]
@@ -167,7 +147,7 @@ def with_curvature(
         NqEdgeError: NQ-OPTION where the factors do not fit, NQ-NUMERIC where a loss or a factor is not finite.
     """
     device = model.get_output_embeddings().weight.device
-    check_memory(linears, windows.numel(), device)
+    check_memory(linears, device)
     fits = {name: _Fit(name, layer, importances[name], device) for name, layer in linears.items()}
     handles = [layer.register_forward_hook(fits[name].watch) for name, layer in linears.items()]
     split = team().splits(len(windows))
@@ -181,23 +161,18 @@ def with_curvature(
             handle.remove()
     found = {}
     for name in linears:  # each layer's sums are let go as soon as they are used
-        found[name] = replace(importances[name], curvature=fits.pop(name).finish(len(windows), split))
+        found[name] = replace(importances[name], curvature=fits.pop(name).finish())
     return found
 
 
 @torch.no_grad()
 def input_factors(
-    linears: dict[str, nn.Linear],
-    importances: dict[str, Importance],
-    run: Callable[[Tensor], Tensor],
-    stream: Tensor,
-    at_once: int = 1,
+    linears: dict[str, nn.Linear], run: Callable[[Tensor], Tensor], stream: Tensor, at_once: int = 1
 ) -> dict[str, Tensor]:
-    """R of a block's layers on the compressed stream, each token with the weight that the dense model gave it.
+    """R of a block's layers on the compressed stream; layers with one input, such as q, k and v, share one.
 
     Args:
         linears: name -> layer in the block that `run` calls.
-        importances: name -> importances with curvature.
         run: one forward pass over (windows, length, hidden).
         stream: (windows, length, hidden).
         at_once: windows that go through together.
@@ -208,29 +183,29 @@ def input_factors(
     Raises:
         NqEdgeError: NQ-NUMERIC where a factor is not finite.
     """
-    totals = {
-        name: torch.zeros(layer.in_features, layer.in_features, device=layer.weight.device)
-        for name, layer in linears.items()
-    }
-    place = slice(0, 0)
+    totals: dict[str, Tensor] = {}
+    owners: dict[str, str] = {}
+    last: tuple[Tensor | None, str] = (None, "")
 
     def watch(name: str) -> Callable[..., None]:
-        curvature = importances[name].curvature
-        assert curvature is not None
-
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            x = arguments[0].flatten(0, -2).float()
-            weights = curvature.weights[place].flatten().to(x.device)
-            totals[name].addmm_((x * weights[:, None]).T, x)
+            nonlocal last
+            if arguments[0] is not last[0]:
+                last = arguments[0], name
+                x = arguments[0].flatten(0, -2).float()
+                if name not in totals:
+                    totals[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
+                totals[name].addmm_(x.T, x)
+            owners[name] = last[1]
 
         return hook
 
     handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in linears.items()]
     try:
-        for start in range(0, len(stream), at_once):
-            place = slice(start, start + at_once)
-            run(stream[place])
+        for part in stream.split(at_once):
+            run(part)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: shrunk(total, name) for name, total in totals.items()}
+    found = {name: shrunk(total, name) for name, total in totals.items()}
+    return {name: found[owners[name]] for name in linears}

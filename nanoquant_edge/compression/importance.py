@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from ..errors import NqEdgeError
 from .optimize import compute_in
 from .parallel import team
 from .vocabulary import cross_entropy
-
-if TYPE_CHECKING:
-    from .curvature import Curvature
 
 __all__ = [
     "Importance",
@@ -45,12 +42,12 @@ class Importance:
     Attributes:
         inputs: (in_features,), mean of x^2.
         outputs: (out_features,), 1e6 times the mean of the squared output gradient.
-        curvature: dense factors in their place, where the recipe asks for them.
+        curvature: (out_features, out_features), the dense factor of the outputs (`curvature`), where the recipe has it.
     """
 
     inputs: Tensor
     outputs: Tensor
-    curvature: Curvature | None = None
+    curvature: Tensor | None = None
 
 
 def shrink(importance: Tensor, gamma: float) -> Tensor:
