@@ -160,9 +160,12 @@ def _must_recompute(blocks: nn.ModuleList, tokens: int, device: torch.device) ->
 
 
 def _recompute_blocks(model: Any, wanted: bool) -> None:
-    """Switch activation checkpointing, under the name it has in this version of transformers."""
+    """Switch activation checkpointing, under the name it has in this version of transformers.
+
+    Nothing in the blocks is random, and asking a GPU for its generator's state would end the capture of a graph.
+    """
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if wanted:
-        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False, "preserve_rng_state": False})
     else:
         getattr(model, f"{kind}_checkpointing_disable")()

@@ -68,6 +68,18 @@ class _Inputs:
         return stream
 
 
+def _home(size: int, device: torch.device) -> torch.device:
+    """Where streams of `size` bytes each are kept."""
+    if device.type == "cuda" and (KEPT_STREAMS + 3) * size > torch.cuda.mem_get_info(device)[0] // 2:
+        return torch.device("cpu")
+    return device
+
+
+def _window(stream: Tensor, index: int, device: torch.device) -> Tensor:
+    """A copy of one window (1, length, hidden) on the device."""
+    return stream[index : index + 1].to(device, copy=True)
+
+
 def gradient_pass_by_blocks(
     source: SourceModel,
     windows: Tensor,
@@ -77,8 +89,8 @@ def gradient_pass_by_blocks(
     """What `importance.gradient_pass` does, for hooks to watch, with one block's weights in memory.
 
     Hooks see the layers of a block in passes without gradients as well; those are not to be counted. Holds a block,
-    `KEPT_STREAMS` input streams and the gradient (windows, length, hidden) in float32, where the embedding lies, and
-    the activations of one window in one block.
+    `KEPT_STREAMS` input streams and the gradient (windows, length, hidden) in float32, on a GPU where they take no more
+    than half of its free memory and else on the host, and the activations of one window in one block.
 
     Args:
         source: the dense model, on its device.
@@ -101,13 +113,14 @@ def gradient_pass_by_blocks(
         with source.opened(f"{family.blocks}.{index}") as block:
             return calls[index].over(block, stream, 1)
 
-    first = torch.cat([first_inputs(model, blocks, ids).float() for ids in part.split(1)])
+    home = _home(part.numel() * head.shape[1] * 4, device)
+    first = torch.cat([first_inputs(model, blocks, ids).to(home, torch.float32) for ids in part.split(1)])
     inputs = _Inputs(first, forward, KEPT_STREAMS)
     del first
     gradient = inputs.of(count)  # what leaves the last block; replaced by its gradient window by window
     norm, losses = model.get_submodule(family.final_norm), []
     for index, ids in enumerate(part):
-        x = gradient[index : index + 1].clone().requires_grad_(True)
+        x = _window(gradient, index, device).requires_grad_(True)
         with compute_in(dtype, device):
             hidden = norm(x)
         losses.append(cross_entropy(hidden[0, :-1].to(dtype), head, ids[1:], backward=True, cap=cap))
@@ -117,7 +130,7 @@ def gradient_pass_by_blocks(
         stream = inputs.of(place)
         with source.opened(f"{family.blocks}.{place}") as block:
             for index in range(len(part)):
-                x = stream[index : index + 1].clone().requires_grad_(True)
-                calls[place](block, x).backward(gradient[index : index + 1])
+                x = _window(stream, index, device).requires_grad_(True)
+                calls[place](block, x).backward(_window(gradient, index, device))
                 gradient[index] = x.grad[0]  # type: ignore[index]
         report((count - place) / count)

@@ -100,7 +100,7 @@ class SourceModel:
 
     def _read(self, name: str) -> Tensor:
         assert self.stored is not None
-        return self.stored.read(name).to(self.model.get_input_embeddings().weight.device)
+        return self.stored.read(name, self.model.get_input_embeddings().weight.device)
 
     @property
     def family(self) -> Family:
@@ -158,7 +158,7 @@ def load_streamed(folder: Path, files: list[Path]) -> tuple[Any, StoredWeights]:
     blocks = f"{family_of(model.config.to_dict()).blocks}."
     for name in names:
         if not name.startswith(blocks):
-            _put(model, name, nn.Parameter(stored.read(name), requires_grad=False))
+            _put(model, name, nn.Parameter(stored.read(name, torch.device("cpu")), requires_grad=False))
     if tied:
         _put(model, "lm_head.weight", model.get_input_embeddings().weight)
     return model, stored

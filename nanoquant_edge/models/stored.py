@@ -72,8 +72,8 @@ class StoredWeights:
                     "Pass --no-stream-weights, or convert the model.",
                 )
 
-    def read(self, name: str) -> Tensor:
-        """A parameter as float32 on the CPU; `check` must have passed.
+    def read(self, name: str, device: torch.device) -> Tensor:
+        """A parameter as float32 on a device, where it is widened; `check` must have passed.
 
         Raises:
             NqEdgeError: NQ-MODEL when the file has become shorter since.
@@ -85,9 +85,9 @@ class StoredWeights:
             mapped = file.tensor(stored)
         except (OSError, ValueError) as error:
             raise NqEdgeError("NQ-MODEL", f"{file.path} cannot be read: {first_line(error)}.") from error
-        if file.dtype(stored) == "BF16":  # which NumPy does not have; the file's own words are the upper halves
-            return torch.from_numpy(mapped.view(np.uint16).astype(np.uint32) << 16).view(torch.float32)
-        return torch.from_numpy(mapped.astype(np.float32))
+        if file.dtype(stored) == "BF16":  # which NumPy has from another package, and PyTorch does not take from it
+            return torch.from_numpy(np.array(mapped.view(np.int16))).view(torch.bfloat16).to(device).float()
+        return torch.from_numpy(np.array(mapped)).to(device).float()
 
 
 def hollow_model(folder: Path) -> Any:

@@ -159,3 +159,12 @@ def test_what_needs_all_weights_is_refused(tmp_path: Path, options: dict[str, An
     assert caught.value.code == "NQ-OPTION"
     assert "--no-stream-weights" in caught.value.hint
     assert not list(tmp_path.glob("c*"))
+
+
+def test_streams_that_a_gpu_has_no_room_for_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2200, 4000))
+    assert streaming._home(100, gpu) == gpu
+    assert streaming._home(101, gpu) == torch.device("cpu")
+    monkeypatch.setattr(streaming, "memory_available", lambda: 10000)
+    assert streaming.resident_limit(gpu) == 1100
