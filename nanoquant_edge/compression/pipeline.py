@@ -312,7 +312,7 @@ def _refuse_streaming(source: SourceModel, recipe: Recipe, text: str | None) -> 
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     hint = "Use auto, cpu, cuda or cuda:N."
     try:
         device = torch.device(name)
@@ -324,6 +324,8 @@ def _device(name: str) -> torch.device:
         raise NqEdgeError("NQ-OPTION", "this PyTorch sees no CUDA device.", "Use --device cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise NqEdgeError("NQ-OPTION", f"there are {torch.cuda.device_count()} CUDA devices, so no {name!r}.", hint)
+    if device.type == "cuda" and device.index is None:  # what asks for a GPU's memory wants its number
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
