@@ -55,7 +55,11 @@ def metric(factor: Tensor, power: float = _POWER) -> Metric:
     """Unit-diagonal form of a positive definite factor (k, k), its eigenvalues raised to a power, the trace kept."""
     diagonal = factor.diagonal().clone()
     root = diagonal.rsqrt()
-    values, vectors = torch.linalg.eigh(root[:, None] * factor * root)
+    unit = root[:, None] * factor * root
+    try:
+        values, vectors = torch.linalg.eigh(unit)
+    except torch.linalg.LinAlgError:  # did not converge in float32
+        values, vectors = (part.to(factor) for part in torch.linalg.eigh(unit.cpu().double()))
     values = values.clamp_min(0).pow(power)
     return Metric(diagonal, values / values.mean(), vectors)
 

@@ -157,6 +157,21 @@ def test_the_power_keeps_the_trace() -> None:
     torch.testing.assert_close(back.diagonal(), torch.ones(40), rtol=1e-4, atol=1e-4)
 
 
+def test_eigenvectors_that_do_not_converge_are_found_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    factor, original = correlated(24, 3), torch.linalg.eigh
+    wanted = metric(factor).values
+
+    def single(matrix: Tensor) -> object:
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError
+        return original(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", single)
+    found = metric(factor)
+    assert found.vectors.dtype == torch.float32
+    torch.testing.assert_close(found.values, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"solver": "products"}])
 def test_faster_products_cost_nothing(options: dict) -> None:
     w, r, l = structured(96, 64), correlated(64, 1), correlated(96, 2)  # noqa: E741
