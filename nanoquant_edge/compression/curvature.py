@@ -121,7 +121,7 @@ def check_memory(linears: dict[str, nn.Linear], device: torch.device) -> None:
             raise NqEdgeError(
                 "NQ-OPTION",
                 f"curvature needs {need / 1e9:.1f} GB on {where}, where {have / 1e9:.1f} GB are free.",
-                "Leave curvature off (--set curvature=false), or use a device with more memory.",
+                "Use a recipe without curvature, or a device with more memory.",
             )
 
 

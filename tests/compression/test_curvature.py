@@ -123,7 +123,7 @@ def test_factors_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(NqEdgeError, match=r"curvature needs 0\.0 GB on cpu") as caught:
         curvature.check_memory(linears, torch.device("cpu"))
     assert caught.value.code == "NQ-OPTION"
-    assert "curvature=false" in str(caught.value.hint)
+    assert "without curvature" in str(caught.value.hint)
 
 
 class Run:
