@@ -5,7 +5,7 @@
 
 One row a layer (squared weighted error at three ranks, exponent of the power law, ranks), and a row named "all" with
 the predicted error over that of even ranks, and the time of the measurement over that of LB-ADMM with 400 steps, which
-is taken on the first block. What it does to perplexity is in the quality table.
+is taken on the first block, as is the error at the even rank then. What it does to perplexity is in the quality table.
 """
 
 from __future__ import annotations
@@ -67,9 +67,12 @@ def main(
         errors = measured_errors(linears, importances, even, where)
         seconds = time.monotonic() - started
         started = time.monotonic()
+        after: dict[str, float] = {}
         for name in list(linears)[:kinds]:
             inputs, outputs = importances[name].inputs.to(where), importances[name].outputs.to(where)
-            factorize(linears[name].weight, inputs, outputs, even[name], full.admm(torch.float32))
+            weight = linears[name].weight
+            error = factorize(weight, inputs, outputs, even[name], full.admm(torch.float32)).error
+            after[name] = error**2 * float((weight.square() @ inputs).double() @ outputs.double())
         whole = (time.monotonic() - started) * len(linears) / kinds
     shares, saved = rank_shares(errors, even, shapes)
     laws = {
@@ -92,6 +95,7 @@ def main(
             **label,
             "layer": name,
             "errors": [float(f"{value:.4g}") for value in row],
+            **({"error_400": float(f"{after[name]:.4g}")} if name in after else {}),
             "exponent": round(laws[name].exponent, 3),
             "even": even[name],
             **{way: ranks[name] for way, ranks in ways.items()},
