@@ -7,7 +7,6 @@ import contextlib
 import functools
 import hashlib
 import math
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..checkpoint.settings import SCALE_DTYPES
 from ..errors import NqEdgeError
 from ..files import check_new_folder
 from ..models.loading import SourceModel, load_model
+from ..runtimes.memory import peak_memory_mb
 from .calibration import read_text, sampled_windows, text_windows
 from .curvature import with_curvature
 from .distillation import distill_scales
@@ -331,5 +331,4 @@ def _device(name: str) -> torch.device:
 
 def _peak_mb(device: torch.device) -> float:
     """Most memory held so far, 10^6 bytes: the device's on a GPU, else the process's."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return round((torch.cuda.max_memory_allocated(device) if device.type == "cuda" else host) / 1e6, 1)
+    return round(torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_memory_mb(), 1)

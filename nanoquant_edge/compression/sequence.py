@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.loading import SourceModel
+from ..runtimes.memory import return_freed_memory
 from .block import BlockResult, Workbench, reconstruct_block
 from .calling import BlockCall, final_states, first_inputs, recorded_arguments
 from .importance import Importance
@@ -141,6 +142,8 @@ def reconstruct_blocks(
         compressed_stream = call.over(bench.block, compressed_stream, batch)
         dense_stream = targets
         del bench, targets
+        if source.streamed:  # else the C library's heap grows by a block every block or two, most of it free
+            return_freed_memory()
     for bench in benches:
         bench.close()
     done.states = final_states(model.get_submodule(family.final_norm), dense_stream, device, dtype, batch)
