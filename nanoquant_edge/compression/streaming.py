@@ -9,6 +9,7 @@ from the nearest one before (recursive checkpointing, Griewank and Walther 2000,
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -30,8 +31,12 @@ KEPT_STREAMS = 8
 
 
 def resident_limit(device: torch.device) -> int:
-    """Bytes of float32 weights up to which a model is held whole: half of the free memory, host's and device's."""
-    free = [memory_available() or sys.maxsize]
+    """Bytes of float32 weights up to which a model is held whole: half of the free memory, host's and device's.
+
+    Processes that torchrun started on this host share its memory.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = [(memory_available() or sys.maxsize) // processes]
     if device.type == "cuda":
         free.append(torch.cuda.mem_get_info(device)[0])
     return min(free) // 2

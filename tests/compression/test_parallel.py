@@ -38,6 +38,9 @@ with joined_team(torch.device("cpu")) as (team, _):
     found = {name: getattr(shared, name)() for name in shared.SHARED} | {"rank": team.rank}
     checkpoint = compress(model, output, calibration=text, **shared.OPTIONS)
     found["weights"] = hashlib.sha256((output / "nanoquant.safetensors").read_bytes()).hexdigest()
+    streamed = output.with_name("streamed")
+    compress(model, streamed, calibration=text, stream_weights=True, **shared.OPTIONS)
+    found["streamed"] = hashlib.sha256((streamed / "nanoquant.safetensors").read_bytes()).hexdigest()
     found["kd_loss"] = checkpoint.settings.recipe["kd_loss"]
 output.with_name(f"rank{team.rank}.json").write_text(json.dumps(found))
 """
@@ -121,6 +124,7 @@ def test_two_processes_make_one_model(tmp_path: Path) -> None:
     one, two = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert (one.pop("rank"), two.pop("rank")) == (0, 1)
     assert one == two
+    assert one["streamed"] == one["weights"]
     # Sums are taken in another order, so figures agree to rounding; a sign may flip, so the model to its loss.
     assert one["tuned"] == pytest.approx(tuned(), rel=1e-4)
     assert one["importances"] == pytest.approx(importances(), rel=1e-3)

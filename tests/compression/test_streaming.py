@@ -141,6 +141,8 @@ def test_memory_decides_and_the_report_says_so(
 def test_half_of_the_free_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "memory_available", lambda: 1000)
     assert streaming.resident_limit(torch.device("cpu")) == 500
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert streaming.resident_limit(torch.device("cpu")) == 250
     monkeypatch.setattr(streaming, "memory_available", lambda: None)
     assert streaming.resident_limit(torch.device("cpu")) > 1 << 60
 
