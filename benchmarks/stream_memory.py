@@ -4,7 +4,7 @@
     python -m benchmarks.stream_memory [--blocks 24] [--append]
 
 A random Llama whose blocks dominate is compressed on the CPU with the smallest schedule, each way in a fresh process.
-Of the peak (VmHWM) the process's start, with PyTorch imported, is taken off. Predicted, in float32 blocks: tuning
+Of the peak (VmHWM) what a tiny model takes before it, libraries included, is taken off. Predicted, in float32 blocks: tuning
 on the CPU holds the trained copy, its gradient, two moments and the copy to roll back to, 5 blocks; and either nothing
 else or the model's N. Distillation holds one block's cores, or N of them. The rest is what `others` counts: table and
 head, as float32 and as they are stored, packed signs, streams, and the largest LB-ADMM.
@@ -27,18 +27,20 @@ from benchmarks.figures import FOLDER, append_rows
 _WINDOWS, _LENGTH, _BPW = 4, 64, 1.0
 _CHILD = """
 import json, sys, time
-import torch, transformers.models.llama, accelerate
 from nanoquant_edge.compression import Recipe, compress
 from nanoquant_edge.runtimes.memory import peak_memory_mb as peak
-model, text, output, way, windows, length, bpw = sys.argv[1:]
-base, marks, begin = peak(), {}, time.monotonic()
+tiny, model, text, output, way, windows, length, bpw = sys.argv[1:]
+marks = {}
 def report(part, what):
     marks.setdefault(what.split(" of ")[0].rstrip("0123456789 "), peak())
 recipe = Recipe(name="smallest", windows=int(windows), window_length=int(length), admm_steps=1, svid_steps=1,
     window_choice="distinct", fp_epochs=1, fp_batch=int(windows), ste_epochs=1, ste_batch=int(windows), kd_epochs=1,
     kd_batch=1, relative_lr=True, fp_lr=0.001, ste_lr=0.001, ste_scale_lr=0.001, kd_lr=0.001)
-compress(model, output, bpw=float(bpw), recipe=recipe, calibration=text, device="cpu", compute_dtype="float32",
-    stream_weights=way == "streamed", report=report)
+options = {"bpw": float(bpw), "recipe": recipe, "calibration": text, "device": "cpu", "compute_dtype": "float32",
+    "stream_weights": way == "streamed"}
+compress(tiny, output + "-tiny", **options)
+base, begin = peak(), time.monotonic()
+compress(model, output, **options, report=report)
 seconds = time.monotonic() - begin
 names = {"importances": "loaded", "block": "importances", "distilling scales": "blocks", "writing the checkpoint":
     "distillation"}
@@ -103,12 +105,12 @@ def main(blocks: int, hidden: int, wide: int, vocab: int, repetitions: int, appe
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        model = random_folder(scratch / "m", blocks, hidden, wide, vocab)
+        models = random_folder(scratch / "t", 2, 64, 96, 320), random_folder(scratch / "m", blocks, hidden, wide, vocab)
         (scratch / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 400, encoding="utf-8")
         for way in ("streamed", "resident"):
             found = []
             for repetition in range(repetitions):
-                command = [model, scratch / "text.txt", scratch / f"{way}{repetition}", way, _WINDOWS, _LENGTH, _BPW]
+                command = [*models, scratch / "text.txt", scratch / f"{way}{repetition}", way, _WINDOWS, _LENGTH, _BPW]
                 done = subprocess.run(
                     [sys.executable, "-c", _CHILD, *map(str, command)], stdout=subprocess.PIPE, check=True
                 )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import nanoquant_edge.hf
 from nanoquant_edge.bundle import Bundle
@@ -24,31 +23,15 @@ from nanoquant_edge.models.linear import NanoQuantLinear
 from nanoquant_edge.runtimes import Generator
 from nanoquant_edge.validation import validate
 from nanoquant_edge.validation.dense import dense_model
+from tests.compression.support import family_folder
 from tests.families import ONE_EACH, family_config
-from tests.tiny import TEXT, tiny_checkpoint, write_tokenizer
+from tests.tiny import TEXT, tiny_checkpoint
 
 assert nanoquant_edge.hf
 RECIPE = Recipe(
     name="test", windows=4, window_length=32, admm_steps=40, fp_epochs=1, fp_batch=2, ste_epochs=1, kd_epochs=1,
     kd_batch=2, relative_lr=True, fp_lr=0.01, ste_lr=0.02, ste_scale_lr=0.01, kd_lr=0.005,
 )  # fmt: skip
-
-
-def dense_folder(folder: Path, name: str) -> Path:
-    """A random dense model as a Hugging Face folder with a tokenizer."""
-    config = family_config(name)
-    entries = {key: value for key, value in config.items() if key != "model_type"}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **entries)).float()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise / parameter.shape[1] ** 0.5 if parameter.ndim == 2 else parameter + 0.1 * noise)
-    model.tie_weights()
-    model.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config))
-    write_tokenizer(folder)
-    return folder
 
 
 @dataclass
@@ -64,7 +47,7 @@ class Made:
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    dense = dense_folder(folder / "dense", request.param)
+    dense = family_folder(folder / "dense", request.param)
     checkpoint = compress(dense, folder / "c", bpw=6.0, recipe=RECIPE, calibration=folder / "text.txt", device="cpu")
     return Made(dense, checkpoint, export_onnx(checkpoint, folder / "b"))
 
