@@ -2,6 +2,7 @@
 """Time of compression by block and stage, on random weights of a published shape.
 
     python -m benchmarks.compress_speed --shape SmolLM2-135M --blocks 3 --recipe official [--profile] [--append]
+    torchrun --nproc-per-node 2 -m benchmarks.compress_speed --shape Llama-2-70B --blocks 1 ...
 
 The first block of a run makes the CUDA graphs, later ones replay them. The whole model is the first block, the others
 at the last block's time, and a distillation measured on the model's full depth for a few steps (`--distillation`).
@@ -27,6 +28,7 @@ from nanoquant_edge.compression.distillation import distill_scales
 from nanoquant_edge.compression.importance import collect_importances
 from nanoquant_edge.compression.layers import LatentLinear, SignFactors
 from nanoquant_edge.compression.optimize import compute_in, preferred_dtype
+from nanoquant_edge.compression.parallel import joined_team, team
 from nanoquant_edge.compression.ranks import rank_for_rate
 from nanoquant_edge.models import family_of
 
@@ -101,8 +103,28 @@ def main(
     append: bool,
 ) -> None:
     """Print one row."""
+    with joined_team(torch.device(device)) as (together, where):
+        row = timed(shape, blocks, recipe, bpw, changes, where, plain, profiled, distillation)
+        if append and together.first:
+            append_rows("compress_speed", [row])
+        if together.first:
+            click.echo(json.dumps(row))
+
+
+def timed(
+    shape: str,
+    blocks: int,
+    recipe: str,
+    bpw: float,
+    changes: tuple[str, ...],
+    where: torch.device,
+    plain: bool,
+    profiled: bool,
+    distillation: int,
+) -> dict[str, Any]:
+    """One row; see the options of the command."""
     settings = {name: json.loads(value) for name, value in (change.split("=", 1) for change in changes)}
-    chosen, where = Recipe.preset(recipe, **settings), torch.device(device)
+    chosen = Recipe.preset(recipe, **settings)
     dtype = preferred_dtype(where)
     model: Any = random_model(shape, blocks, where)
     family = family_of({"model_type": "llama"})
@@ -115,7 +137,12 @@ def main(
     if chosen.curvature:
         importances = with_curvature(model, linears, windows, importances, lambda _part: None, dtype)
     row: dict[str, Any] = {"model": shape, "recipe": recipe, "schedule": " ".join(changes), "target_bpw": bpw}
-    row |= {"graphs": not plain, "importances_s": round(stopwatch(where) - start, 2), "blocks": []}
+    row |= {
+        "graphs": not plain,
+        "processes": team().size,
+        "importances_s": round(stopwatch(where) - start, 2),
+        "blocks": [],
+    }
     arguments = recorded_arguments(model, layers, windows[:1].to(where))
     stream = torch.cat([first_inputs(model, layers, part.to(where)) for part in windows.split(8)]).float()
     compressed = stream.clone()
@@ -146,9 +173,7 @@ def main(
     if distillation:
         del bench, stream, compressed, targets
         row["distillation_s_a_step"] = distil(shape, chosen, distillation, where, dtype)
-    if append:
-        append_rows("compress_speed", [row])
-    click.echo(json.dumps(row))
+    return row
 
 
 def distil(shape: str, recipe: Recipe, windows: int, device: torch.device, dtype: torch.dtype) -> float:

@@ -128,8 +128,9 @@ class Recipe:
 _DEFAULT: dict[str, Any] = {
     "window_choice": "distinct",
     "refresh_inputs": True,
+    "curvature": True,
     "rank_depth": 0.6,
-    "rank_types": True,
+    "rank_sensitivity": True,
     "admm_unit_size": True,
     "svid_steps": 1,
     "relative_lr": True,
