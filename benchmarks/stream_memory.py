@@ -4,10 +4,10 @@
     python -m benchmarks.stream_memory [--blocks 24] [--append]
 
 A random Llama whose blocks dominate is compressed on the CPU with the smallest schedule, each way in a fresh process.
-Of the peak (VmHWM) what a tiny model takes before it, libraries included, is taken off. Predicted, in float32 blocks: tuning
-on the CPU holds the trained copy, its gradient, two moments and the copy to roll back to, 5 blocks; and either nothing
-else or the model's N. Distillation holds one block's cores, or N of them. The rest is what `others` counts: table and
-head, as float32 and as they are stored, packed signs, streams, and the largest LB-ADMM.
+Of the peak (VmHWM) what a tiny model takes before it, libraries included, is taken off. Predicted, in float32 blocks:
+tuning on the CPU holds the trained copy, its gradient, two moments and the copy to roll back to, 5 blocks; and either
+nothing else or the model's N. Distillation holds one block's cores, or N of them. The rest is what `others` counts:
+table and head, as float32 and as they are stored, packed signs, streams, and the largest LB-ADMM.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class _Inputs:
 
 def _home(size: int, device: torch.device) -> torch.device:
     """Where streams of `size` bytes each are kept."""
-    if device.type == "cuda" and (KEPT_STREAMS + 3) * size > torch.cuda.mem_get_info(device)[0] // 2:
+    if device.type == "cuda" and 4 * (KEPT_STREAMS + 3) * size > 3 * torch.cuda.mem_get_info(device)[0]:
         return torch.device("cpu")
     return device
 
@@ -95,7 +95,7 @@ def gradient_pass_by_blocks(
 
     Hooks see the layers of a block in passes without gradients as well; those are not to be counted. Holds a block,
     `KEPT_STREAMS` input streams and the gradient (windows, length, hidden) in float32, on a GPU where they take no more
-    than half of its free memory and else on the host, and the activations of one window in one block.
+    than three quarters of its free memory and else on the host, and the activations of one window in one block.
 
     Args:
         source: the dense model, on its device.
