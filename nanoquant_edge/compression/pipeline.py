@@ -18,7 +18,7 @@ from ..checkpoint.settings import SCALE_DTYPES
 from ..errors import NqEdgeError
 from ..files import check_new_folder
 from ..models.loading import SourceModel, load_model
-from ..runtimes.memory import peak_memory_mb
+from ..runtimes.memory import peak_memory_mb, return_freed_memory
 from .calibration import read_text, sampled_windows, text_windows
 from .curvature import with_curvature
 from .distillation import distill_scales
@@ -157,6 +157,8 @@ def compress_source(
     linears = {name: linear_at(model, name) for name in names}
     identity = fingerprint(finite(source.weights()))
     others = uncompressed_tensors(source.weights(without=names), decoder.tied)
+    if source.streamed:
+        return_freed_memory()
 
     clock = {"loading and checks": time.monotonic() - started}
     state = RunState(
@@ -206,6 +208,8 @@ def compress_source(
     else:
         report(0.04, state.describe())
         windows, importances = stored
+    if source.streamed:
+        return_freed_memory()
     clock["importances"] = time.monotonic() - started - sum(clock.values())
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
     places = {name: place // len(family.linears) for place, name in enumerate(names)}

@@ -33,7 +33,7 @@ __all__ = ["FinishedBlock", "RunState", "fingerprint"]
 
 _FORMAT = 1
 #: Numbers that are summed at one time, in float64.
-_SUMMED = 1 << 24
+_SUMMED = 1 << 20
 _ADVICE = "Delete it to start anew, or pass --overwrite."
 
 
