@@ -5,7 +5,8 @@
 
 What is trained is the same in all processes: gradients are summed, and whatever is computed in each of them is taken
 from the first one. A step on fewer windows than there are processes is done by all of them alike, so stages with a
-batch of one gain nothing, and neither does LB-ADMM: a block's layers wait for each other. Only the first process writes.
+batch of one gain nothing, and neither does LB-ADMM: a block's layers wait for each other. Only the first process
+writes.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.models import folder as folder_module
 from nanoquant_edge.models.loading import load_model
-from tests.test_families import dense_folder
+from tests.compression.support import family_folder
 from tests.tiny import TEXT
 
 
 @pytest.fixture
 def opt(tmp_path: Path) -> Path:
-    folder = dense_folder(tmp_path / "opt", "opt")
+    folder = family_folder(tmp_path / "opt", "opt")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     core = Tokenizer(models.BPE())
