@@ -128,3 +128,21 @@ def test_a_model_writes_windows_that_it_finds_likely() -> None:
 
     other = torch.randint(0, 320, found.shape, generator=torch.Generator().manual_seed(0))
     assert loss(found) < loss(other) - 1
+
+
+class StartingWords(Words):
+    """A tokenizer that puts 900 in front of a text."""
+
+    bos_token_id = 900
+
+    def __call__(self, text: str, verbose: bool) -> dict[str, list[int]]:
+        return {"input_ids": [900, *super().__call__(text, verbose)["input_ids"]]}
+
+
+@pytest.mark.parametrize("choice", ["distinct", "spread", "random"])
+def test_every_window_begins_with_the_start_token_that_the_tokenizer_puts_in_front(choice: str) -> None:
+    found = text_windows(StartingWords(), numbers(63), 5, 8, 0, choice)
+    assert found.shape == (5, 8)
+    assert bool((found[:, 0] == 900).all())
+    without = text_windows(Words(), numbers(63), 5, 7, 0, choice)
+    assert torch.equal(found[:, 1:], without)
