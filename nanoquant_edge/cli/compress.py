@@ -147,6 +147,7 @@ def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
         "mean_factorization_error": sum(settings.recipe["block_errors"]) / len(settings.recipe["block_errors"]),
         "kd_loss": settings.recipe["kd_loss"],
         "undone": settings.recipe["undone"],
+        "left_out": settings.recipe.get("left_out", []),
         "streamed": settings.recipe.get("streamed", False),
         "preset": settings.recipe["name"],
         "calibration": settings.calibration["text"],
@@ -168,6 +169,8 @@ def _print(summary: dict[str, Any]) -> None:
     table.add_row("time, peak memory", f"{summary['seconds']:.0f} s, {summary['peak_mb']:.0f} MB")
     table.add_row("weights", "read block by block" if summary["streamed"] else "in memory")
     table.add_row("preset, calibration", f"{summary['preset']}, {summary['calibration']}")
+    for part in summary["left_out"]:
+        table.add_row("left out", part)
     for stage in summary["undone"]:
         table.add_row("reverted", f"{stage}: its loss was not finite")
     Console().print(table)

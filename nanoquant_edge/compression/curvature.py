@@ -26,7 +26,7 @@ from ..errors import NqEdgeError
 from .importance import Importance, gradient_pass
 from .parallel import team
 
-__all__ = ["bytes_needed", "check_memory", "input_factors", "shrunk", "with_curvature"]
+__all__ = ["bytes_needed", "input_factors", "no_room", "shrunk", "with_curvature"]
 
 #: Alternating passes and shrinkage toward the identity (method section 19.4).
 _PASSES, _SHRINK = 3, 0.2
@@ -104,12 +104,8 @@ def bytes_needed(linears: dict[str, nn.Linear]) -> tuple[int, int]:
     return sum(8 * (m * m + n * n) for m, n in sizes), sum(4 * m * m for m, _ in sizes)
 
 
-def check_memory(linears: dict[str, nn.Linear], device: torch.device) -> None:
-    """Refuse a model whose factors need more than two thirds of the memory that is free.
-
-    Raises:
-        NqEdgeError: NQ-OPTION.
-    """
+def no_room(linears: dict[str, nn.Linear], device: torch.device) -> str:
+    """Why a model's factors cannot be held: more than two thirds of the memory that is free. Empty where they can."""
     on_device, kept = bytes_needed(linears)
     host = memory_available()
     if device.type == "cuda":
@@ -118,11 +114,8 @@ def check_memory(linears: dict[str, nn.Linear], device: torch.device) -> None:
         free, on_device = host, on_device + kept
     for need, have, where in ((on_device, free, str(device)), (kept, host, "the host")):
         if have is not None and 3 * need > 2 * have:
-            raise NqEdgeError(
-                "NQ-OPTION",
-                f"curvature needs {need / 1e9:.1f} GB on {where}, where {have / 1e9:.1f} GB are free.",
-                "Use a recipe without curvature, or a device with more memory.",
-            )
+            return f"curvature needs {need / 1e9:.1f} GB on {where}, where {have / 1e9:.1f} GB are free"
+    return ""
 
 
 def with_curvature(
@@ -144,10 +137,9 @@ def with_curvature(
         dtype: compute type of the passes; the factors are float32.
 
     Raises:
-        NqEdgeError: NQ-OPTION where the factors do not fit, NQ-NUMERIC where a loss or a factor is not finite.
+        NqEdgeError: NQ-NUMERIC where a loss or a factor is not finite.
     """
     device = model.get_output_embeddings().weight.device
-    check_memory(linears, device)
     fits = {name: _Fit(name, layer, importances[name], device) for name, layer in linears.items()}
     handles = [layer.register_forward_hook(fits[name].watch) for name, layer in linears.items()]
     split = team().splits(len(windows))

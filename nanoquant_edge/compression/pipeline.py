@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import math
 import time
@@ -18,20 +17,20 @@ from ..checkpoint.settings import SCALE_DTYPES
 from ..errors import NqEdgeError
 from ..files import check_new_folder
 from ..models.loading import SourceModel, load_model
-from ..runtimes.memory import peak_memory_mb, return_freed_memory
-from .calibration import read_text, sampled_windows, text_windows
+from ..runtimes.memory import return_freed_memory
+from .calibration import read_text
 from .curvature import with_curvature
 from .distillation import distill_scales
-from .importance import collect_importances
 from .optimize import preferred_dtype
 from .packing import pack_factors
 from .parallel import joined_team, team
-from .ranks import allocate_ranks, rank_for_rate
+from .preparation import calibrated, chosen_ranks
+from .ranks import rank_for_rate
 from .recipe import Recipe
-from .sensitivity import measured_errors, rank_shares
+from .resources import affordable, chosen_device, peak_mb
 from .sequence import reconstruct_blocks
 from .state import RunState, fingerprint
-from .streaming import gradient_pass_by_blocks, resident_limit
+from .streaming import resident_limit
 from .tables import check_format, quantized_tables
 from .tensors import embedding_name, finite, linear_at, uncompressed_tensors
 
@@ -93,7 +92,7 @@ def compress(
     chosen = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
     # What can be refused at once is refused before the model is loaded.
     rank_for_rate(64, 64, bpw)
-    where = _device(device)
+    where = chosen_device(device)
     check_new_folder(Path(output), overwrite)
     text = None if calibration is None else read_text(calibration)
     with joined_team(where) as (together, own), contextlib.ExitStack() as stack:
@@ -141,7 +140,7 @@ def compress_source(
     """`compress` for a model that is loaded already; the dense model is unchanged afterwards."""
     started = time.monotonic()
     check_new_folder(Path(output), overwrite)
-    where = _device(device)
+    where = chosen_device(device)
     if compute_dtype != "auto" and compute_dtype not in _DTYPES:
         raise NqEdgeError("NQ-OPTION", f"compute_dtype must be auto, float32 or bfloat16, not {compute_dtype!r}.")
     if scale_dtype not in SCALE_DTYPES:
@@ -150,11 +149,14 @@ def compress_source(
     dtype = preferred_dtype(where) if compute_dtype == "auto" else _DTYPES[compute_dtype]
     if where.type == "cuda":
         torch.cuda.set_device(where)  # streams and graphs are made on the current device
-    _refuse_streaming(source, recipe, text)
+    _refuse_streaming(source, text)
     model = source.place(where)
     family, decoder = source.family, source.decoder
     names = family.layer_names(decoder.num_layers)
     linears = {name: linear_at(model, name) for name in names}
+    recipe, left_out = affordable(recipe, linears, source.streamed, where)
+    for text_of_it in left_out:
+        report(0.01, f"without {text_of_it}")
     identity = fingerprint(finite(source.weights()))
     others = uncompressed_tensors(source.weights(without=names), decoder.tied)
     if source.streamed:
@@ -177,60 +179,11 @@ def compress_source(
         team().first,
     )
     team().wait()
-    stored = state.start(linears)
-    if stored is None:
-        report(0.02, "drawing calibration windows")
-        if text is None:
-            start = int(source.config.get("bos_token_id") or 0)
-            windows = sampled_windows(model, recipe.windows, recipe.window_length, seed, start)
-        else:
-            length, choice = recipe.window_length, recipe.window_choice
-            windows = text_windows(source.tokenizer, text, recipe.windows, length, seed, choice)
-        if int(windows.max()) >= decoder.vocab_size:
-            raise NqEdgeError(
-                "NQ-MODEL",
-                f"the tokenizer makes id {int(windows.max())}, the vocabulary has {decoder.vocab_size} entries.",
-            )
-        together = windows.to(where)  # a GPU's messages are a GPU's tensors
-        team().take_first([together])
-        windows = together.cpu()
-        report(0.04, "importances")
-        importances = collect_importances(
-            model,
-            linears,
-            windows,
-            recipe.gamma,
-            lambda part: report(0.04 + 0.06 * part, "importances"),
-            dtype,
-            functools.partial(gradient_pass_by_blocks, source) if source.streamed else None,
-        )
-        state.keep_start(windows, importances)
-    else:
-        report(0.04, state.describe())
-        windows, importances = stored
-    if source.streamed:
-        return_freed_memory()
+    windows, importances = calibrated(source, linears, recipe, text, seed, state, where, dtype, report)
     clock["importances"] = time.monotonic() - started - sum(clock.values())
-    shapes = {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
-    places = {name: place // len(family.linears) for place, name in enumerate(names)}
-    shares = None
+    ranks = chosen_ranks(source, linears, importances, bpw, recipe, seed, state, where, dtype, report)
     if recipe.rank_sensitivity:
-        even = allocate_ranks(shapes, places, bpw)
-        errors = state.sensitivities(len(even))
-        if errors is None:
-            errors = measured_errors(
-                source.layers(names),
-                importances,
-                even,
-                where,
-                dtype,
-                seed,
-                lambda part: report(0.10, f"sensitivities {part:.0%}"),
-            )
-            state.keep_sensitivities(errors)
-        shares, _ = rank_shares(errors, even, shapes)
         clock["sensitivities"] = time.monotonic() - started - sum(clock.values())
-    ranks = allocate_ranks(shapes, places, bpw, recipe.rank_depth, recipe.rank_types, shares)
     if recipe.curvature:
         # Not kept for --resume: it is larger than the model, and three passes give it again.
         importances = with_curvature(
@@ -286,10 +239,11 @@ def compress_source(
             "compute_dtype": str(dtype).removeprefix("torch."),
             "seconds": round(time.monotonic() - started, 1),
             "stage_seconds": {name: round(value, 1) for name, value in clock.items()} | reconstructed.seconds,
-            "peak_mb": _peak_mb(where),
+            "peak_mb": peak_mb(where),
             "block_errors": reconstructed.errors,
             "undone": reconstructed.undone + (["scale distillation"] if outcome.undone else []),
             "kd_loss": [x for x in (outcome.first, outcome.last) if math.isfinite(x)],
+            "left_out": left_out,
             "streamed": source.streamed,
             "source": source.name,
             "source_note": source.note,
@@ -303,36 +257,9 @@ def compress_source(
     return Checkpoint(Path(output))
 
 
-def _refuse_streaming(source: SourceModel, recipe: Recipe, text: str | None) -> None:
+def _refuse_streaming(source: SourceModel, text: str | None) -> None:
     """Raises NQ-OPTION for what needs all weights in memory, where they are streamed."""
     hint = "or --no-stream-weights where the model fits in memory."
     if source.streamed and text is None:
         message = "a model whose weights are streamed cannot write its own calibration text."
         raise NqEdgeError("NQ-OPTION", message, f"Pass --calibration, {hint}")
-    if source.streamed and recipe.curvature:
-        message = "curvature needs several times the model's memory, so its weights cannot be streamed."
-        raise NqEdgeError("NQ-OPTION", message, f"Use a recipe without curvature, {hint}")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    hint = "Use auto, cpu, cuda or cuda:N."
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise NqEdgeError("NQ-OPTION", f"{name!r} is not a device.", hint) from error
-    if device.type not in ("cpu", "cuda"):
-        raise NqEdgeError("NQ-OPTION", f"device {name!r} is not supported.", hint)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise NqEdgeError("NQ-OPTION", "this PyTorch sees no CUDA device.", "Use --device cpu.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise NqEdgeError("NQ-OPTION", f"there are {torch.cuda.device_count()} CUDA devices, so no {name!r}.", hint)
-    if device.type == "cuda" and device.index is None:  # what asks for a GPU's memory wants its number
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
-def _peak_mb(device: torch.device) -> float:
-    """Most memory held so far, 10^6 bytes: the device's on a GPU, else the process's."""
-    return round(torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_memory_mb(), 1)

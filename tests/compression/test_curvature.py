@@ -112,18 +112,15 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(layer._forward_hooks for layer in linears_of(model).values())
 
 
-def test_factors_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factors_that_do_not_fit_are_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
     linears = {"a": torch.nn.Linear(30, 20), "b": torch.nn.Linear(20, 30)}
     on_device, kept = bytes_needed(linears)
     assert on_device == 2 * 8 * (400 + 900)
     assert kept == 4 * (400 + 900)
     monkeypatch.setattr(curvature, "memory_available", lambda: (3 * (on_device + kept)) // 2)
-    curvature.check_memory(linears, torch.device("cpu"))
+    assert curvature.no_room(linears, torch.device("cpu")) == ""
     monkeypatch.setattr(curvature, "memory_available", lambda: (3 * (on_device + kept)) // 2 - 1)
-    with pytest.raises(NqEdgeError, match=r"curvature needs 0\.0 GB on cpu") as caught:
-        curvature.check_memory(linears, torch.device("cpu"))
-    assert caught.value.code == "NQ-OPTION"
-    assert "without curvature" in str(caught.value.hint)
+    assert "curvature needs 0.0 GB on cpu" in curvature.no_room(linears, torch.device("cpu"))
 
 
 class Run:
@@ -165,6 +162,18 @@ def test_a_run_says_so_and_continues_to_the_same_bytes(run: Run, monkeypatch: py
     run.compress("stopped", resume=True)
     weights = [(run.folder / name / "nanoquant.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert weights[0] == weights[1]
+
+
+def test_without_room_a_run_goes_on_with_diagonals_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curvature, "memory_available", lambda: 1000)
+    said: list[str] = []
+    found = run.compress("small", report=lambda _part, text: said.append(text)).settings.recipe
+    assert found["curvature"] is False
+    assert "curvature needs 0.0 GB on cpu, where 0.0 GB are free" in found["left_out"][0]
+    assert any("for want of memory" in text for text in said)
+    plain = run.compress("diagonal", recipe=short_recipe()).settings.recipe
+    assert plain["block_errors"] == found["block_errors"]
+    assert plain["left_out"] == []
 
 
 def test_a_layer_that_fails_under_curvature_takes_its_diagonals(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

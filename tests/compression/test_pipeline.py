@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nanoquant_edge.hf  # noqa: F401  (registers the format)
 from nanoquant_edge.checkpoint import Checkpoint, true_bits_per_weight
-from nanoquant_edge.compression import compress, pipeline, sequence
+from nanoquant_edge.compression import compress, pipeline, preparation, sequence
 from nanoquant_edge.compression.layers import replace_module
 from nanoquant_edge.compression.recipe import PRESETS
 from nanoquant_edge.errors import NqEdgeError
@@ -93,11 +93,11 @@ def test_the_streams_of_later_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(sequence, "reconstruct_block", spy)
     windows: list[torch.Tensor] = []
-    draw = pipeline.text_windows
-    monkeypatch.setattr(pipeline, "text_windows", lambda *a: windows.append(draw(*a)) or windows[0])
+    draw = preparation.text_windows
+    monkeypatch.setattr(preparation, "text_windows", lambda *a: windows.append(draw(*a)) or windows[0])
     importances: dict[str, Any] = {}
-    collect = pipeline.collect_importances
-    monkeypatch.setattr(pipeline, "collect_importances", lambda *a: importances.update(collect(*a)) or importances)
+    collect = preparation.collect_importances
+    monkeypatch.setattr(preparation, "collect_importances", lambda *a: importances.update(collect(*a)) or importances)
     source = dense_folder(tmp_path / "m", **ORACLE)
     run(
         source,

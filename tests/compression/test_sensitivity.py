@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanoquant_edge.checkpoint import Checkpoint
-from nanoquant_edge.compression import compress, pipeline, sequence
+from nanoquant_edge.compression import compress, preparation, sequence
 from nanoquant_edge.compression.importance import Importance
 from nanoquant_edge.compression.ranks import allocate_ranks, layer_bits
 from nanoquant_edge.compression.sensitivity import (
@@ -174,7 +174,7 @@ def test_a_model_is_compressed_with_measured_ranks_and_goes_on_with_them(
         with pytest.raises(Killed):
             compress(model, tmp_path / "c", **options)
     # What was measured is not measured again, so that ranks are those of the finished blocks.
-    monkeypatch.setattr(pipeline, "measured_errors", None)
+    monkeypatch.setattr(preparation, "measured_errors", None)
     again = compress(model, tmp_path / "c", resume=True, **options)
     assert Checkpoint(tmp_path / "c").settings.ranks == again.settings.ranks == whole.settings.ranks
     files = [(tmp_path / name / "nanoquant.safetensors").read_bytes() for name in ("whole", "c")]

@@ -147,20 +147,19 @@ def test_half_of_the_free_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -
     assert streaming.resident_limit(torch.device("cpu")) > 1 << 60
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"calibration": None}, "cannot write its own calibration text"),
-        ({"recipe": short_recipe(curvature=True)}, "curvature needs several times the model's memory"),
-    ],
-)
-def test_what_needs_all_weights_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    options = {"calibration": write_text(tmp_path), **options}
-    with pytest.raises(NqEdgeError, match=message) as caught:
-        run(dense_folder(tmp_path / "m"), tmp_path / "c", True, **options)
+def test_a_model_that_is_not_in_memory_cannot_write_its_own_text(tmp_path: Path) -> None:
+    with pytest.raises(NqEdgeError, match="cannot write its own calibration text") as caught:
+        run(dense_folder(tmp_path / "m"), tmp_path / "c", True, calibration=None)
     assert caught.value.code == "NQ-OPTION"
     assert "--no-stream-weights" in caught.value.hint
     assert not list(tmp_path.glob("c*"))
+
+
+def test_streamed_weights_leave_curvature_out(tmp_path: Path) -> None:
+    options = {"calibration": write_text(tmp_path), "recipe": short_recipe(curvature=True)}
+    found = run(dense_folder(tmp_path / "m"), tmp_path / "c", True, **options).settings.recipe
+    assert found["curvature"] is False
+    assert "weights that are streamed" in found["left_out"][0]
 
 
 def test_streams_that_a_gpu_has_no_room_for_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
