@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanoquant_edge.checkpoint import Checkpoint
-from nanoquant_edge.compression import compress, pipeline, sequence
+from nanoquant_edge.compression import compress, pipeline, preparation, sequence
 from nanoquant_edge.compression.state import RunState
 from nanoquant_edge.errors import NqEdgeError
 from tests.compression.support import ORACLE, dense_folder, short_recipe, write_text
@@ -71,7 +71,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, calls: i
 @pytest.mark.parametrize(
     ("module", "name", "calls", "files"),
     [
-        (pipeline, "collect_importances", 0, 0),
+        (preparation, "collect_importances", 0, 0),
         (sequence, "reconstruct_block", 2, 4),
         (pipeline, "distill_scales", 0, 5),
     ],
