@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,12 +18,24 @@ from ..errors import NqEdgeError
 from .capture import WARM_UP, captured
 from .inverse import solve_by_products
 
-__all__ = ["AdmmSettings", "Factors", "factorize", "rank_one_magnitudes", "sign"]
+__all__ = [
+    "CONDITION",
+    "NEWTON_STEPS",
+    "AdmmSettings",
+    "FactorState",
+    "Factors",
+    "Problem",
+    "factorize",
+    "factorized",
+    "rank_one_magnitudes",
+    "refuse_non_finite",
+    "sign",
+]
 
 _EPS = 1e-12
 #: The Grams' condition numbers on real layers are below 50 from the first iteration on, below 10 from the middle; the
 #: bound on the largest eigenvalue that the solver takes is a few times too large, more so at a high rank.
-_CONDITION, _NEWTON_STEPS, _HIGH_RANK, _CONDITION_THERE, _NEWTON_STEPS_THERE = 100.0, 6, 1024, 200.0, 7
+CONDITION, NEWTON_STEPS, _HIGH_RANK, _CONDITION_THERE, _NEWTON_STEPS_THERE = 100.0, 6, 1024, 200.0, 7
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,7 @@ def rank_one_magnitudes(x: Tensor, start: Tensor, steps: int) -> tuple[Tensor, T
     return left, right
 
 
-class _Factor:
+class FactorState:
     """One factor and its ADMM state, stored with the rank as rows: (r, k) for a k-channel side.
 
     Both factors are kept this way round so that every product and solve reads rows; the method writes A as (m, r).
@@ -155,7 +167,7 @@ class _Factor:
         if self.by_products and not careful:
             gram.diagonal().add_(rho + ridge)
             high = len(gram) > _HIGH_RANK
-            limits = (_CONDITION_THERE, _NEWTON_STEPS_THERE) if high else (_CONDITION, _NEWTON_STEPS)
+            limits = (_CONDITION_THERE, _NEWTON_STEPS_THERE) if high else (CONDITION, NEWTON_STEPS)
             found = solve_by_products(gram, right_side, *limits)
             return found, (~torch.isfinite(found.sum())).int()
         matrix = 0.5 * (gram + gram.T)
@@ -173,14 +185,14 @@ class _Factor:
         self.dual -= self.signed
 
 
-class _Problem:
+class Problem:
     """The state of one factorization, for all weights of one shape (out >= in) one after the other."""
 
     def __init__(self, shape: tuple[int, int], rank: int, settings: AdmmSettings, device: torch.device) -> None:
         m, n = shape
         self.settings, self.device = settings, device
-        self.left = _Factor(rank, m, device, settings)
-        self.right = _Factor(rank, n, device, settings)
+        self.left = FactorState(rank, m, device, settings)
+        self.right = FactorState(rank, n, device, settings)
         self.targets = tuple(torch.empty(s, dtype=settings.dtype, device=device) for s in ((n, m), (m, n)))
         steps = range(settings.steps)
         power = 1 if settings.schedule == "linear" else 3
@@ -198,7 +210,7 @@ class _Problem:
         designs = [factor.unit_rows().to(self.settings.dtype) for factor in (self.right, self.left)]
         ridge = self.settings.ridge
 
-        def one_side(factor: _Factor, design: Tensor, target: Tensor) -> Tensor:
+        def one_side(factor: FactorState, design: Tensor, target: Tensor) -> Tensor:
             primal, failed = factor.solve(design, target, rho, ridge, careful)
             factor.update(primal)
             return failed
@@ -248,6 +260,9 @@ class _Problem:
                 self._advance(careful=True)
 
 
+_AnyProblem = TypeVar("_AnyProblem", bound=Problem)
+
+
 @torch.no_grad()
 def factorize(
     weight: Tensor,
@@ -256,7 +271,7 @@ def factorize(
     rank: int,
     settings: AdmmSettings | None = None,
     seed: int = 0,
-    kept: dict[Any, _Problem] | None = None,
+    kept: dict[Any, Problem] | None = None,
 ) -> Factors:
     """Factorize a weight matrix into signs and two scale vectors.
 
@@ -273,22 +288,54 @@ def factorize(
         NqEdgeError: NQ-NUMERIC when the weight or an importance is not finite.
     """
     settings = settings or AdmmSettings()
-    for name, value in (("weight", weight), ("importances", in_importance), ("importances", out_importance)):
-        if not bool(torch.isfinite(value).all()):
-            raise NqEdgeError("NQ-NUMERIC", f"the {name} of a layer to factorize hold NaN or infinity.")
+    refuse_non_finite([("weight", weight), ("importances", in_importance), ("importances", out_importance)])
     if weight.shape[0] < weight.shape[1]:
         return factorize(weight.T, out_importance, in_importance, rank, settings, seed, kept).turned()
-    w = weight.detach().float()
-    d_in = _root(in_importance)
-    d_out = _root(out_importance)
-    target = d_out[:, None] * w * d_in[None, :]
+    d_in, d_out = _root(in_importance), _root(out_importance)
+    target = d_out[:, None] * weight.detach().float() * d_in[None, :]
+    return factorized(target, d_in, d_out, rank, settings, seed, kept, Problem)
+
+
+def refuse_non_finite(values: list[tuple[str, Tensor]]) -> None:
+    """Raises NQ-NUMERIC, with the name, for the first of a layer's tensors that holds NaN or infinity."""
+    for name, value in values:
+        if not bool(torch.isfinite(value).all()):
+            raise NqEdgeError("NQ-NUMERIC", f"the {name} of a layer to factorize: NaN or infinity found.")
+
+
+def factorized(
+    target: Tensor,
+    d_in: Tensor,
+    d_out: Tensor,
+    rank: int,
+    settings: AdmmSettings,
+    seed: int,
+    kept: dict[Any, Problem] | None,
+    kind: type[_AnyProblem],
+    load: Callable[[_AnyProblem], None] = lambda _problem: None,
+) -> Factors:
+    """Run LB-ADMM on a preconditioned weight, out >= in, and export its factors.
+
+    Args:
+        target: (m, n) diag(d_out) W diag(d_in).
+        d_in, d_out: (n,), (m,), positive.
+        rank: inner dimension.
+        settings: of the iteration.
+        seed: of the Gaussian start.
+        kept: as for `factorize`.
+        kind: of problem to run.
+        load: puts into the problem what it needs beside the target.
+    """
     # The start has entries of about 1; a target of another size takes many more steps to forget it. Up to the start
     # the iteration commutes with scaling both factors, so it runs on unit size and the size is put back at the end.
     size = (float(target.square().mean().sqrt()) or 1.0) if settings.unit_size else 1.0
-    key = (tuple(w.shape), rank, settings, w.device)
-    problem = (kept or {}).get(key) or _Problem((w.shape[0], w.shape[1]), rank, settings, w.device)
+    m, n = target.shape
+    key = (kind, m, n, rank, settings, target.device)
+    problem = (kept or {}).get(key) or kind((m, n), rank, settings, target.device)
+    assert isinstance(problem, kind)
     if kept is not None:
         kept[key] = problem
+    load(problem)
     problem.run(target / size, seed, keep=kept is not None)
     return _export(target, d_in, d_out, problem.left, problem.right, size)
 
@@ -301,7 +348,7 @@ def _root(importance: Tensor) -> Tensor:
     return value.clamp_min(0).sqrt().clamp_min(_EPS)
 
 
-def _export(target: Tensor, d_in: Tensor, d_out: Tensor, left: _Factor, right: _Factor, size: float) -> Factors:
+def _export(target: Tensor, d_in: Tensor, d_out: Tensor, left: FactorState, right: FactorState, size: float) -> Factors:
     """Magnitude balancing (paper Eq. 7) and the two scale vectors (method section 8.3)."""
     a_hat = size * left.signed.T / d_out[:, None]
     b_hat = size * right.signed / d_in[None, :]

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import NqEdgeError
-from .admm import _CONDITION, _NEWTON_STEPS, AdmmSettings, Factors, _export, _Factor, _Problem
+from .admm import CONDITION, NEWTON_STEPS, AdmmSettings, Factors, FactorState, Problem, factorized, refuse_non_finite
 from .inverse import inverse
 
 __all__ = ["Metric", "factorize_curved", "metric"]
@@ -64,7 +63,7 @@ def metric(factor: Tensor, power: float = _POWER) -> Metric:
     return Metric(diagonal, values / values.mean(), vectors)
 
 
-class _CurvedFactor(_Factor):
+class _CurvedFactor(FactorState):
     """A factor whose channels have a metric; `turned` is the primal in its eigenbasis."""
 
     def __init__(self, rank: int, channels: int, others: int, device: torch.device, settings: AdmmSettings) -> None:
@@ -119,7 +118,7 @@ class _CurvedFactor(_Factor):
         matrix = (0.5 * self.middle) * (gram + gram.T)
         matrix.diagonal().add_(damping)
         if self.by_products and not careful:
-            found = inverse(matrix, _CONDITION, _NEWTON_STEPS)
+            found = inverse(matrix, CONDITION, NEWTON_STEPS)
             return lambda x: found @ x, (~torch.isfinite(found.sum())).int()
         factor, info = torch.linalg.cholesky_ex(matrix)
         if careful and int(info):
@@ -127,7 +126,7 @@ class _CurvedFactor(_Factor):
         return lambda x: torch.cholesky_solve(x, factor), info.abs()
 
 
-class _CurvedProblem(_Problem):
+class _CurvedProblem(Problem):
     """The state of one factorization under two metrics."""
 
     left: _CurvedFactor
@@ -168,7 +167,7 @@ def factorize_curved(
     rank: int,
     settings: AdmmSettings | None = None,
     seed: int = 0,
-    kept: dict[Any, _Problem] | None = None,
+    kept: dict[Any, Problem] | None = None,
 ) -> Factors:
     """Factorize a weight matrix into signs and two scale vectors under dense curvature factors.
 
@@ -189,26 +188,19 @@ def factorize_curved(
         NqEdgeError: NQ-NUMERIC when the weight or a factor is not finite.
     """
     settings = settings or AdmmSettings()
-    for name, value in (("weight", weight), ("curvature", inputs), ("curvature", outputs)):
-        if not bool(torch.isfinite(value).all()):
-            raise NqEdgeError("NQ-NUMERIC", f"the {name} of a layer to factorize holds NaN or infinity.")
+    refuse_non_finite([("weight", weight), ("curvature", inputs), ("curvature", outputs)])
     if weight.shape[0] < weight.shape[1]:
         turned = factorize_curved(weight.T, outputs, inputs, sizes[::-1], rank, settings, seed, kept)
         return turned.turned()
-    w = weight.detach().float()
     inp, out = metric(inputs), metric(outputs)
     d_in = (inp.diagonal * (sizes[0] / inp.diagonal.mean())).sqrt()
     d_out = (out.diagonal * (sizes[1] / out.diagonal.mean())).sqrt()
-    target = d_out[:, None] * w * d_in[None, :]
-    size = (float(target.square().mean().sqrt()) or 1.0) if settings.unit_size else 1.0
-    key = ("curved", tuple(w.shape), rank, settings, w.device)
-    problem = (kept or {}).get(key) or _CurvedProblem((w.shape[0], w.shape[1]), rank, settings, w.device)
-    assert isinstance(problem, _CurvedProblem)
-    if kept is not None:
-        kept[key] = problem
-    problem.load(out, inp)
-    problem.run(target / size, seed, keep=kept is not None)
-    factors = _export(target, d_in, d_out, problem.left, problem.right, size)
+    target = d_out[:, None] * weight.detach().float() * d_in[None, :]
+
+    def load(problem: _CurvedProblem) -> None:
+        problem.load(out, inp)
+
+    factors = factorized(target, d_in, d_out, rank, settings, seed, kept, _CurvedProblem, load)
     missed = target - d_out[:, None] * factors.dense() * d_in[None, :]
     factors.error = float(_curved_norm(missed, out, inp) / _curved_norm(target, out, inp).clamp_min(_TINY))
     return factors
