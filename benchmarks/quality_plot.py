@@ -73,6 +73,10 @@ def panels(rows: list[dict[str, Any]]) -> dict[str, list[Series]]:
     return found
 
 
+#: Perplexities above this lie beyond the upper edge, with their value written there.
+_HIGHEST = 3000.0
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Write the plot; the format is the path's ending."""
     import matplotlib
@@ -94,8 +98,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 style.update(linestyle="--", markerfacecolor="white")
             handles[series.label] = axis.errorbar(sizes, means, yerr=bars, capsize=2, label=series.label, **style)
             for name, size, mean in zip(names, sizes, means, strict=True):
-                axis.annotate(name, (size, mean), textcoords="offset points", xytext=(5, 4), fontsize=7)
-        axis.set(title=model, yscale="log", xlabel="file, MB", ylabel="perplexity, WikiText-2 test")
+                text, place = (name, mean) if mean <= _HIGHEST else (f"{name}: {mean:.1e}", _HIGHEST)
+                shift = (5, 4) if mean <= _HIGHEST else (5, -9)
+                axis.annotate(text, (size, place), textcoords="offset points", xytext=shift, fontsize=7)
+        axis.set(title=model, xscale="log", yscale="log", xlabel="file, MB", ylabel="perplexity, WikiText-2 test")
+        highest = max(point[2] for series in lines for point in series.points)
+        axis.set_ylim(top=min(_HIGHEST, 1.6 * highest))
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8)))
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_minor_locator(ticker.NullLocator())
         axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
