@@ -79,7 +79,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "The chat template is missing, not valid, or exceeded its limits of time and size.",
         "Use a model with a chat template, or pass a plain prompt.",
     ),
-    "NQ-MISSING": ("An optional package is not installed.", "Install the extra that the message names."),
+    "NQ-MISSING": ("An optional package is not installed, or is too old.", "Install the extra that the message names."),
     "NQ-NATIVE-MISSING": (
         "The native library with the operator's kernels is not installed, or cannot be loaded.",
         "Install a built wheel, or build it with CMake as the message says.",
