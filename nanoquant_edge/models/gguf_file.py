@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -99,8 +100,8 @@ def from_gguf(path: Path, name: str) -> Iterator[SourceModel]:
 def _check_transformers() -> None:
     """Refuse a transformers that reads some files wrongly, and without a word."""
     from packaging.version import Version
-    from transformers import __version__ as installed
 
+    installed = importlib.metadata.version("transformers")
     if Version(installed) < Version(_LEAST_TRANSFORMERS):
         message = f"reading GGUF needs transformers {_LEAST_TRANSFORMERS} or newer; {installed} is installed."
         raise NqEdgeError("NQ-MISSING", message, _INSTALL)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.models.loading import load_model
@@ -169,7 +169,7 @@ def test_a_missing_reader_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_reader_that_is_too_old_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_gguf(tmp_path / "m.gguf", llama())
-    monkeypatch.setattr(transformers, "__version__", "5.17.0")
+    monkeypatch.setattr(importlib.metadata, "version", lambda _name: "5.17.0")
     message = r"needs transformers 5\.23 or newer; 5\.17\.0 is installed"
     with pytest.raises(NqEdgeError, match=message) as caught, load_model(path):
         pass
