@@ -106,7 +106,10 @@ def command(
         hint = "Install it: pip install 'nanoquant-edge[compress]'."
         raise NqEdgeError("NQ-MISSING", f"compress needs the package {error.name}.", hint) from error
 
-    with shown_progress("compress", hidden=as_json or os.environ.get("RANK", "0") != "0") as report:
+    first = os.environ.get("RANK", "0") == "0"  # of several processes that torchrun started, the first one reports
+    if first and preset != "quick" and not _on_gpu(device):
+        click.echo(f"{preset} takes hours on a CPU, even for a small model; --preset quick takes minutes.", err=True)
+    with shown_progress("compress", hidden=as_json or not first) as report:
         checkpoint = compress(
             model,
             output,
@@ -124,10 +127,17 @@ def command(
             resume=resume,
             report=report,
         )
-    if os.environ.get("RANK", "0") != "0":  # one of several processes that torchrun started; the first one reports
+    if not first:
         return
     summary = summarize(checkpoint)
     click.echo(json.dumps(summary)) if as_json else _print(summary)
+
+
+def _on_gpu(device: str) -> bool:
+    """Whether a run on `device` would be on a GPU."""
+    import torch
+
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
 def summarize(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def test_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["total_bytes"] == sum(path.stat().st_size for path in (place / "c").iterdir())
     assert checkpoint.settings.recipe["seed"] == 4
     assert "100 %" not in out.err
+    assert "takes hours" not in out.err
 
 
 def test_a_table_and_progress(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +69,7 @@ def test_a_table_and_progress(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert "balanced, text.txt" in out.out
     assert "compress" in out.err
     assert "block 1 of 2" in out.err
+    assert "balanced takes hours on a CPU" in out.err
 
 
 def refused(place: Path, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
