@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
-from .folder import Deployment, deploy
+from .deployment import Deployment
+from .folder import deploy
 
 __all__ = ["Deployment", "deploy"]

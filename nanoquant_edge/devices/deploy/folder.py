@@ -8,9 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...bundle import Bundle
 from ...errors import NqEdgeError
@@ -18,12 +16,13 @@ from ...files import new_folder, sha256_of, write_json
 from ..assess import Assessment, assess
 from ..model import open_model
 from ..profile import Target
+from .deployment import Deployment
 from .native import copy_sources, provide_library
 from .requirements import fetch_wheels, requirement_lines
 from .scripts import write_scripts
 from .wheel import write_own_wheel
 
-__all__ = ["DEPLOY_FILE", "Deployment", "deploy"]
+__all__ = ["DEPLOY_FILE", "deploy"]
 
 DEPLOY_FILE = "nq_deploy.json"
 #: Minor version of GLIBC 2.x of the systems in the profiles (their release notes).
@@ -32,51 +31,6 @@ _GLIBC = {"Ubuntu 20.04": 31, "Ubuntu 22.04": 35, "Raspberry Pi OS 12": 36, "Ubu
 _OLDEST = (3, 10)
 #: Backend of a bundle -> its folder.
 _PLACES = {"onnxruntime": "bundle", "tensorrt": "engine", "tensorrt-build": "graph"}
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """What a deployment folder holds.
-
-    Attributes:
-        folder: where it lies.
-        target: the device.
-        bundle: what runs or is built there.
-        python, glibc: of the board's system.
-        libraries: prebuilt libraries.
-        wheels: names of the wheels that travel along.
-        complete: the wheels are all that the board needs, so that it needs no network.
-        graph: a TensorRT graph is there, from which the board builds its engine.
-        found: fit and forecast; None for bundles that do not hold the model's configuration.
-    """
-
-    folder: Path
-    target: Target
-    bundle: Bundle
-    python: str
-    glibc: int
-    libraries: tuple[str, ...]
-    wheels: tuple[str, ...]
-    complete: bool
-    graph: bool
-    found: Assessment | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `nq_deploy.json` and --json."""
-        return {
-            "deploy_version": 1,
-            "device": self.target.name,
-            "model": self.bundle.source_model.get("name", ""),
-            "true_bpw": self.bundle.true_bpw,
-            "backend": self.bundle.backend,
-            "python": self.python,
-            "architecture": self.target.architecture,
-            "libraries": list(self.libraries),
-            "wheels": list(self.wheels),
-            "offline": self.complete,
-            "graph": self.graph,
-            "fit": None if self.found is None else self.found.to_dict(),
-        }
 
 
 def deploy(

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .folder import Deployment
+from .deployment import Deployment
 
 __all__ = ["write_scripts"]
 
