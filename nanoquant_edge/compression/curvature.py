@@ -14,6 +14,7 @@ loses the massive activations of first tokens, whose gradients are small (docs/n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -95,27 +96,44 @@ def _inverse_diagonal(importance: Tensor) -> Tensor:
     return 1 / importance.clamp_min(1e-6 * float(importance.mean()))
 
 
-def bytes_needed(linears: dict[str, nn.Linear]) -> tuple[int, int]:
-    """Memory of `with_curvature`: on the model's device while it runs, and on the host afterwards.
+def bytes_needed(linears: dict[str, nn.Linear]) -> tuple[list[int], int]:
+    """Bytes that each layer takes on the device while it is fitted, and what all keep on the host until their block.
 
     A layer of m x n holds sums and inverses, 4 bytes x 2 (m^2 + n^2), then L, 4 m^2.
     """
     sizes = [(layer.out_features, layer.in_features) for layer in linears.values()]
-    return sum(8 * (m * m + n * n) for m, n in sizes), sum(4 * m * m for m, _ in sizes)
+    return [8 * (m * m + n * n) for m, n in sizes], sum(4 * m * m for m, _ in sizes)
+
+
+def _room(kept: int, device: torch.device) -> tuple[int, int]:
+    """Bytes that may be taken on the device and on the host: two thirds of what is free; `kept` shares a CPU's."""
+    host = 2 * (memory_available() or sys.maxsize) // 3
+    return (2 * torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else host - kept), host
 
 
 def no_room(linears: dict[str, nn.Linear], device: torch.device) -> str:
-    """Why a model's factors cannot be held: more than two thirds of the memory that is free. Empty where they can."""
-    on_device, kept = bytes_needed(linears)
-    host = memory_available()
-    if device.type == "cuda":
-        free: int | None = torch.cuda.mem_get_info(device)[0]
-    else:
-        free, on_device = host, on_device + kept
-    for need, have, where in ((on_device, free, str(device)), (kept, host, "the host")):
-        if have is not None and 3 * need > 2 * have:
-            return f"curvature needs {need / 1e9:.1f} GB on {where}, where {have / 1e9:.1f} GB are free"
+    """Why a model's factors cannot be held, even one layer after the other; empty where they can."""
+    fitting, kept = bytes_needed(linears)
+    on_device, on_host = _room(kept, device)
+    if kept > on_host:
+        return f"curvature keeps {kept / 1e9:.1f} GB on the host, where {on_host / 1e9:.1f} GB may be taken"
+    if max(fitting) > on_device:
+        return f"curvature needs {max(fitting) / 1e9:.1f} GB on {device}, where {on_device / 1e9:.1f} GB may be taken"
     return ""
+
+
+def _groups(linears: dict[str, nn.Linear], device: torch.device) -> list[dict[str, nn.Linear]]:
+    """Layers that are fitted together: as many as there is room for, in order."""
+    fitting, kept = bytes_needed(linears)
+    room = torch.tensor([_room(kept, device)[0]], device=device)
+    team().take_first([room])  # all processes make the same groups
+    groups: list[dict[str, nn.Linear]] = [{}]
+    taken = 0
+    for (name, layer), size in zip(linears.items(), fitting, strict=True):
+        if groups[-1] and taken + size > int(room):
+            groups, taken = [*groups, {}], 0
+        groups[-1][name], taken = layer, taken + size
+    return groups
 
 
 def with_curvature(
@@ -126,7 +144,9 @@ def with_curvature(
     report: Callable[[float], None] = lambda _fraction: None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Importance]:
-    """The importances with the layers' curvature, from three passes of the dense model.
+    """The importances with the layers' curvature, from three passes of the dense model for each group of layers.
+
+    A layer's fit does not depend on others', so groups change nothing but the time.
 
     Args:
         model: transformers causal language model.
@@ -140,6 +160,28 @@ def with_curvature(
         NqEdgeError: NQ-NUMERIC where a loss or a factor is not finite.
     """
     device = model.get_output_embeddings().weight.device
+    groups = _groups(linears, device)
+    found: dict[str, Importance] = {}
+    for place, group in enumerate(groups):
+
+        def part(fraction: float, done: int = place) -> None:
+            report((done + fraction) / len(groups))
+
+        for name, factor in _fitted(model, group, windows, importances, part, dtype).items():
+            found[name] = replace(importances[name], curvature=factor)
+    return found
+
+
+def _fitted(
+    model: Any,
+    linears: dict[str, nn.Linear],
+    windows: Tensor,
+    importances: dict[str, Importance],
+    report: Callable[[float], None],
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """L of one group of layers, on the CPU."""
+    device = model.get_output_embeddings().weight.device
     fits = {name: _Fit(name, layer, importances[name], device) for name, layer in linears.items()}
     handles = [layer.register_forward_hook(fits[name].watch) for name, layer in linears.items()]
     split = team().splits(len(windows))
@@ -151,10 +193,8 @@ def with_curvature(
     finally:
         for handle in handles:
             handle.remove()
-    found = {}
-    for name in linears:  # each layer's sums are let go as soon as they are used
-        found[name] = replace(importances[name], curvature=fits.pop(name).finish())
-    return found
+    # Each layer's sums are let go as soon as they are used.
+    return {name: fits.pop(name).finish() for name in linears}
 
 
 @torch.no_grad()

@@ -114,13 +114,36 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_factors_that_do_not_fit_are_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
     linears = {"a": torch.nn.Linear(30, 20), "b": torch.nn.Linear(20, 30)}
-    on_device, kept = bytes_needed(linears)
-    assert on_device == 2 * 8 * (400 + 900)
+    fitting, kept = bytes_needed(linears)
+    assert fitting == [8 * (400 + 900)] * 2
     assert kept == 4 * (400 + 900)
-    monkeypatch.setattr(curvature, "memory_available", lambda: (3 * (on_device + kept)) // 2)
-    assert curvature.no_room(linears, torch.device("cpu")) == ""
-    monkeypatch.setattr(curvature, "memory_available", lambda: (3 * (on_device + kept)) // 2 - 1)
-    assert "curvature needs 0.0 GB on cpu" in curvature.no_room(linears, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    least = (3 * (fitting[0] + kept) + 1) // 2
+    monkeypatch.setattr(curvature, "memory_available", lambda: least)
+    assert curvature.no_room(linears, cpu) == ""
+    monkeypatch.setattr(curvature, "memory_available", lambda: least - 2)
+    assert "curvature needs 0.0 GB on cpu" in curvature.no_room(linears, cpu)
+    monkeypatch.setattr(curvature, "memory_available", lambda: 100)
+    assert "curvature keeps 0.0 GB on the host" in curvature.no_room(linears, cpu)
+    monkeypatch.setattr(curvature, "memory_available", lambda: None)
+    assert curvature.no_room(linears, cpu) == ""
+
+
+def test_groups_of_layers_change_nothing_but_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fitted(dense_llama())
+    fitting, kept = bytes_needed(linears_of(dense_llama()))
+    passes: list[int] = []
+    original = curvature.gradient_pass
+    monkeypatch.setattr(curvature, "gradient_pass", lambda *a: passes.append(1) or original(*a))
+    monkeypatch.setattr(curvature, "memory_available", lambda: 3 * (sum(fitting) // 3 + kept) // 2)
+    done: list[float] = []
+    parts = fitted(dense_llama(), report=done.append)
+    assert len(passes) in (9, 12)
+    assert done == sorted(done)
+    assert done[-1] == 1
+    assert list(parts) == list(whole)
+    for name, importance in whole.items():
+        assert torch.equal(parts[name].curvature, importance.curvature)
 
 
 class Run:
@@ -169,7 +192,7 @@ def test_without_room_a_run_goes_on_with_diagonals_and_says_so(run: Run, monkeyp
     said: list[str] = []
     found = run.compress("small", report=lambda _part, text: said.append(text)).settings.recipe
     assert found["curvature"] is False
-    assert "curvature needs 0.0 GB on cpu, where 0.0 GB are free" in found["left_out"][0]
+    assert "curvature keeps 0.0 GB on the host, where 0.0 GB may be taken" in found["left_out"][0]
     assert any("for want of memory" in text for text in said)
     plain = run.compress("diagonal", recipe=short_recipe()).settings.recipe
     assert plain["block_errors"] == found["block_errors"]
