@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.zero_shot import Tasks
 from nanoquant_edge.compression.calibration import read_text
+from nanoquant_edge.validation.perplexity import head_logits
 
 __all__ = ["CORPORA", "Measure", "corpus_windows", "window_figures"]
 
@@ -57,12 +58,6 @@ def _states(model: Any, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield ids, model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
 
-def _logits(model: Any, states: Tensor) -> Tensor:
-    logits = model.get_output_embeddings()(states).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
 @torch.inference_mode()
 def window_figures(
     model: Any, windows: Tensor, dense: Any = None, dense_states: Tensor | None = None
@@ -95,10 +90,10 @@ def window_figures(
         found = torch.empty(len(flat), dtype=torch.float64, device=model.device)
         for start in range(0, len(flat), rows):
             part = slice(start, start + rows)
-            chances = _logits(model, flat[part]).log_softmax(-1)
+            chances = head_logits(model, flat[part]).log_softmax(-1)
             found[part] = -chances.gather(1, targets[part, None])[:, 0].double()
             if wanted_states is not None and start < here:
-                wanted = _logits(dense, wanted_states[part]).log_softmax(-1)
+                wanted = head_logits(dense, wanted_states[part]).log_softmax(-1)
                 chances = chances[: len(wanted)]
                 divergence += (wanted.exp() * (wanted - chances)).sum(dtype=torch.float64)
                 equal += (wanted.argmax(-1) == chances.argmax(-1)).sum()

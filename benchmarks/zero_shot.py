@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from nanoquant_edge.validation.perplexity import head_logits
+
 __all__ = ["SETS", "Tasks"]
 
 #: One item: (context, continuation) pairs and the place of the right one; LAMBADA has one pair.
@@ -108,14 +110,12 @@ def _batch(model: Any, rows: list[Row]) -> list[tuple[float, bool]]:
     spot = torch.tensor([position for _, start, end in spans for position in range(start, end)]).to(model.device)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[owner, spot - 1]
     target = ids[owner, spot]
-    head, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
     sums = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
     wrong = torch.zeros(len(rows), dtype=torch.int64, device=model.device)
-    step = max(1, _LOGIT_BYTES[model.device.type] // (4 * head.weight.shape[0]))
+    step = max(1, _LOGIT_BYTES[model.device.type] // (4 * model.get_output_embeddings().weight.shape[0]))
     for first in range(0, len(owner), step):
         part = slice(first, first + step)
-        logits = head(hidden[part]).float()
-        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        logits = head_logits(model, hidden[part])
         chances = logits.log_softmax(-1).gather(1, target[part, None])[:, 0]
         sums.index_add_(0, owner[part], chances.double())
         wrong.index_add_(0, owner[part], (logits.argmax(-1) != target[part]).long())

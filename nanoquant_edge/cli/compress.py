@@ -29,8 +29,8 @@ __all__ = ["command"]
     type=click.Choice(["quick", "balanced", "full", "official"]),
     default="balanced",
     show_default=True,
-    help="quick: minutes on a CPU, for trying; balanced: minutes on a GPU; full: the paper's schedule, better rules; "
-    "official: as the official code.",
+    help="quick: minutes on a CPU, for trying; balanced: minutes on a GPU; full: the same with 16 times the steps, the "
+    "paper's schedule; official: as the official code.",
 )
 @click.option(
     "--calibration",
@@ -102,12 +102,13 @@ def command(
         raise NqEdgeError("NQ-OUTPUT", f"{output} exists already.")
     try:
         from ..compression import compress
+        from ..compression.resources import chosen_device
     except ModuleNotFoundError as error:
         hint = "Install it: pip install 'nanoquant-edge[compress]'."
         raise NqEdgeError("NQ-MISSING", f"compress needs the package {error.name}.", hint) from error
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes that torchrun started, the first one reports
-    if first and preset != "quick" and not _on_gpu(device):
+    if first and preset != "quick" and chosen_device(device).type == "cpu":
         click.echo(f"{preset} takes hours on a CPU, even for a small model; --preset quick takes minutes.", err=True)
     with shown_progress("compress", hidden=as_json or not first) as report:
         checkpoint = compress(
@@ -131,13 +132,6 @@ def command(
         return
     summary = summarize(checkpoint)
     click.echo(json.dumps(summary)) if as_json else _print(summary)
-
-
-def _on_gpu(device: str) -> bool:
-    """Whether a run on `device` would be on a GPU."""
-    import torch
-
-    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
 def summarize(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -14,7 +14,7 @@ loses the massive activations of first tokens, whose gradients are small (docs/n
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,17 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..devices.fit import memory_available
 from ..errors import NqEdgeError
-from .importance import Importance, gradient_pass
-from .parallel import team
+from .importance import GRADIENT_UNIT, Importance, gradient_pass
+from .parallel import free_host_memory, team
 
 __all__ = ["bytes_needed", "input_factors", "no_room", "shrunk", "with_curvature"]
 
 #: Alternating passes and shrinkage toward the identity (method section 19.4).
 _PASSES, _SHRINK = 3, 0.2
-#: Gradients in the units of the importances: squares of smaller ones leave float32 (method section 13.5).
-_GRADIENT_UNIT = 1e6
 
 
 def shrunk(total: Tensor, what: str) -> Tensor:
@@ -67,7 +64,8 @@ class _Fit:
         """Forward hook: adds the window once its gradient is there."""
         if output.requires_grad:
             x = arguments[0].detach().flatten(0, -2)
-            output.register_hook(lambda gradient: self.add(x.float(), gradient.flatten(0, -2).float() * _GRADIENT_UNIT))
+            # In the units of the importances: squares of smaller gradients leave float32 (method section 13.5).
+            output.register_hook(lambda gradient: self.add(x.float(), gradient.flatten(0, -2).float() * GRADIENT_UNIT))
 
     @torch.no_grad()
     def add(self, x: Tensor, gradient: Tensor) -> None:
@@ -107,7 +105,7 @@ def bytes_needed(linears: dict[str, nn.Linear]) -> tuple[list[int], int]:
 
 def _room(kept: int, device: torch.device) -> tuple[int, int]:
     """Bytes that may be taken on the device and on the host: two thirds of what is free; `kept` shares a CPU's."""
-    host = 2 * (memory_available() or sys.maxsize) // 3
+    host = 2 * free_host_memory() // 3
     return (2 * torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else host - kept), host
 
 
@@ -163,13 +161,15 @@ def with_curvature(
     groups = _groups(linears, device)
     found: dict[str, Importance] = {}
     for place, group in enumerate(groups):
-
-        def part(fraction: float, done: int = place) -> None:
-            report((done + fraction) / len(groups))
-
-        for name, factor in _fitted(model, group, windows, importances, part, dtype).items():
+        report_pass = functools.partial(_report_pass, report, place * _PASSES, len(groups) * _PASSES)
+        for name, factor in _fitted(model, group, windows, importances, report_pass, dtype).items():
             found[name] = replace(importances[name], curvature=factor)
     return found
+
+
+def _report_pass(report: Callable[[float], None], before: int, passes: int, number: int, part: float) -> None:
+    """Report the fraction of all passes that is done, in pass `number` after those `before`."""
+    report((before + number + part) / passes)
 
 
 def _fitted(
@@ -177,7 +177,7 @@ def _fitted(
     linears: dict[str, nn.Linear],
     windows: Tensor,
     importances: dict[str, Importance],
-    report: Callable[[float], None],
+    report_pass: Callable[[int, float], None],
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     """L of one group of layers, on the CPU."""
@@ -187,7 +187,7 @@ def _fitted(
     split = team().splits(len(windows))
     try:
         for index in range(_PASSES):
-            gradient_pass(model, windows, lambda part, at=index: report((at + part) / _PASSES), dtype)  # type: ignore[misc]
+            gradient_pass(model, windows, functools.partial(report_pass, index), dtype)
             for fit in fits.values():
                 fit.close_pass(index + 1 == _PASSES, split)
     finally:

@@ -17,6 +17,7 @@ from .parallel import team
 from .vocabulary import cross_entropy
 
 __all__ = [
+    "GRADIENT_UNIT",
     "Importance",
     "Moment",
     "collect_importances",
@@ -28,7 +29,7 @@ __all__ = [
 
 #: Gradients are squared in these units, which also set the size of the latents and so what one step of the latent
 #: optimizer means (method section 13.1).
-_GRADIENT_UNIT = 1e6
+GRADIENT_UNIT = 1e6
 #: The official windows are 2048 tokens and the loss is a mean over them; other lengths are brought to that unit.
 _REFERENCE_LENGTH = 2048
 #: Windows between two looks at the losses; each look waits for the GPU.
@@ -202,7 +203,7 @@ def collect_importances(
     outputs = {name: Moment() for name in linears}
     length = windows.shape[1]
     # The k-th gradient of a mean over T tokens shrinks as 1/T.
-    unit = _GRADIENT_UNIT * length / _REFERENCE_LENGTH
+    unit = GRADIENT_UNIT * length / _REFERENCE_LENGTH
 
     def watch(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -223,7 +224,7 @@ def collect_importances(
         if team().splits(len(windows)):
             inputs[name].combine()
             outputs[name].combine()
-        gradient = outputs[name].mean(len(windows), layer.out_features) / _GRADIENT_UNIT
+        gradient = outputs[name].mean(len(windows), layer.out_features) / GRADIENT_UNIT
         moment = inputs[name].mean(len(windows), layer.in_features)
         found[name] = Importance(shrink(_or_ones(moment), gamma), shrink(_or_ones(gradient), gamma))
     return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -20,9 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..devices.fit import memory_available
 from ..errors import NqEdgeError
 
-__all__ = ["Team", "joined_team", "team"]
+__all__ = ["Team", "free_host_memory", "joined_team", "team"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ def team() -> Team:
     if dist.is_available() and dist.is_initialized():
         return Team(dist.get_rank(), dist.get_world_size())
     return Team()
+
+
+def free_host_memory() -> int:
+    """Bytes of this host's memory that this process may count on: processes that torchrun started here share it."""
+    return (memory_available() or sys.maxsize) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager

@@ -155,8 +155,8 @@ def compress_source(
     names = family.layer_names(decoder.num_layers)
     linears = {name: linear_at(model, name) for name in names}
     recipe, left_out = affordable(recipe, linears, source.streamed, where)
-    for text_of_it in left_out:
-        report(0.01, f"without {text_of_it}")
+    for part in left_out:
+        report(0.01, f"without {part}")
     identity = fingerprint(finite(source.weights()))
     others = uncompressed_tensors(source.weights(without=names), decoder.tied)
     if source.streamed:

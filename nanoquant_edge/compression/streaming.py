@@ -9,19 +9,16 @@ from the nearest one before (recursive checkpointing, Griewank and Walther 2000,
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..devices.fit import memory_available
 from ..models.source import SourceModel
 from .calling import BlockCall, first_inputs, recorded_arguments
 from .importance import refuse_bad_losses
 from .optimize import compute_in
-from .parallel import team
+from .parallel import free_host_memory, team
 from .vocabulary import cross_entropy
 
 __all__ = ["KEPT_STREAMS", "gradient_pass_by_blocks", "resident_limit"]
@@ -31,12 +28,8 @@ KEPT_STREAMS = 8
 
 
 def resident_limit(device: torch.device) -> int:
-    """Bytes of float32 weights up to which a model is held whole: half of the free memory, host's and device's.
-
-    Processes that torchrun started on this host share its memory.
-    """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    free = [(memory_available() or sys.maxsize) // processes]
+    """Bytes of float32 weights up to which a model is held whole: half of the free memory, host's and device's."""
+    free = [free_host_memory()]
     if device.type == "cuda":
         free.append(torch.cuda.mem_get_info(device)[0])
     return min(free) // 2
@@ -78,6 +71,12 @@ def _home(size: int, device: torch.device) -> torch.device:
     if device.type == "cuda" and 4 * (KEPT_STREAMS + 3) * size > 3 * torch.cuda.mem_get_info(device)[0]:
         return torch.device("cpu")
     return device
+
+
+def _input_gradient(x: Tensor) -> Tensor:
+    """The gradient (length, hidden) that reached one window."""
+    assert x.grad is not None
+    return x.grad[0]
 
 
 def _window(stream: Tensor, index: int, device: torch.device) -> Tensor:
@@ -129,7 +128,7 @@ def gradient_pass_by_blocks(
         with compute_in(dtype, device):
             hidden = norm(x)
         losses.append(cross_entropy(hidden[0, :-1].to(dtype), head, ids[1:], backward=True, cap=cap))
-        gradient[index] = x.grad[0]  # type: ignore[index]
+        gradient[index] = _input_gradient(x)
     refuse_bad_losses(losses)
     for place in reversed(range(count)):
         stream = inputs.of(place)
@@ -137,5 +136,5 @@ def gradient_pass_by_blocks(
             for index in range(len(part)):
                 x = _window(stream, index, device).requires_grad_(True)
                 calls[place](block, x).backward(_window(gradient, index, device))
-                gradient[index] = x.grad[0]  # type: ignore[index]
+                gradient[index] = _input_gradient(x)
         report((count - place) / count)

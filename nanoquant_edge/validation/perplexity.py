@@ -19,7 +19,7 @@ from .compare import next_token_loss
 if TYPE_CHECKING:
     from ..runtimes import Backend
 
-__all__ = ["backend_perplexity", "chunked_logits", "perplexity", "window_logits"]
+__all__ = ["backend_perplexity", "chunked_logits", "head_logits", "perplexity", "window_logits"]
 
 #: Bytes of float32 logits held at once.
 LOGIT_BYTES = 32 << 20
@@ -40,6 +40,13 @@ def rows_at_once(vocab_size: int) -> int:
     return max(1, LOGIT_BYTES // (4 * vocab_size))
 
 
+def head_logits(model: Any, states: Any) -> Any:
+    """Float32 logits (..., vocabulary) of a transformers model from what its head is given (..., hidden)."""
+    logits = model.get_output_embeddings()(states).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
 def chunked_logits(model: Any, ids: Any) -> Iterator[tuple[int, Any]]:
     """Logits of a transformers model a few positions at a time.
 
@@ -54,12 +61,9 @@ def chunked_logits(model: Any, ids: Any) -> Iterator[tuple[int, Any]]:
 
     with torch.inference_mode():
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        head = model.get_output_embeddings()
-        cap = getattr(model.config, "final_logit_softcapping", None)
-        step = max(1, rows_at_once(head.weight.shape[0]) // len(ids))
+        step = max(1, rows_at_once(model.get_output_embeddings().weight.shape[0]) // len(ids))
         for start in range(0, hidden.shape[1], step):
-            logits = head(hidden[:, start : start + step]).float()
-            yield start, (logits if cap is None else cap * torch.tanh(logits / cap))
+            yield start, head_logits(model, hidden[:, start : start + step])
 
 
 def perplexity(model: Any, ids: Any, window: int = 2048, batch: int = 1, progress: Progress | None = None) -> float:

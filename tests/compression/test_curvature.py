@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nanoquant_edge.checkpoint import Checkpoint
-from nanoquant_edge.compression import block, compress, curvature, sequence
+from nanoquant_edge.compression import block, compress, curvature, parallel, sequence
 from nanoquant_edge.compression.curvature import bytes_needed, input_factors, shrunk, with_curvature
 from nanoquant_edge.compression.importance import collect_importances
 from nanoquant_edge.errors import NqEdgeError
@@ -119,13 +119,13 @@ def test_factors_that_do_not_fit_are_known_before(monkeypatch: pytest.MonkeyPatc
     assert kept == 4 * (400 + 900)
     cpu = torch.device("cpu")
     least = (3 * (fitting[0] + kept) + 1) // 2
-    monkeypatch.setattr(curvature, "memory_available", lambda: least)
+    monkeypatch.setattr(parallel, "memory_available", lambda: least)
     assert curvature.no_room(linears, cpu) == ""
-    monkeypatch.setattr(curvature, "memory_available", lambda: least - 2)
+    monkeypatch.setattr(parallel, "memory_available", lambda: least - 2)
     assert "curvature needs 0.0 GB on cpu" in curvature.no_room(linears, cpu)
-    monkeypatch.setattr(curvature, "memory_available", lambda: 100)
+    monkeypatch.setattr(parallel, "memory_available", lambda: 100)
     assert "curvature keeps 0.0 GB on the host" in curvature.no_room(linears, cpu)
-    monkeypatch.setattr(curvature, "memory_available", lambda: None)
+    monkeypatch.setattr(parallel, "memory_available", lambda: None)
     assert curvature.no_room(linears, cpu) == ""
 
 
@@ -135,7 +135,7 @@ def test_groups_of_layers_change_nothing_but_the_passes(monkeypatch: pytest.Monk
     passes: list[int] = []
     original = curvature.gradient_pass
     monkeypatch.setattr(curvature, "gradient_pass", lambda *a: passes.append(1) or original(*a))
-    monkeypatch.setattr(curvature, "memory_available", lambda: 3 * (sum(fitting) // 3 + kept) // 2)
+    monkeypatch.setattr(parallel, "memory_available", lambda: 3 * (sum(fitting) // 3 + kept) // 2)
     done: list[float] = []
     parts = fitted(dense_llama(), report=done.append)
     assert len(passes) in (9, 12)
@@ -188,9 +188,9 @@ def test_a_run_says_so_and_continues_to_the_same_bytes(run: Run, monkeypatch: py
 
 
 def test_without_room_a_run_goes_on_with_diagonals_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curvature, "memory_available", lambda: 1000)
+    monkeypatch.setattr(parallel, "memory_available", lambda: 1000)
     said: list[str] = []
-    found = run.compress("small", report=lambda _part, text: said.append(text)).settings.recipe
+    found = run.compress("small", stream_weights=False, report=lambda _part, text: said.append(text)).settings.recipe
     assert found["curvature"] is False
     assert "curvature keeps 0.0 GB on the host, where 0.0 GB may be taken" in found["left_out"][0]
     assert any("for want of memory" in text for text in said)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nanoquant_edge.checkpoint import Checkpoint
-from nanoquant_edge.compression import compress, pipeline, streaming
+from nanoquant_edge.compression import compress, parallel, pipeline, streaming
 from nanoquant_edge.compression.importance import collect_importances
 from nanoquant_edge.compression.streaming import gradient_pass_by_blocks
 from nanoquant_edge.errors import NqEdgeError
@@ -139,11 +139,11 @@ def test_memory_decides_and_the_report_says_so(
 
 
 def test_half_of_the_free_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "memory_available", lambda: 1000)
+    monkeypatch.setattr(parallel, "memory_available", lambda: 1000)
     assert streaming.resident_limit(torch.device("cpu")) == 500
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert streaming.resident_limit(torch.device("cpu")) == 250
-    monkeypatch.setattr(streaming, "memory_available", lambda: None)
+    monkeypatch.setattr(parallel, "memory_available", lambda: None)
     assert streaming.resident_limit(torch.device("cpu")) > 1 << 60
 
 
@@ -167,7 +167,7 @@ def test_streams_that_a_gpu_has_no_room_for_stay_on_the_host(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1480, 4000))
     assert streaming._home(100, gpu) == gpu
     assert streaming._home(102, gpu) == torch.device("cpu")
-    monkeypatch.setattr(streaming, "memory_available", lambda: 10000)
+    monkeypatch.setattr(parallel, "memory_available", lambda: 10000)
     assert streaming.resident_limit(gpu) == 740
 
 
