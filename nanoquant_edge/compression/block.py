@@ -300,9 +300,9 @@ def reconstruct_block(
     if recipe.curvature:
         curved = input_factors(bench.open, run, inputs, bench.at_once)
     elif recipe.refresh_inputs:
-        moments = input_moments(bench.block, bench.open, run, inputs)
+        moments = input_moments(bench.open, run, inputs, bench.at_once)
         importances = {
-            name: replace(value, inputs=moments[name].shrunk(len(inputs), recipe.gamma))
+            name: replace(value, inputs=moments[name].shrunk(len(inputs), value.inputs.numel(), recipe.gamma))
             for name, value in importances.items()
         }
     result = BlockResult({}, bench.block, {}, {})

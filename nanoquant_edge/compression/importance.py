@@ -30,10 +30,15 @@ __all__ = [
 #: Gradients are squared in these units, which also set the size of the latents and so what one step of the latent
 #: optimizer means (method section 13.1).
 GRADIENT_UNIT = 1e6
+#: The official hook sees the inputs of each window twice, as activation checkpointing repeats the forward pass. That
+#: too sets the size of the latents; docs/figures/fidelity.json has the official checkpoint's.
+_INPUT_UNIT = 2.0
 #: The official windows are 2048 tokens and the loss is a mean over them; other lengths are brought to that unit.
 _REFERENCE_LENGTH = 2048
-#: Windows between two looks at the losses; each look waits for the GPU.
+#: Losses between two looks at them; each look waits for the GPU.
 _LOOK_EVERY = 16
+#: Windows that go through a model together at most.
+_MOST_AT_ONCE = 8
 
 
 @dataclass
@@ -41,7 +46,7 @@ class Importance:
     """Second moments of one linear layer, float32 on the CPU.
 
     Attributes:
-        inputs: (in_features,), mean of x^2.
+        inputs: (in_features,), twice the mean of x^2.
         outputs: (out_features,), 1e6 times the mean of the squared output gradient.
         curvature: (out_features, out_features), the dense factor of the outputs (`curvature`), where the recipe has it.
     """
@@ -64,75 +69,90 @@ class Moment:
         self.clip: Tensor | None = None
 
     def add(self, z: Tensor) -> None:
-        """Add one window, (tokens, channels). Nothing is read back, so a GPU is never waited for."""
+        """Add windows in order, (windows, tokens, channels). Nothing is read back, so a GPU is never waited for."""
         z = z.float()
-        norms = z.norm(dim=1)
-        count = max(1, int(0.001 * z.shape[0]))
-        level = norms.topk(count).values[-1]
-        clip = level if self.clip is None else torch.maximum(self.clip, level)
-        moment = (z * (clip / (norms + 1e-8)).clamp_max(1.0)[:, None]).square().mean(0)
-        if self.total is None or self.clip is None:
-            self.total = moment
-        else:
-            # What was clipped at the old level is rescaled as if it had been clipped at the new one.
-            grown = torch.where(self.clip > 0, clip / self.clip, torch.ones_like(clip))
-            self.total = self.total * grown.square() + moment
-        self.clip = clip
+        norms = z.norm(dim=2)
+        count = max(1, int(0.001 * z.shape[1]))
+        clips = norms.topk(count, dim=1).values[:, -1].cummax(0).values
+        if self.clip is not None:
+            clips = torch.maximum(clips, self.clip)
+        kept = (clips[:, None] / (norms + 1e-8)).clamp_max(1.0)
+        moments = (z * kept[:, :, None]).square().mean(1)
+        # What was clipped at an old level is rescaled as if it had been clipped at the new one.
+        total = (moments * _grown(clips, clips[-1])[:, None]).sum(0)
+        if self.total is not None and self.clip is not None:
+            total += self.total * _grown(self.clip, clips[-1])
+        self.total, self.clip = total, clips[-1]
 
     def combine(self) -> None:
         """Join what several processes saw of the same stream, each rescaled to the largest clip of all."""
         if team().size > 1 and self.total is not None and self.clip is not None:
             clip = team().largest(self.clip)
-            self.total = self.total * torch.where(self.clip > 0, clip / self.clip, torch.ones_like(clip)).square()
+            self.total = self.total * _grown(self.clip, clip)
             team().add([self.total])
             self.clip = clip
 
-    def mean(self, windows: int, channels: int) -> Tensor:
-        """Mean over windows, float32 on the CPU; zeros when nothing was seen."""
-        return torch.zeros(channels) if self.total is None else self.total.cpu() / windows
-
-    def shrunk(self, windows: int, gamma: float) -> Tensor:
-        """Mean over windows, shrunk; ones when only zeros were seen."""
-        return shrink(_or_ones(self.mean(windows, 1)), gamma)
+    def shrunk(self, windows: int, channels: int, gamma: float, unit: float = _INPUT_UNIT) -> Tensor:
+        """Mean over windows times `unit`, shrunk, float32 on the CPU; ones when only zeros, or nothing, was seen."""
+        mean = torch.zeros(channels) if self.total is None else self.total.cpu() / windows
+        # A layer that only ever saw zeros counts every channel equally (method section 13.5).
+        return shrink(mean * unit if bool((mean > 0).any()) else torch.ones_like(mean), gamma)
 
 
-def _or_ones(moment: Tensor) -> Tensor:
-    """A layer that only ever saw zeros counts every channel equally (method section 13.5)."""
-    return moment if bool((moment > 0).any()) else torch.ones_like(moment)
+def _grown(old: Tensor, new: Tensor) -> Tensor:
+    """By what a moment grows when its clip does."""
+    return torch.where(old > 0, new / old, torch.ones_like(old)).square()
 
 
-def refuse_bad_losses(losses: list[Tensor]) -> None:
-    """Raises NQ-NUMERIC, naming the window, when a loss of the dense model is not finite."""
+def refuse_bad_losses(losses: list[Tensor], at_once: int = 1) -> None:
+    """Raises NQ-NUMERIC, naming the first of `at_once` windows, when a loss of the dense model is not finite."""
     for index, loss in enumerate(torch.stack(losses).tolist()):
         if not math.isfinite(loss):
-            raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on window {index} is {loss}.")
+            where = f"window {index * at_once}" + (f" or the {at_once - 1} after it" if at_once > 1 else "")
+            raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on {where} is {loss}.")
 
 
 def input_moments(
-    block: nn.Module, linears: dict[str, nn.Linear], run: Callable[[Tensor], Tensor], stream: Tensor
+    linears: dict[str, nn.Linear], run: Callable[[Tensor], Tensor], stream: Tensor, at_once: int = 1
 ) -> dict[str, Moment]:
-    """Clipped second moments of the inputs of a block's linears on a stream, one window at a time.
+    """Clipped second moments of the inputs of a block's linears on a stream.
 
     Args:
-        block: the block, which `run` calls.
-        linears: name -> layer in the block.
-        run: one forward pass over (1, length, hidden).
+        linears: name -> layer in the block that `run` calls.
+        run: one forward pass over (windows, length, hidden).
         stream: (windows, length, hidden).
+        at_once: windows that go through together.
     """
     moments = {name: Moment() for name in linears}
+    length = stream.shape[1]
 
     def watch(name: str) -> Callable[..., None]:
-        return lambda _module, arguments: moments[name].add(arguments[0].detach().flatten(0, -2))
+        return lambda _module, arguments: moments[name].add(_by_window(arguments[0].detach(), length))
 
     handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in linears.items()]
     try:
         with torch.no_grad():
-            for window in stream.split(1):
-                run(window)
+            for part in stream.split(at_once):
+                run(part)
     finally:
         for handle in handles:
             handle.remove()
     return moments
+
+
+def _by_window(z: Tensor, length: int) -> Tensor:
+    """(windows, length, channels) of what a layer was given, which some families flatten."""
+    return z.reshape(-1, length, z.shape[-1])
+
+
+def _affordable_windows(model: Any, length: int, device: torch.device) -> int:
+    """Windows whose activations take a quarter of a GPU's free memory, eight at most; one on a CPU."""
+    if device.type != "cuda":
+        return 1
+    # What autograd keeps is about a float32 value for each input and output of a linear.
+    layers = (module for module in model.base_model.modules() if isinstance(module, nn.Linear))
+    window = 4 * length * sum(layer.in_features + layer.out_features for layer in layers)
+    return max(1, min(_MOST_AT_ONCE, torch.cuda.mem_get_info(device)[0] // (4 * window)))
 
 
 def gradient_pass(
@@ -140,16 +160,20 @@ def gradient_pass(
     windows: Tensor,
     report: Callable[[float], None] = lambda _fraction: None,
     dtype: torch.dtype = torch.float32,
+    at_once: int | None = None,
 ) -> None:
     """A forward and a backward pass of the dense model over this process's share of the windows, for hooks to watch.
 
-    Holds the activations of one window and its gradients; the weights stay frozen.
+    Each window's loss is its own mean, whatever goes through beside it. Holds the activations of the windows that go
+    through together and their gradients; the weights stay frozen.
 
     Args:
         model: transformers causal language model.
         windows: int64 (windows, length).
         report: called with the fraction done.
         dtype: compute type of both passes.
+        at_once: windows that go through together; None asks a GPU's free memory. A small model's pass is a matter of
+            launches, which take as long for eight windows as for one.
 
     Raises:
         NqEdgeError: NQ-NUMERIC when the loss of a window is not finite.
@@ -158,19 +182,21 @@ def gradient_pass(
     head = model.get_output_embeddings().weight.to(dtype)
     cap = getattr(model.config, "final_logit_softcapping", None)
     device = head.device
+    at_once = at_once or _affordable_windows(model, windows.shape[1], device)
     losses: list[Tensor] = []
+    seen = 0
     try:
         model.requires_grad_(False)
         part = team().share(windows)
-        for index, window in enumerate(part):
-            ids = window[None].to(device)
+        for ids in part.to(device).split(at_once):
             embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
             with compute_in(dtype, device):
                 hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-            losses.append(cross_entropy(hidden[0, :-1].to(dtype), head, ids[0, 1:], backward=True, cap=cap))
-            if (index + 1) % _LOOK_EVERY == 0 or index + 1 == len(part):
-                refuse_bad_losses(losses)
-            report((index + 1) / len(part))
+            losses.append(cross_entropy(hidden[:, :-1].to(dtype), head, ids[:, 1:], backward=True, cap=cap))
+            seen += len(ids)
+            if len(losses) % _LOOK_EVERY == 0 or seen == len(part):
+                refuse_bad_losses(losses, at_once)
+            report(seen / len(part))
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
@@ -208,8 +234,8 @@ def collect_importances(
     def watch(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:  # a pass without gradients only brings a stream to the next block
-                inputs[name].add(arguments[0].detach().flatten(0, -2))
-                output.register_hook(lambda gradient: outputs[name].add(gradient.flatten(0, -2) * unit))
+                inputs[name].add(_by_window(arguments[0].detach(), length))
+                output.register_hook(lambda gradient: outputs[name].add(_by_window(gradient, length) * unit))
 
         return hook
 
@@ -224,7 +250,8 @@ def collect_importances(
         if team().splits(len(windows)):
             inputs[name].combine()
             outputs[name].combine()
-        gradient = outputs[name].mean(len(windows), layer.out_features) / GRADIENT_UNIT
-        moment = inputs[name].mean(len(windows), layer.in_features)
-        found[name] = Importance(shrink(_or_ones(moment), gamma), shrink(_or_ones(gradient), gamma))
+        found[name] = Importance(
+            inputs[name].shrunk(len(windows), layer.in_features, gamma),
+            outputs[name].shrunk(len(windows), layer.out_features, gamma, 1 / GRADIENT_UNIT),
+        )
     return found

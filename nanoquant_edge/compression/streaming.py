@@ -127,7 +127,7 @@ def gradient_pass_by_blocks(
         x = _window(gradient, index, device).requires_grad_(True)
         with compute_in(dtype, device):
             hidden = norm(x)
-        losses.append(cross_entropy(hidden[0, :-1].to(dtype), head, ids[1:], backward=True, cap=cap))
+        losses.append(cross_entropy(hidden[:, :-1].to(dtype), head, ids[None, 1:], backward=True, cap=cap))
         gradient[index] = _input_gradient(x)
     refuse_bad_losses(losses)
     for place in reversed(range(count)):

@@ -45,23 +45,21 @@ def _logits(hidden: Tensor, head: Tensor, cap: float | None) -> Tensor:
 
 
 def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, backward: bool, cap: float | None = None) -> Tensor:
-    """Mean next-token cross-entropy.
+    """Next-token cross-entropy, the mean of each window, added up over windows.
 
     Args:
-        hidden: (positions, hidden_size).
+        hidden: (windows, positions, hidden_size).
         head: (vocab, hidden_size).
-        labels: int64 (positions,).
+        labels: int64 (windows, positions).
         backward: propagate gradients into `hidden`'s graph.
         cap: soft cap of the logits.
     """
+    flat, count = labels.flatten(), labels.shape[1]
 
     def loss_of(part: Tensor, where: slice) -> Tensor:
-        return (
-            torch.nn.functional.cross_entropy(_logits(part, head, cap), labels[where], reduction="sum")
-            / labels.shape[0]
-        )
+        return torch.nn.functional.cross_entropy(_logits(part, head, cap), flat[where], reduction="sum") / count
 
-    return in_chunks(hidden, loss_of, backward)
+    return in_chunks(hidden.flatten(0, 1), loss_of, backward)
 
 
 def distillation_loss(

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from nanoquant_edge.compression.importance import collect_importances, shrink
+from nanoquant_edge.compression.importance import collect_importances, gradient_pass, shrink
 from nanoquant_edge.errors import NqEdgeError
 from tests.compression.support import ORACLE, dense_llama, linears_of
 
@@ -61,12 +62,24 @@ def test_importances_equal_a_float64_computation(count: int, length: int, change
         i, i_grew = clipped_moment([inputs[name] for inputs, _ in seen])
         # In units of a mean over 2048 tokens, times 1e6 (section 13.1).
         o, o_grew = clipped_moment([1e6 * gradients[name] * length / 2048 for _, gradients in seen])
-        o /= 1e6
+        i, o = 2 * i, o / 1e6  # the official hook counts each input twice (section 7)
         for ours, theirs in ((found[name].inputs, i), (found[name].outputs, o)):
             theirs = 0.8 * theirs + 0.2 * theirs.mean()
             np.testing.assert_allclose(ours.numpy(), theirs, rtol=2e-3, atol=1e-4 * theirs.mean())
         grew += [i_grew, o_grew]
     assert any(grew), "no window exercised the retroactive rescale"
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 8])
+def test_windows_that_go_through_together_count_as_one_after_the_other(at_once: int) -> None:
+    model = dense_llama(**ORACLE)
+    windows = torch.randint(0, 320, (7, 40), generator=torch.Generator().manual_seed(5))
+    alone = collect_importances(model, linears_of(model), windows, 0.2)
+    run = functools.partial(gradient_pass, model, at_once=at_once)
+    together = collect_importances(model, linears_of(model), windows, 0.2, run=run)
+    for name, expected in alone.items():
+        torch.testing.assert_close(together[name].inputs, expected.inputs, rtol=1e-4, atol=0)
+        torch.testing.assert_close(together[name].outputs, expected.outputs, rtol=1e-3, atol=1e-6)
 
 
 def test_gradient_units_do_not_depend_on_the_window_length() -> None:

@@ -148,7 +148,7 @@ def test_what_was_clipped_lower_elsewhere_is_rescaled(monkeypatch: pytest.Monkey
                 tensor.add_(100.0)
 
     moment = Moment()
-    moment.add(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    moment.add(torch.tensor([[[3.0, 0.0], [0.0, 1.0]]]))
     alone = moment.total.clone()
     monkeypatch.setattr(importance, "team", lambda: Other(0, 2))
     moment.combine()

@@ -17,7 +17,7 @@ def test_chunks_change_nothing(positions: int) -> None:
     labels = torch.randint(0, 50, (positions,), generator=generator)
     ours, theirs = (teacher.clone().add_(0.3).requires_grad_() for _ in range(2))
 
-    found = cross_entropy(ours * 1.0, head, labels, backward=True)
+    found = cross_entropy(ours[None] * 1.0, head, labels[None], backward=True)
     logits = theirs @ head.T
     expected = -logits.log_softmax(-1)[torch.arange(positions), labels].mean()
     expected.backward()
@@ -33,8 +33,17 @@ def test_chunks_change_nothing(positions: int) -> None:
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_each_window_has_its_own_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    head, hidden = torch.randn(50, 8, generator=generator), torch.randn(3, 200, 8, generator=generator)
+    labels = torch.randint(0, 50, (3, 200), generator=generator)
+    found = cross_entropy(hidden, head, labels, backward=False)
+    alone = [torch.nn.functional.cross_entropy(x @ head.T, y) for x, y in zip(hidden, labels, strict=True)]
+    torch.testing.assert_close(found, torch.stack(alone).sum())
+
+
 def test_without_backward_no_gradient_is_made() -> None:
     hidden = torch.ones(3, 2, requires_grad=True)
-    cross_entropy(hidden, torch.ones(4, 2), torch.tensor([0, 1, 2]), backward=False)
+    cross_entropy(hidden[None], torch.ones(4, 2), torch.tensor([[0, 1, 2]]), backward=False)
     assert hidden.grad is None
     assert float(distillation_loss(hidden, hidden.detach(), torch.ones(4, 2), backward=False)) == pytest.approx(0)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our importances and LB-ADMM beside a checkpoint that the official code made: errors and units, layer by layer.
+
+    python -m benchmarks.fidelity OFFICIAL.pt --base MODEL --append
+
+Windows are those of method section 21.1. `error` is the plain squared relative error of the weight, which the official
+code logs (its log leaves out the spread that the exported scales lose, so it is a little lower); `weighted` the same
+under our importances. Ours are before tuning, the official ones after it, so only like sizes can be expected. `units`
+is the size of the official importances over ours, as the scales' ratio gives it (method section 13.1): it decides what
+one step of the latents means. Ranks are the official checkpoint's.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from benchmarks.figures import FOLDER, append_rows, listed
+from nanoquant_edge.checkpoint.importing import import_checkpoint
+from nanoquant_edge.checkpoint.layer import PackedLayer
+from nanoquant_edge.compression import Recipe
+from nanoquant_edge.compression.admm import factorize
+from nanoquant_edge.compression.calibration import read_text, text_windows
+from nanoquant_edge.compression.importance import Importance, collect_importances
+from nanoquant_edge.compression.recipe import REDUCED
+from nanoquant_edge.compression.tensors import linear_at
+from nanoquant_edge.models.loading import load_model
+
+
+def compared(weight: Tensor, importance: Importance, official: PackedLayer, recipe: Recipe, device: Any) -> dict:
+    """One row: errors of both, and the ratio of units."""
+    weight, i, o = (value.to(device) for value in (weight, importance.inputs, importance.outputs))
+    ours = factorize(weight, i, o, official.rank, recipe.admm(torch.float32))
+    theirs = torch.from_numpy(official.dense().astype("float32")).to(device)
+    roots = o.sqrt()[:, None], i.sqrt()[None, :]
+
+    def error(found: Tensor, left: Tensor | float, right: Tensor | float) -> float:
+        part, whole = left * (weight - found) * right, left * weight * right
+        return round(float((part.norm() / whole.norm()) ** 2), 4)
+
+    # The scales share one product; how it is divided between them goes with the root of the importances' size, the
+    # other way round where the layer is factorized turned.
+    scales = [torch.from_numpy(v.astype("float32")).to(device) for v in (official.scale_in, official.scale_out)]
+    gauges = [float(a.abs().log().mean() - b.abs().log().mean()) for a, b in (scales, (ours.scale_in, ours.scale_out))]
+    power = 1 if weight.shape[0] >= weight.shape[1] else -1
+    return {
+        "rank": official.rank,
+        "error": error(ours.dense(), 1.0, 1.0),
+        "error_official": error(theirs, 1.0, 1.0),
+        "weighted": error(ours.dense(), *roots),
+        "weighted_official": error(theirs, *roots),
+        "units": round(float(torch.tensor(power * (gauges[0] - gauges[1])).exp()), 3),
+    }
+
+
+@click.command()
+@click.argument("official", type=click.Path(path_type=Path))
+@click.option("--base", required=True, help="The dense model: folder, .gguf file or hub id.")
+@click.option("--texts", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
+@click.option("--blocks", default="0,1,15,29", show_default=True, callback=listed(int))
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--append", is_flag=True, help="Add the rows to docs/figures/fidelity.json.")
+@click.option("--figures", type=click.Path(path_type=Path), default=FOLDER, help="Folder of the figure file.")
+def main(
+    official: Path, base: str, texts: Path, blocks: tuple[int, ...], device: str, append: bool, figures: Path
+) -> None:
+    """Print one row for each layer of some blocks of OFFICIAL."""
+    recipe = Recipe.preset("official", **REDUCED["official"])
+    with tempfile.TemporaryDirectory() as scratch, load_model(base) as source:
+        checkpoint = import_checkpoint(official, base, Path(scratch) / "checkpoint")
+        model = source.model.to(device)
+        names = source.family.layer_names(source.decoder.num_layers)
+        linears = {name: linear_at(model, name) for name in names if int(name.split(".")[2]) in blocks}
+        text = read_text(texts / "wikitext2-train-part.raw")
+        length, choice = recipe.window_length, recipe.window_choice
+        windows = text_windows(source.tokenizer, text, recipe.windows, length, 0, choice)
+
+        def shown(part: float) -> None:
+            click.echo(f"importances {part:.0%}", err=True)
+
+        importances = collect_importances(model, linears, windows, recipe.gamma, shown)
+        rows = []
+        for name, layer in linears.items():
+            row = compared(layer.weight.detach(), importances[name], checkpoint.layer(name), recipe, device)
+            rows.append({"model": source.name, "layer": name, **row})
+            click.echo(json.dumps(rows[-1]))
+    if append:
+        append_rows("fidelity", rows, folder=figures)
+
+
+if __name__ == "__main__":
+    main()
