@@ -99,11 +99,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             handles[series.label] = axis.errorbar(sizes, means, yerr=bars, capsize=2, label=series.label, **style)
             for name, size, mean in zip(names, sizes, means, strict=True):
                 text, place = (name, mean) if mean <= _HIGHEST else (f"{name}: {mean:.1e}", _HIGHEST)
-                shift = (5, 4) if mean <= _HIGHEST else (5, -9)
-                axis.annotate(text, (size, place), textcoords="offset points", xytext=shift, fontsize=7)
+                below = series.recipe == "default"  # two recipes' points of one rate lie above each other
+                shift, side = ((-4, -9), "right") if below else ((5, 4 if mean <= _HIGHEST else -9), "left")
+                axis.annotate(text, (size, place), textcoords="offset points", xytext=shift, fontsize=7, ha=side)
         axis.set(title=model, xscale="log", yscale="log", xlabel="file, MB", ylabel="perplexity, WikiText-2 test")
-        highest = max(point[2] for series in lines for point in series.points)
-        axis.set_ylim(top=min(_HIGHEST, 1.6 * highest))
+        means = [point[2] for series in lines for point in series.points]
+        axis.set_ylim(0.6 * min(means), min(_HIGHEST, 1.6 * max(means)))
         axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8)))
         axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

@@ -51,8 +51,9 @@ class Group:
         return " ".join(word for word in self.schedule.split() if "=" in word)
 
     def values(self, name: str) -> list[float]:
-        """What the rows have under a name."""
-        return [row[name] for row in self.rows if row.get(name) is not None]
+        """What the rows have under a name; times of runs that shared their GPU only where none had one alone."""
+        alone = [row for row in self.rows if row.get("alone")] if name == "seconds" else []
+        return [row[name] for row in alone or self.rows if row.get(name) is not None]
 
     def mean(self, name: str) -> float | None:
         """Mean over the seeds, where any row has it."""

@@ -43,14 +43,19 @@ _OTHERS = {
 }
 _COST = {name: _OTHERS[name] for name in ("seconds", "peak, MB")}
 _SCREENED = "What parts of a recipe do, one group of settings changed at a time:"
+_LARGE = 1e5  # from here on digits say nothing
 _KINDS = ("reduced", "full", "preset", "rtn")
 
 
 def _cell(values: list[float], form: str) -> str:
     if not values:
         return ""
-    mean = form.format(sum(values) / len(values))
-    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))}–{form.format(max(values))})"
+    mean, least, most = (_number(value, form) for value in (sum(values) / len(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({least}–{most})"
+
+
+def _number(value: float, form: str) -> str:
+    return f"{value:.1e}" if value >= _LARGE else form.format(value)
 
 
 def _line(cells: list[str]) -> str:

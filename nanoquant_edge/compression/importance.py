@@ -20,6 +20,7 @@ __all__ = [
     "GRADIENT_UNIT",
     "Importance",
     "Moment",
+    "affordable_windows",
     "collect_importances",
     "gradient_pass",
     "input_moments",
@@ -145,7 +146,7 @@ def _by_window(z: Tensor, length: int) -> Tensor:
     return z.reshape(-1, length, z.shape[-1])
 
 
-def _affordable_windows(model: Any, length: int, device: torch.device) -> int:
+def affordable_windows(model: Any, length: int, device: torch.device) -> int:
     """Windows whose activations take a quarter of a GPU's free memory, eight at most; one on a CPU."""
     if device.type != "cuda":
         return 1
@@ -182,7 +183,7 @@ def gradient_pass(
     head = model.get_output_embeddings().weight.to(dtype)
     cap = getattr(model.config, "final_logit_softcapping", None)
     device = head.device
-    at_once = at_once or _affordable_windows(model, windows.shape[1], device)
+    at_once = at_once or affordable_windows(model, windows.shape[1], device)
     losses: list[Tensor] = []
     seen = 0
     try:

@@ -24,6 +24,13 @@ def test_seeds_are_one_line_with_their_spread() -> None:
     assert lines[5].startswith("| dense | 16 | 16 |  |  | 5.00 |")
 
 
+def test_times_are_of_runs_alone_and_large_perplexities_short() -> None:
+    rows = [row(seconds=100.0, alone=True), row(seed=1, seconds=300.0), row(recipe="rtn", schedule="", ppl=3.1e11)]
+    lines = quality_table.tables(rows).splitlines()
+    assert lines[4].split("|")[-3].strip() == "100"
+    assert lines[5].split("|")[6].strip() == "3.1e+11"
+
+
 def test_recipes_come_first_and_presets_and_rounding_last() -> None:
     rows = [
         row(recipe="rtn", schedule="", target_bpw=3.0, dense_mb=300.0),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanoquant_edge.compression.importance import collect_importances, gradient_pass, shrink
+from nanoquant_edge.compression.importance import affordable_windows, collect_importances, gradient_pass, shrink
 from nanoquant_edge.errors import NqEdgeError
 from tests.compression.support import ORACLE, dense_llama, linears_of
 
@@ -80,6 +80,17 @@ def test_windows_that_go_through_together_count_as_one_after_the_other(at_once: 
     for name, expected in alone.items():
         torch.testing.assert_close(together[name].inputs, expected.inputs, rtol=1e-4, atol=0)
         torch.testing.assert_close(together[name].outputs, expected.outputs, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("free", "windows"), [(0.5, 1), (4, 1), (13, 3), (1000, 8)])
+def test_a_quarter_of_a_gpu_s_free_memory_goes_to_windows(
+    monkeypatch: pytest.MonkeyPatch, free: float, windows: int
+) -> None:
+    model = dense_llama()
+    window = 4 * 64 * sum(layer.in_features + layer.out_features for layer in linears_of(model).values())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (int(free * window), 10**12))
+    assert affordable_windows(model, 64, torch.device("cuda")) == windows
+    assert affordable_windows(model, 64, torch.device("cpu")) == 1
 
 
 def test_gradient_units_do_not_depend_on_the_window_length() -> None:

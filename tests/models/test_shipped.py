@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compressed model in models/: the file that its page describes, and with its base the text that the page shows."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from nanoquant_edge.checkpoint.foreign import foreign_layers
+from nanoquant_edge.cli import main
+
+safetensors = pytest.importorskip("safetensors.numpy")
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "models/SmolLM2-135M-Instruct-1bpw.safetensors"
+BASE = ROOT / "build/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+PAGE = (ROOT / "models/README.md").read_text(encoding="utf-8")
+
+
+def test_the_file_is_the_one_described() -> None:
+    assert f"`{hashlib.sha256(SHIPPED.read_bytes()).hexdigest()}`" in PAGE
+    layers = foreign_layers(safetensors.load_file(SHIPPED))
+    assert len(layers) == 7 * 30
+    weights = sum(layer.out_features * layer.in_features for layer in layers.values())
+    assert round(sum(layer.stored_bits for layer in layers.values()) / weights, 3) == 0.956
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BASE.is_file(), reason="needs the model that make demo fetches")
+def test_it_writes_what_its_page_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: object) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        assert not caught.value.code
+
+    run("import", SHIPPED, "--base", BASE, "--output", tmp_path / "c")
+    run("export", tmp_path / "c", "--to", "onnx", "--output", tmp_path / "b")
+    capsys.readouterr()
+    prompt = "The capital of France is"
+    assert prompt in PAGE
+    run("generate", tmp_path / "b", "--prompt", prompt, "--repetition-penalty", 1.2, "-n", 14)
+    text = capsys.readouterr().out.strip()
+    assert len(text) > 40
+    assert text in PAGE
