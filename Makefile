@@ -89,7 +89,7 @@ test-gpu:
 	cmake --build build/gpu-tests -j $$(nproc)
 	cmake --install build/gpu-tests --prefix build/gpu-tests/stage
 	PYTHONPATH=$(CURDIR) NQ_EDGE_NATIVE_DIR=$(CURDIR)/build/gpu-tests/stage \
-	  $(GPU_PYTHON) -m pytest -q -m gpu tests/plugins/cuda tests/runtimes --gpu-table $(GPU_TABLE)
+	  $(GPU_PYTHON) -m pytest -q -m gpu tests/plugins/cuda tests/runtimes tests/compression --gpu-table $(GPU_TABLE)
 
 # The lowest versions that pyproject.toml allows, on the parts that a board runs.
 .venv-lowest/.ready: pyproject.toml
