@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NqEdgeError
-from .importance import GRADIENT_UNIT, Importance, gradient_pass
+from .gradients import gradient_pass
+from .importance import GRADIENT_UNIT, Importance
 from .parallel import free_host_memory, team
 
 __all__ = ["bytes_needed", "input_factors", "no_room", "shrunk", "with_curvature"]

@@ -17,7 +17,7 @@ from .calling import recorded_arguments
 from .layers import ScaledCore, SignFactors, replace_module
 from .optimize import Outcome, ParameterGroup, compute_in, train
 from .recipe import Recipe
-from .vocabulary import distillation_loss
+from .vocabulary import Head, distillation_loss
 
 __all__ = ["distill_scales"]
 
@@ -65,8 +65,7 @@ def distill_scales(
     model.requires_grad_(False)
     dense = {name: model.get_submodule(name) for name in factors}
     cores = {name: ScaledCore(value, device, dtype, packed) for name, value in factors.items()}
-    head = model.get_output_embeddings().weight.to(dtype)
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    head = Head.of(model, dtype)
     steps = recipe.kd_epochs * -(-len(windows) // recipe.kd_batch)
     texts = windows.to(device)
     masks = recorded_arguments(model, blocks, texts[:1])
@@ -87,7 +86,7 @@ def distill_scales(
     def step_loss(chosen: Tensor) -> Tensor:
         ids = texts[chosen]
         wanted = teacher[chosen] if beside else teacher[chosen.to(teacher.device)].to(device)
-        return distillation_loss(hidden_of(ids).to(dtype), wanted.flatten(0, 1), head, backward=True, cap=cap)
+        return distillation_loss(hidden_of(ids).to(dtype), wanted.flatten(0, 1), head, backward=True)
 
     handles = [
         block.register_forward_pre_hook(_with_mask(keywords.get("attention_mask")), with_kwargs=True)

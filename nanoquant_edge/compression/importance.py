@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,20 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import NqEdgeError
-from .optimize import compute_in
+from .gradients import gradient_pass
 from .parallel import team
-from .vocabulary import cross_entropy
 
 __all__ = [
     "GRADIENT_UNIT",
     "Importance",
     "Moment",
-    "affordable_windows",
     "collect_importances",
-    "gradient_pass",
     "input_moments",
-    "refuse_bad_losses",
     "shrink",
 ]
 
@@ -36,10 +30,6 @@ GRADIENT_UNIT = 1e6
 _INPUT_UNIT = 2.0
 #: The official windows are 2048 tokens and the loss is a mean over them; other lengths are brought to that unit.
 _REFERENCE_LENGTH = 2048
-#: Losses between two looks at them; each look waits for the GPU.
-_LOOK_EVERY = 16
-#: Windows that go through a model together at most.
-_MOST_AT_ONCE = 8
 
 
 @dataclass
@@ -105,14 +95,6 @@ def _grown(old: Tensor, new: Tensor) -> Tensor:
     return torch.where(old > 0, new / old, torch.ones_like(old)).square()
 
 
-def refuse_bad_losses(losses: list[Tensor], at_once: int = 1) -> None:
-    """Raises NQ-NUMERIC, naming the first of `at_once` windows, when a loss of the dense model is not finite."""
-    for index, loss in enumerate(torch.stack(losses).tolist()):
-        if not math.isfinite(loss):
-            where = f"window {index * at_once}" + (f" or the {at_once - 1} after it" if at_once > 1 else "")
-            raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on {where} is {loss}.")
-
-
 def input_moments(
     linears: dict[str, nn.Linear], run: Callable[[Tensor], Tensor], stream: Tensor, at_once: int = 1
 ) -> dict[str, Moment]:
@@ -144,63 +126,6 @@ def input_moments(
 def _by_window(z: Tensor, length: int) -> Tensor:
     """(windows, length, channels) of what a layer was given, which some families flatten."""
     return z.reshape(-1, length, z.shape[-1])
-
-
-def affordable_windows(model: Any, length: int, device: torch.device) -> int:
-    """Windows whose activations take a quarter of a GPU's free memory, eight at most; one on a CPU."""
-    if device.type != "cuda":
-        return 1
-    # What autograd keeps is about a float32 value for each input and output of a linear.
-    layers = (module for module in model.base_model.modules() if isinstance(module, nn.Linear))
-    window = 4 * length * sum(layer.in_features + layer.out_features for layer in layers)
-    return max(1, min(_MOST_AT_ONCE, torch.cuda.mem_get_info(device)[0] // (4 * window)))
-
-
-def gradient_pass(
-    model: Any,
-    windows: Tensor,
-    report: Callable[[float], None] = lambda _fraction: None,
-    dtype: torch.dtype = torch.float32,
-    at_once: int | None = None,
-) -> None:
-    """A forward and a backward pass of the dense model over this process's share of the windows, for hooks to watch.
-
-    Each window's loss is its own mean, whatever goes through beside it. Holds the activations of the windows that go
-    through together and their gradients; the weights stay frozen.
-
-    Args:
-        model: transformers causal language model.
-        windows: int64 (windows, length).
-        report: called with the fraction done.
-        dtype: compute type of both passes.
-        at_once: windows that go through together; None asks a GPU's free memory. A small model's pass is a matter of
-            launches, which take as long for eight windows as for one.
-
-    Raises:
-        NqEdgeError: NQ-NUMERIC when the loss of a window is not finite.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    head = model.get_output_embeddings().weight.to(dtype)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    device = head.device
-    at_once = at_once or affordable_windows(model, windows.shape[1], device)
-    losses: list[Tensor] = []
-    seen = 0
-    try:
-        model.requires_grad_(False)
-        part = team().share(windows)
-        for ids in part.to(device).split(at_once):
-            embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
-            with compute_in(dtype, device):
-                hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-            losses.append(cross_entropy(hidden[:, :-1].to(dtype), head, ids[:, 1:], backward=True, cap=cap))
-            seen += len(ids)
-            if len(losses) % _LOOK_EVERY == 0 or seen == len(part):
-                refuse_bad_losses(losses, at_once)
-            report(seen / len(part))
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 def collect_importances(

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..models.source import SourceModel
 from .calling import BlockCall, first_inputs, recorded_arguments
-from .importance import refuse_bad_losses
+from .gradients import refuse_bad_losses
 from .optimize import compute_in
 from .parallel import free_host_memory, team
-from .vocabulary import cross_entropy
+from .vocabulary import Head, cross_entropy
 
 __all__ = ["KEPT_STREAMS", "gradient_pass_by_blocks", "resident_limit"]
 
@@ -90,7 +90,7 @@ def gradient_pass_by_blocks(
     report: Callable[[float], None] = lambda _fraction: None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """What `importance.gradient_pass` does, for hooks to watch, with one block's weights in memory.
+    """What `gradients.gradient_pass` does, for hooks to watch, with one block's weights in memory.
 
     Hooks see the layers of a block in passes without gradients as well; those are not to be counted. Holds a block,
     `KEPT_STREAMS` input streams and the gradient (windows, length, hidden) in float32, on a GPU where they take no more
@@ -107,9 +107,8 @@ def gradient_pass_by_blocks(
     """
     model, family = source.model, source.family
     blocks = model.get_submodule(family.blocks)
-    head = model.get_output_embeddings().weight.to(dtype)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    device, count = head.device, len(blocks)
+    head = Head.of(model, dtype)
+    device, count = head.weight.device, len(blocks)
     part = team().share(windows).to(device)
     calls = [BlockCall(keywords, device, dtype) for keywords in recorded_arguments(model, blocks, part[:1])]
 
@@ -117,7 +116,7 @@ def gradient_pass_by_blocks(
         with source.opened(f"{family.blocks}.{index}") as block:
             return calls[index].over(block, stream, 1)
 
-    home = _home(part.numel() * head.shape[1] * 4, device)
+    home = _home(part.numel() * head.weight.shape[1] * 4, device)
     first = torch.cat([first_inputs(model, blocks, ids).to(home, torch.float32) for ids in part.split(1)])
     inputs = _Inputs(first, forward, KEPT_STREAMS)
     del first
@@ -127,7 +126,7 @@ def gradient_pass_by_blocks(
         x = _window(gradient, index, device).requires_grad_(True)
         with compute_in(dtype, device):
             hidden = norm(x)
-        losses.append(cross_entropy(hidden[:, :-1].to(dtype), head, ids[None, 1:], backward=True, cap=cap))
+        losses.append(cross_entropy(hidden[:, :-1].to(dtype), head, ids[None, 1:], backward=True))
         gradient[index] = _input_gradient(x)
     refuse_bad_losses(losses)
     for place in reversed(range(count)):

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["cross_entropy", "distillation_loss", "in_chunks"]
+__all__ = ["Head", "cross_entropy", "distillation_loss", "in_chunks"]
 
 #: Positions whose logits exist at one time; 256 x 49,152 floats are 50 MB.
 _CHUNK = 256
@@ -38,44 +40,60 @@ def in_chunks(hidden: Tensor, loss_of: Callable[[Tensor, slice], Tensor], backwa
     return total
 
 
-def _logits(hidden: Tensor, head: Tensor, cap: float | None) -> Tensor:
-    """Float32 logits, softly capped as Gemma-2 has it."""
-    logits = (hidden @ head.T).float()
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+@dataclass(frozen=True)
+class Head:
+    """What makes logits of a model's last states.
+
+    Attributes:
+        weight: (vocab, hidden_size).
+        cap: soft cap of the logits, as Gemma-2 has it.
+    """
+
+    weight: Tensor
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, model: Any, dtype: torch.dtype) -> Head:
+        """That of a transformers causal language model, in the compute type."""
+        weight = model.get_output_embeddings().weight.to(dtype)
+        return cls(weight, getattr(model.config, "final_logit_softcapping", None))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Float32 (positions, vocab) of states (positions, hidden_size)."""
+        logits = (states @ self.weight.T).float()
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
-def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, backward: bool, cap: float | None = None) -> Tensor:
+def cross_entropy(hidden: Tensor, head: Head, labels: Tensor, backward: bool) -> Tensor:
     """Next-token cross-entropy, the mean of each window, added up over windows.
 
     Args:
         hidden: (windows, positions, hidden_size).
-        head: (vocab, hidden_size).
+        head: of the model.
         labels: int64 (windows, positions).
         backward: propagate gradients into `hidden`'s graph.
-        cap: soft cap of the logits.
     """
     flat, count = labels.flatten(), labels.shape[1]
 
     def loss_of(part: Tensor, where: slice) -> Tensor:
-        return torch.nn.functional.cross_entropy(_logits(part, head, cap), flat[where], reduction="sum") / count
+        return torch.nn.functional.cross_entropy(head.logits(part), flat[where], reduction="sum") / count
 
     return in_chunks(hidden.flatten(0, 1), loss_of, backward)
 
 
-def distillation_loss(
-    hidden: Tensor, teacher_hidden: Tensor, head: Tensor, backward: bool, cap: float | None = None
-) -> Tensor:
+def distillation_loss(hidden: Tensor, teacher_hidden: Tensor, head: Head, backward: bool) -> Tensor:
     """Mean forward KL (teacher || student) over the full vocabulary, temperature 1 (method section 9).
 
     Args:
         hidden, teacher_hidden: (positions, hidden_size) student and teacher inputs of the shared head.
-        head: (vocab, hidden_size).
+        head: of both.
+        backward: propagate gradients into `hidden`'s graph.
     """
 
     def loss_of(part: Tensor, where: slice) -> Tensor:
         with torch.no_grad():
-            wanted = _logits(teacher_hidden[where], head, cap).log_softmax(-1)
-        found = _logits(part, head, cap).log_softmax(-1)
+            wanted = head.logits(teacher_hidden[where]).log_softmax(-1)
+        found = head.logits(part).log_softmax(-1)
         divergence = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
         return divergence / hidden.shape[0]
 
