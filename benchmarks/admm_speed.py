@@ -18,7 +18,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.figures import FOLDER, append_rows
+from benchmarks.figures import append_rows, figures_option
 from nanoquant_edge.compression.admm import AdmmSettings, factorize
 from nanoquant_edge.compression.optimize import preferred_dtype
 from nanoquant_edge.compression.ranks import rank_for_rate
@@ -57,7 +57,7 @@ def seconds(weight: torch.Tensor, rank: int, settings: AdmmSettings, repeats: in
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--append", is_flag=True, help="Add rows to docs/figures/admm_speed.json.")
-@click.option("--figures", type=click.Path(path_type=Path), default=FOLDER, help="Folder of the figure file.")
+@figures_option
 def main(
     shapes: tuple[str, ...],
     bpw: float,
@@ -66,7 +66,7 @@ def main(
     repeats: int,
     device: str,
     append: bool,
-    figures: Path,
+    folder: Path,
 ) -> None:
     """Print a row for each shape, solver and number of power iterations."""
     where = torch.device(device)
@@ -82,7 +82,7 @@ def main(
                 rows.append({**row, "seconds": round(taken, 4), "error": round(error, 5)})
                 click.echo(json.dumps(rows[-1]))
     if append:
-        append_rows("admm_speed", rows, repeats, figures)
+        append_rows("admm_speed", rows, repeats, folder)
 
 
 if __name__ == "__main__":

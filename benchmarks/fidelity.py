@@ -21,7 +21,7 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks.figures import FOLDER, append_rows, listed
+from benchmarks.figures import append_rows, figures_option, listed
 from nanoquant_edge.checkpoint.importing import import_checkpoint
 from nanoquant_edge.checkpoint.layer import PackedLayer
 from nanoquant_edge.compression import Recipe
@@ -66,9 +66,9 @@ def compared(weight: Tensor, importance: Importance, official: PackedLayer, reci
 @click.option("--blocks", default="0,1,15,29", show_default=True, callback=listed(int))
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--append", is_flag=True, help="Add the rows to docs/figures/fidelity.json.")
-@click.option("--figures", type=click.Path(path_type=Path), default=FOLDER, help="Folder of the figure file.")
+@figures_option
 def main(
-    official: Path, base: str, texts: Path, blocks: tuple[int, ...], device: str, append: bool, figures: Path
+    official: Path, base: str, texts: Path, blocks: tuple[int, ...], device: str, append: bool, folder: Path
 ) -> None:
     """Print one row for each layer of some blocks of OFFICIAL."""
     recipe = Recipe.preset("official", **REDUCED["official"])
@@ -91,7 +91,7 @@ def main(
             rows.append({"model": source.name, "layer": name, **row})
             click.echo(json.dumps(rows[-1]))
     if append:
-        append_rows("fidelity", rows, folder=figures)
+        append_rows("fidelity", rows, folder=folder)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
+
 from nanoquant_edge.files import write_json
 
-__all__ = ["FOLDER", "append_rows", "listed", "machine", "merge_rows"]
+__all__ = ["FOLDER", "append_rows", "figures_option", "listed", "machine", "merge_rows"]
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "figures"
+#: Where a benchmark reads and writes figure files, as the parameter `folder`.
+figures_option = click.option(
+    "--figures",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=FOLDER,
+    help="Folder of the figure files; docs/figures without it.",
+)
 _PACKAGES = ("torch", "transformers", "onnxruntime", "onnx", "onnx-ir", "numpy")
 
 

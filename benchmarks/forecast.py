@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from benchmarks.figures import FOLDER, append_rows
+from benchmarks.figures import FOLDER, append_rows, figures_option
 from benchmarks.forecast_data import MODELS, OFFICIAL, OTHERS
 from nanoquant_edge.devices import forecast, target_named
 from nanoquant_edge.devices.assess import sizes_of
@@ -29,7 +29,7 @@ from nanoquant_edge.devices.forecast import gpu_of, gpu_step
 from nanoquant_edge.devices.gpu_time import BLOCK_US, HANDOFF_US, LOAD_CYCLES, Gpu
 from nanoquant_edge.devices.model import ModelFacts
 from nanoquant_edge.devices.profile import Cpu, Target
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 
 DOCUMENT = FOLDER.parent / "DEVICES.md"
 #: Rows of gpu_decode.json that the constants of devices/gpu_time.py were fitted to.
@@ -42,7 +42,7 @@ DENSE_SHARE = 0.8
 
 def model_named(name: str, bpw: float, table: str = "float16") -> ModelFacts:
     """A model of `forecast_data.MODELS`."""
-    return ModelFacts(name, "configuration", DecoderConfig.from_dict(MODELS[name]), bpw, table)
+    return ModelFacts(name, "configuration", read_config(MODELS[name]), bpw, table)
 
 
 def dense_tps(gpu: Gpu, model: ModelFacts, bits: float, head_bits: float, context: int) -> float:
@@ -184,7 +184,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
 
 @click.command()
 @click.option("--write", is_flag=True, help="Write docs/figures/forecast.json and the table of docs/DEVICES.md.")
-@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure files are.")
+@figures_option
 def main(write: bool, folder: Path) -> None:
     """Print forecasts beside measured and published figures."""
     rows = measured_rows(folder) + published_rows() + memory_rows(folder)

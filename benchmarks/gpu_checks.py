@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from benchmarks.figures import FOLDER, append_rows
+from benchmarks.figures import append_rows, figures_option
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {
@@ -48,7 +48,7 @@ def read_log(name: str, text: str, status: int) -> list[dict[str, Any]]:
 
 
 @click.command()
-@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure file is.")
+@figures_option
 def main(folder: Path) -> None:
     """Run both and write the table."""
     running = {

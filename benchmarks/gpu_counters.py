@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from benchmarks.figures import FOLDER, append_rows, listed
+from benchmarks.figures import append_rows, figures_option, listed
 
 SECTIONS = ("LaunchStats", "SpeedOfLight", "WarpStateStats", "SchedulerStats", "MemoryWorkloadAnalysis", "Occupancy")
 STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+?)_per_issue_active\.ratio")
@@ -119,7 +119,7 @@ def _short(name: str) -> str:
 @click.option("--rows", default="1", callback=listed(int), show_default=True)
 @click.option("--ways", default="exact", callback=listed(str), show_default=True, help="As of benchmarks.gpu_kernels.")
 @click.option("--append", is_flag=True, help="Add the rows to the figure file.")
-@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure file is.")
+@figures_option
 @click.option("--child", hidden=True, is_flag=True, help="Run the launches; what is profiled.")
 def main(layers: str, rows: tuple[int, ...], ways: tuple[str, ...], append: bool, folder: Path, child: bool) -> None:
     """Print and store counters of every launch."""

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.dense_decoder import dense_decoder
-from benchmarks.figures import FOLDER, append_rows, listed
+from benchmarks.figures import append_rows, figures_option, listed
 from nanoquant_edge.compression.ranks import layer_bits, rank_for_rate
 from nanoquant_edge.runtimes.torch import SHAPES, DecoderModel, TorchBackend, random_model
 
@@ -118,7 +118,7 @@ def measure(backend: TorchBackend, batch: int, prompt: int, new: int, energy: En
 @click.option("--host-embedding", is_flag=True, help="Keep the embedding of compressed models in host memory.")
 @click.option("--layers", type=int, help="Fewer blocks, for a trial; such rows are not appended.")
 @click.option("--append", is_flag=True, help="Add the rows to the figure file.")
-@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure file is.")
+@figures_option
 def main(
     models: tuple[str, ...],
     batches: tuple[int, ...],

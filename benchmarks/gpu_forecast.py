@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from benchmarks.figures import FOLDER, append_rows
+from benchmarks.figures import append_rows, figures_option
 from benchmarks.sass import disassemble, loops, path_to_store
 from nanoquant_edge.devices import target_named
 from nanoquant_edge.devices.forecast import gpu_of
@@ -113,7 +113,7 @@ def measured(folder: Path) -> dict[str, float]:
 
 @click.command()
 @click.option("--append", is_flag=True, help="Add the rows to docs/figures/gpu_forecast.json.")
-@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure files are.")
+@figures_option
 def main(append: bool, folder: Path) -> None:
     """Print predicted times of layers and models, the H200's beside its measured ones."""
     known, rows = measured(folder), []

@@ -23,7 +23,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.figures import FOLDER, append_rows, listed
+from benchmarks.figures import append_rows, figures_option, listed
 from nanoquant_edge.compression.ranks import rank_for_rate
 from nanoquant_edge.runtimes.cuda_binding import Algorithm, Precision
 from nanoquant_edge.runtimes.torch.layers import TiledLayer
@@ -200,7 +200,7 @@ def row_of(shape: Shape, rows: int, way: str, copy: float, dense: float) -> dict
 @click.option("--layers", default="", help="Only layers whose name begins so, for example llama.")
 @click.option("--ways", default="exact", callback=listed(str), show_default=True, help=", ".join(WAYS))
 @click.option("--append", is_flag=True, help="Add the rows to the figure file.")
-@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure file is.")
+@figures_option
 def main(rows: tuple[int, ...], layers: str, ways: tuple[str, ...], append: bool, folder: Path) -> None:
     """Print one line a layer, row count and way, and geometric means over the layers with official figures."""
     copy = copy_gbs()

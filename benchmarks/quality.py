@@ -23,7 +23,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.figures import FOLDER, append_rows, merge_rows
+from benchmarks.figures import FOLDER, append_rows, figures_option, merge_rows
 from benchmarks.quality_measure import Measure
 from benchmarks.round_to_nearest import rounded_layers, stored_bits
 from nanoquant_edge.checkpoint import COMPANION_FILES
@@ -169,7 +169,7 @@ def _wanted(
 @click.option("--device", default="auto", show_default=True)
 @click.option("--compute-dtype", default="auto", show_default=True)
 @click.option("--append", is_flag=True, help="Add the rows to the figure file quality.json.")
-@click.option("--figures", type=click.Path(path_type=Path), default=FOLDER, help="Folder of the figure file.")
+@figures_option
 @click.option("--merge", type=click.Path(path_type=Path, exists=True), help="Only take over the rows of this file.")
 @click.option("--time-limit", type=float, default=float("inf"), help="Start no further row after so many seconds.")
 @click.option("--output", type=click.Path(path_type=Path), help="Keep the last checkpoint here.")
@@ -187,7 +187,7 @@ def main(
     device: str,
     compute_dtype: str,
     append: bool,
-    figures: Path,
+    folder: Path,
     merge: Path | None,
     time_limit: float,
     output: Path | None,
@@ -195,7 +195,7 @@ def main(
     """Compress MODELS, one after the other, and print one row a recipe, rate and seed."""
     started = time.monotonic()
     if merge is not None:
-        click.echo(f"{merge_rows('quality', merge, figures)} rows taken over")
+        click.echo(f"{merge_rows('quality', merge, folder)} rows taken over")
         return
     if not models:
         raise click.UsageError("Name a model.")
@@ -205,13 +205,13 @@ def main(
             click.echo(f"time limit: not started {', '.join(models[place:])}", err=True)
             return
         with load_model(model) as source, tempfile.TemporaryDirectory() as scratch:
-            there = _rows(figures) if append else []
-            bench = Bench(source, texts, windows, items, there + (_rows(FOLDER) if figures != FOLDER else []))
+            there = _rows(folder) if append else []
+            bench = Bench(source, texts, windows, items, there + (_rows(FOLDER) if folder != FOLDER else []))
             options = {"device": device, "compute_dtype": compute_dtype}
             jobs: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = []
             for label, recipe in _wanted(source.name, recipes, schedule, changes, bpws, seeds, windows):
-                folder = output or Path(scratch) / "checkpoint"
-                jobs.append((label, functools.partial(bench.row, label, recipe, options, folder)))
+                made = output or Path(scratch) / "checkpoint"
+                jobs.append((label, functools.partial(bench.row, label, recipe, options, made)))
             for bits in rounded:
                 label = dict(zip(_KEY, (source.name, "rtn", "", windows, float(bits), 0), strict=True))
                 jobs.append((label, functools.partial(_rounded, bench, label, device)))
@@ -223,7 +223,7 @@ def main(
                     return
                 row = job()
                 if append:
-                    append_rows("quality", [row], folder=figures)
+                    append_rows("quality", [row], folder=folder)
                 click.echo(json.dumps(row))
 
 

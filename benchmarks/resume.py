@@ -20,7 +20,7 @@ from unittest import mock
 
 import click
 
-from benchmarks.figures import FOLDER, append_rows
+from benchmarks.figures import append_rows, figures_option
 from nanoquant_edge.compression.pipeline import compress
 from nanoquant_edge.compression.recipe import Recipe
 from nanoquant_edge.compression.state import FinishedBlock, RunState
@@ -94,7 +94,7 @@ def measure(model: Path, text: Path, blocks: int, bpw: float) -> dict[str, Any]:
 @click.option("--blocks", default=10, show_default=True, help="Stop after so many.")
 @click.option("--bpw", default=1.0, show_default=True)
 @click.option("--append", is_flag=True, help="Add the row to the figure file.")
-@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure file is.")
+@figures_option
 def main(model: Path, text: Path, blocks: int, bpw: float, append: bool, folder: Path) -> None:
     """Print and store one row."""
     row = measure(model, text, blocks, bpw)

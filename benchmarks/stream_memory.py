@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from benchmarks.figures import FOLDER, append_rows
+from benchmarks.figures import append_rows, figures_option
 
 _WINDOWS, _LENGTH, _BPW = 4, 64, 1.0
 _CHILD = """
@@ -99,7 +99,7 @@ def predicted(way: str, blocks: int, hidden: int, wide: int, vocab: int) -> dict
 @click.option("--vocab", default=2048, show_default=True)
 @click.option("--repetitions", default=1, show_default=True)
 @click.option("--append", is_flag=True, help="Add the rows to docs/figures/stream_memory.json.")
-@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where the figure file is.")
+@figures_option
 def main(blocks: int, hidden: int, wide: int, vocab: int, repetitions: int, append: bool, folder: Path) -> None:
     """Print a row for each way."""
     rows: list[dict[str, Any]] = []

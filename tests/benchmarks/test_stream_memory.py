@@ -23,7 +23,7 @@ def test_the_prediction_counts_blocks() -> None:
 @pytest.mark.slow
 def test_both_ways_are_measured(tmp_path: Path) -> None:
     sizes = ["--blocks", "2", "--hidden", "64", "--wide", "96", "--vocab", "320"]
-    shown = CliRunner().invoke(main, [*sizes, "--append", "--folder", str(tmp_path)])
+    shown = CliRunner().invoke(main, [*sizes, "--append", "--figures", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
     rows = json.loads((tmp_path / "stream_memory.json").read_text())["rows"]
     assert [row["weights"] for row in rows] == ["streamed", "resident"]
