@@ -29,7 +29,8 @@ from nanoquant_edge.checkpoint import (
 )
 from nanoquant_edge.compression.ranks import rank_for_rate
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build_engine
-from nanoquant_edge.models import DecoderConfig, family_of
+from nanoquant_edge.models import family_of
+from nanoquant_edge.models.reading import read_config
 
 _LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_parameters": {"rope_theta": 5e5}}
 #: Sizes from the models' config.json.
@@ -91,7 +92,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 def random_checkpoint(shape: str, bpw: float, folder: Path) -> Path:
     """Write a checkpoint of random signs at the ranks that `compress` takes at `bpw` bits a weight."""
     config = {**SHAPES[shape], "dtype": "float16"}
-    decoder, family = DecoderConfig.from_dict(config), family_of(config)
+    decoder, family = read_config(config), family_of(config)
     rng = np.random.default_rng(0)
 
     def words(rows: int, columns: int) -> np.ndarray:

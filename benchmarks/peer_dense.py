@@ -47,13 +47,13 @@ def dense_bundles(checkpoint: Path, dense: Path, output: Path) -> dict[str, Path
     from nanoquant_edge.checkpoint import Checkpoint
     from nanoquant_edge.exporters.onnx import build_model, export_onnx
     from nanoquant_edge.exporters.onnx.export import write_model
-    from nanoquant_edge.models import DecoderConfig
+    from nanoquant_edge.models.reading import read_config
 
     folders = {"onnxruntime-fp32": output / "ort-fp32", "onnxruntime-int4": output / "ort-int4"}
     if all((folder / "model.onnx.data").is_file() for folder in folders.values()):
         return folders
     source, weights = Checkpoint(checkpoint), load_file(dense / "model.safetensors")
-    write_model(build_model(DecoderConfig.from_dict(source.config), source), output / "graph.onnx")
+    write_model(build_model(read_config(source.config), source), output / "graph.onnx")
     model = onnx.load(str(output / "graph.onnx"))
     for node in model.graph.node:
         if node.domain == "com.nanoquant":

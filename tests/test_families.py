@@ -18,8 +18,8 @@ from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.compression import Recipe, compress
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.models import DecoderConfig
 from nanoquant_edge.models.linear import NanoQuantLinear
+from nanoquant_edge.models.reading import read_config
 from nanoquant_edge.runtimes import Generator
 from nanoquant_edge.validation import validate
 from nanoquant_edge.validation.dense import dense_model
@@ -59,7 +59,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def test_transformers_loads_what_compress_wrote(made: Made) -> None:
     model = AutoModelForCausalLM.from_pretrained(made.checkpoint.folder, dtype=torch.float32)
-    config = DecoderConfig.from_dict(made.checkpoint.config)
+    config = read_config(made.checkpoint.config)
     compressed = [name for name, module in model.named_modules() if isinstance(module, NanoQuantLinear)]
     assert sorted(compressed) == sorted(config.structure.layer_names(config.num_layers))
     for name in compressed:
@@ -78,7 +78,7 @@ def test_at_many_bits_the_function_is_kept(made: Made) -> None:
 
 def test_what_is_not_compressed_is_the_dense_models(made: Made) -> None:
     dense = AutoModelForCausalLM.from_pretrained(made.dense, dtype=torch.float32).state_dict()
-    config = DecoderConfig.from_dict(made.checkpoint.config)
+    config = read_config(made.checkpoint.config)
     names = {*config.norm_shapes(), f"{config.structure.embedding}.weight"}
     if config.structure.positions:
         names.add(f"{config.structure.positions}.weight")

@@ -19,7 +19,8 @@ from nanoquant_edge.checkpoint import (
     true_bits_per_weight,
     write_checkpoint,
 )
-from nanoquant_edge.models import DecoderConfig, family_of
+from nanoquant_edge.models import family_of
+from nanoquant_edge.models.reading import read_config
 
 TEXT = (
     "The quick brown fox jumps over the lazy dog. Größe, naïve façade, 東京, emoji 🙂🚀 and numbers 3.14159!\n"
@@ -112,7 +113,7 @@ def tiny_checkpoint(
     Its tables are stored as `embedding` says: "float16", "int8" or "int4".
     """
     config = llama_config(**changes) if "model_type" not in changes else dict(changes)
-    decoder = DecoderConfig.from_dict(config)
+    decoder = read_config(config)
     family = family_of(config)
     rng = np.random.default_rng(seed)
     shapes = decoder.linear_shapes()

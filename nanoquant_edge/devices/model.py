@@ -14,6 +14,7 @@ from ..errors import NqEdgeError
 from ..files import read_json
 from ..models import DecoderConfig
 from ..models.rates import layer_bits, rank_for_rate
+from ..models.reading import read_config
 
 __all__ = ["TABLE_BITS", "ModelFacts", "linear_groups", "open_model"]
 
@@ -124,7 +125,7 @@ def open_model(name: str, bpw: float | None = None, table: str | None = None) ->
         if isinstance(quantized, dict) and quantized.get("quant_method") == "nanoquant":
             found = _of_checkpoint(folder)
         else:
-            found = ModelFacts(folder.resolve().name, "configuration", DecoderConfig.from_dict(entry), bpw or 1.0)
+            found = ModelFacts(folder.resolve().name, "configuration", read_config(entry), bpw or 1.0)
     elif folder.exists():
         raise NqEdgeError(
             "NQ-MODEL",
@@ -147,7 +148,7 @@ def _of_bundle(folder: Path) -> ModelFacts:
             "the bundle does not hold the model's configuration.",
             "Export it again with this version, or pass the checkpoint.",
         )
-    config = DecoderConfig.from_dict(entry)
+    config = read_config(entry)
     facts = ModelFacts(str(bundle.source_model.get("name", folder.name)), "bundle", config, bundle.target_bpw)
     weights = sum(file.size for name, file in bundle.files.items() if name.startswith(("model.onnx", "engine")))
     # The manifest tells all bytes and the rate; what the packed layers do not take is tables and small things.
@@ -171,7 +172,7 @@ def _of_checkpoint(folder: Path) -> ModelFacts:
     return ModelFacts(
         name=str(checkpoint.config.get("_name_or_path") or folder.resolve().name),
         kind="checkpoint",
-        config=DecoderConfig.from_dict(checkpoint.config),
+        config=read_config(checkpoint.config),
         bpw=settings.target_bpw,
         table=settings.embedding if settings.embedding in TABLE_BITS else "float16",
         stored=(sizes["body"], sizes["table"]),
@@ -188,4 +189,4 @@ def _of_hub(name: str, bpw: float) -> ModelFacts:
             "Pass a bundle, a checkpoint, a folder with a Hugging Face config.json, or owner/name.",
         )
     path = fetch_config(name)
-    return ModelFacts(name, "hub", DecoderConfig.from_dict(read_json(path, "NQ-MODEL")), bpw)
+    return ModelFacts(name, "hub", read_config(read_json(path, "NQ-MODEL")), bpw)

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of a decoder that graph builders and the compression need, read from a Hugging Face config.json."""
+"""The numbers of a decoder that graph builders and the compression need; `reading` takes them from a config.json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from .families import Family, family_named
 
@@ -75,18 +73,6 @@ class DecoderConfig:
     window: int = 0
     local: tuple[bool, ...] = ()
     local_rotary: RotaryConfig | None = None
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> DecoderConfig:
-        """Read a config.json object.
-
-        Raises:
-            NqEdgeError: NQ-ARCH for an unknown architecture or a feature of it that is not supported;
-                NQ-MODEL for a number that is missing or impossible.
-        """
-        from .reading import read_config
-
-        return read_config(config)
 
     @property
     def structure(self) -> Family:

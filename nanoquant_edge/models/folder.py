@@ -14,7 +14,7 @@ from ..checkpoint import TensorFile
 from ..errors import NqEdgeError
 from ..files import path_in_snapshot, read_json
 from ..tokenizer_file import read_tokenizer_file
-from .config import DecoderConfig
+from .reading import read_config
 from .source import SourceModel, load_dense, load_streamed, load_tokenizer, not_streamed
 from .stored import StoredWeights
 
@@ -45,7 +45,7 @@ def from_folder(
     if not (folder / "config.json").is_file():
         raise NqEdgeError("NQ-MODEL", f"{folder} has no config.json: it is not a Hugging Face model folder.")
     config = read_json(folder / "config.json", "NQ-MODEL")
-    DecoderConfig.from_dict(config)  # refuse what is not supported before loading anything large
+    read_config(config)  # refuse what is not supported before loading anything large
     if config.get("quantization_config"):
         raise NqEdgeError(
             "NQ-MODEL", f"{folder} is quantized already.", "Compress the original 16- or 32-bit model instead."

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError, first_line
-from .config import DecoderConfig
 from .families import family_of
 from .gguf_header import GgufHeader, read_gguf_header
+from .reading import read_config
 from .source import SourceModel, load_dense, load_tokenizer
 
 __all__ = ["MODEL_TYPES", "config_changes", "from_gguf"]
@@ -90,7 +90,7 @@ def from_gguf(path: Path, name: str) -> Iterator[SourceModel]:
         config = model.config.to_dict()
         config = {key: value for key, value in config.items() if key in _USEFUL or key.endswith("_token_id")}
         config.update(architectures=[type(model).__name__], dtype="float32")
-        DecoderConfig.from_dict(config)
+        read_config(config)
         tokenizer.save_pretrained(companions)
         ends = {key: config[key] for key in _ENDS if config.get(key) is not None}
         (companions / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import NqEdgeError, first_line
 from ..files import path_in_snapshot, read_json
-from .config import DecoderConfig
+from .reading import read_config
 
 __all__ = ["fetch", "fetch_config", "looks_like_id"]
 
@@ -56,7 +56,7 @@ def fetch(name: str, *, allow_pickle: bool = False) -> Path:
     try:
         if match["file"]:
             return Path(hub.hf_hub_download(repo, match["file"], revision=revision))
-        DecoderConfig.from_dict(read_json(fetch_config(name), "NQ-MODEL"))
+        read_config(read_json(fetch_config(name), "NQ-MODEL"))
         folder = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=[*_SMALL, *_SAFE]))
         if allow_pickle and not any(folder.glob("*.safetensors")):
             folder = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=[*_SMALL, *_PICKLE]))

@@ -24,7 +24,12 @@ _GELU_TANH = ("gelu_pytorch_tanh", "gelu_tanh", "gelu_new")
 
 
 def read_config(config: Mapping[str, Any]) -> DecoderConfig:
-    """See `DecoderConfig.from_dict`."""
+    """Read a config.json object.
+
+    Raises:
+        NqEdgeError: NQ-ARCH for an unknown architecture or a feature of it that is not supported; NQ-MODEL for a
+            number that is missing or impossible.
+    """
     return _READERS[family_of(config).name](_Fields(config))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import NqEdgeError, first_line
 from .config import DecoderConfig
 from .families import Family, family_of
+from .reading import read_config
 from .stored import StoredWeights, hollow_model
 
 __all__ = ["SourceModel", "load_dense", "load_streamed", "load_tokenizer", "not_streamed"]
@@ -110,7 +111,7 @@ class SourceModel:
     @property
     def decoder(self) -> DecoderConfig:
         """The model's sizes."""
-        return DecoderConfig.from_dict(self.config)
+        return read_config(self.config)
 
 
 class _Layers(Mapping[str, nn.Linear]):

@@ -17,7 +17,7 @@ from nanoquant_edge.devices import assess, forecast, open_model, target_named
 from nanoquant_edge.devices.gpu_time import Code, Gpu, half_us
 from nanoquant_edge.devices.model import ModelFacts
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from tests.tiny import llama_config, tiny_checkpoint
 
 LLAMA_1B = llama_config(
@@ -39,7 +39,7 @@ def write_config(folder: Path, **changes: object) -> str:
 
 
 def model(bpw: float = 1.0, table: str = "float16") -> ModelFacts:
-    return ModelFacts("llama", "configuration", DecoderConfig.from_dict(LLAMA_1B), bpw, table)
+    return ModelFacts("llama", "configuration", read_config(LLAMA_1B), bpw, table)
 
 
 def test_sizes_are_those_of_the_published_model() -> None:

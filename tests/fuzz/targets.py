@@ -85,12 +85,12 @@ def _all_tensors(path: Path) -> None:
 
 def _checkpoint(folder: Path) -> None:
     from nanoquant_edge.exporters.onnx.weights import check_weights
-    from nanoquant_edge.models import DecoderConfig
+    from nanoquant_edge.models.reading import read_config
 
     checkpoint = Checkpoint(folder)
     for name in checkpoint.layers:
         assert checkpoint.layer(name).stored_bits > 0
-    check_weights(DecoderConfig.from_dict(checkpoint.config), checkpoint)
+    check_weights(read_config(checkpoint.config), checkpoint)
 
 
 def _tables(folder: Path) -> None:
@@ -184,32 +184,32 @@ def _with_size(folder: Path, name: str, read: Callable[[Path], None]) -> Callabl
 def _gguf(path: Path) -> None:
     from nanoquant_edge.checkpoint.foreign import foreign_layers
     from nanoquant_edge.checkpoint.foreign_files import read_foreign
-    from nanoquant_edge.models import DecoderConfig
     from nanoquant_edge.models.gguf_header import read_gguf_header
+    from nanoquant_edge.models.reading import read_config
     from tests.tiny import llama_config
 
     read_gguf_header(path)
-    foreign_layers(read_foreign(path, DecoderConfig.from_dict(llama_config())))
+    foreign_layers(read_foreign(path, read_config(llama_config())))
 
 
 def _model_config(content: bytes, path: Path) -> None:
     from nanoquant_edge.files import read_json
-    from nanoquant_edge.models import DecoderConfig
+    from nanoquant_edge.models.reading import read_config
 
     path.write_bytes(content)
-    DecoderConfig.from_dict(read_json(path, "NQ-MODEL"))
+    read_config(read_json(path, "NQ-MODEL"))
 
 
 def _families(content: bytes, path: Path) -> None:
     """A file with a configuration of each family; each is read for itself."""
     from nanoquant_edge.files import read_json
-    from nanoquant_edge.models import DecoderConfig
+    from nanoquant_edge.models.reading import read_config
 
     path.write_bytes(content)
     refusals = []
     for config in read_json(path, "NQ-MODEL").values():
         try:
-            DecoderConfig.from_dict(config if isinstance(config, dict) else {})
+            read_config(config if isinstance(config, dict) else {})
         except NqEdgeError as error:
             refusals.append(error)
     if refusals:
@@ -227,10 +227,10 @@ def _engine(content: bytes, path: Path) -> None:
 def _torch(path: Path) -> None:
     from nanoquant_edge.checkpoint.foreign import foreign_layers
     from nanoquant_edge.checkpoint.foreign_files import read_foreign
-    from nanoquant_edge.models import DecoderConfig
+    from nanoquant_edge.models.reading import read_config
     from tests.tiny import llama_config
 
-    foreign_layers(read_foreign(path, DecoderConfig.from_dict(llama_config())))
+    foreign_layers(read_foreign(path, read_config(llama_config())))
 
 
 def _shards(folder: Path) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.models import FAMILIES, DecoderConfig, family_of
+from nanoquant_edge.models import FAMILIES, family_of
+from nanoquant_edge.models.reading import read_config
 from tests.tiny import llama_config
 
 
 def test_sizes_are_read() -> None:
-    decoder = DecoderConfig.from_dict(llama_config())
+    decoder = read_config(llama_config())
     assert (decoder.hidden_size, decoder.intermediate_size, decoder.num_layers) == (40, 72, 2)
     assert (decoder.num_heads, decoder.num_kv_heads, decoder.head_dim) == (4, 2, 16)
     assert decoder.tied
@@ -26,7 +27,7 @@ def test_what_a_config_leaves_out_has_the_usual_value() -> None:
     config = llama_config()
     for name in ("num_key_value_heads", "head_dim", "rope_parameters", "tie_word_embeddings", "rms_norm_eps"):
         del config[name]
-    decoder = DecoderConfig.from_dict(config)
+    decoder = read_config(config)
     assert decoder.num_kv_heads == decoder.num_heads
     assert decoder.head_dim == 10
     assert decoder.rotary.theta == 10000.0
@@ -47,7 +48,7 @@ def test_what_a_config_leaves_out_has_the_usual_value() -> None:
     ids=["rope_parameters", "rope_scaling"],
 )
 def test_rotary_scaling_in_both_spellings(where: dict[str, Any]) -> None:
-    rotary = DecoderConfig.from_dict(llama_config(**where)).rotary
+    rotary = read_config(llama_config(**where)).rotary
     assert (rotary.kind, rotary.theta, rotary.factor, rotary.low_freq_factor) == ("llama3", 5e5, 8.0, 2.0)
     assert (rotary.high_freq_factor, rotary.original_length) == (4.0, 8192)
 
@@ -55,7 +56,7 @@ def test_rotary_scaling_in_both_spellings(where: dict[str, Any]) -> None:
 @pytest.mark.parametrize("model_type", ["mixtral", "phi3", "mamba", None, 7, ["llama"]])
 def test_unknown_architectures_are_refused_with_what_works(model_type: Any) -> None:
     with pytest.raises(NqEdgeError) as caught:
-        DecoderConfig.from_dict(llama_config(model_type=model_type))
+        read_config(llama_config(model_type=model_type))
     assert caught.value.code == "NQ-ARCH"
     assert repr(model_type) in caught.value.message
     for family in FAMILIES:
@@ -89,13 +90,13 @@ def test_unknown_architectures_are_refused_with_what_works(model_type: Any) -> N
 )
 def test_impossible_values_are_refused(changes: dict[str, Any], code: str, message: str) -> None:
     with pytest.raises(NqEdgeError) as caught:
-        DecoderConfig.from_dict(llama_config(**changes))
+        read_config(llama_config(**changes))
     assert caught.value.code == code
     assert message in caught.value.message
 
 
 def test_every_linear_of_a_block_is_compressed_once() -> None:
-    decoder = DecoderConfig.from_dict(llama_config())
+    decoder = read_config(llama_config())
     family = family_of(llama_config())
     assert sorted(family.linears) == sorted(decoder.linear_shapes())
     assert family.last_linear == family.linears[-1]

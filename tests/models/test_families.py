@@ -12,18 +12,19 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.models import FAMILIES, DecoderConfig, family_of
+from nanoquant_edge.models.reading import read_config
 from tests.families import FAMILY_CONFIGS, family_config
 
 
 def read(name: str, drop: tuple[str, ...] = (), **changes: Any) -> DecoderConfig:
     config = {key: value for key, value in family_config(name, **changes).items() if key not in drop}
-    return DecoderConfig.from_dict(config)
+    return read_config(config)
 
 
 @pytest.mark.parametrize("name", FAMILY_CONFIGS)
 def test_the_description_names_every_parameter_of_transformers(name: str) -> None:
     config = family_config(name)
-    decoder, family = DecoderConfig.from_dict(config), family_of(config)
+    decoder, family = read_config(config), family_of(config)
     entries = {key: value for key, value in config.items() if key != "model_type"}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **entries))
@@ -49,7 +50,7 @@ def test_what_transformers_writes_is_read_the_same(name: str) -> None:
     config = family_config(name)
     entries = {key: value for key, value in config.items() if key != "model_type"}
     written = AutoConfig.for_model(config["model_type"], **entries).to_dict()
-    assert DecoderConfig.from_dict(written) == DecoderConfig.from_dict(config)
+    assert read_config(written) == read_config(config)
 
 
 #: What transformers sets where a config.json is silent, for the fields that this reads.
@@ -64,7 +65,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name: str) -> None:
     config["num_hidden_layers"] = 30  # so that patterns show
     entries = {key: value for key, value in config.items() if key != "model_type"}
     written = AutoConfig.for_model(config["model_type"], **entries).to_dict()
-    found, expected = DecoderConfig.from_dict(config), DecoderConfig.from_dict(written)
+    found, expected = read_config(config), read_config(written)
     assert found == expected
 
 

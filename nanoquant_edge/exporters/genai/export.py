@@ -16,7 +16,7 @@ from ...bundle import Bundle, KvLayout
 from ...checkpoint import Checkpoint
 from ...errors import NqEdgeError
 from ...files import new_folder, read_json, write_json
-from ...models import DecoderConfig
+from ...models.reading import read_config
 from ...native import ORT_LIBRARY_NAME, ort_library_path
 from ..onnx.build import build_model
 from ..onnx.export import Progress, source_model, table_formats, with_tables, write_graph_folder
@@ -60,7 +60,7 @@ def export_genai(
             library.
     """
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    config = DecoderConfig.from_dict(source.config)
+    config = read_config(source.config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         read_json(source.folder / name, "NQ-TOKENIZER")
     length = max_length or config.max_positions

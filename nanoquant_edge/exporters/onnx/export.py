@@ -15,6 +15,7 @@ from ...checkpoint import COMPANION_FILES, TABLE_FORMATS, Checkpoint
 from ...errors import NqEdgeError
 from ...files import new_folder, read_json
 from ...models import DecoderConfig
+from ...models.reading import read_config
 from .build import build_model
 from .dialects import dialect_named
 from .operator import VERSION
@@ -77,7 +78,7 @@ def export_onnx(
         NqEdgeError: NQ-CKPT, NQ-ARCH, NQ-TOKENIZER, NQ-OPTION, NQ-OUTPUT or NQ-NUMERIC; nothing is left behind.
     """
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    config = DecoderConfig.from_dict(source.config)
+    config = read_config(source.config)
     read_json(source.folder / "tokenizer.json", "NQ-TOKENIZER")
     target = dialect_named(dialect)
     if not target.in_place:

@@ -19,6 +19,7 @@ from ...bundle import MANIFEST_FILE, Bundle
 from ...checkpoint import TABLE_FORMATS, Checkpoint, PackedLayer, QuantizedTable, from_tiles
 from ...errors import NqEdgeError
 from ...models import DecoderConfig
+from ...models.reading import read_config
 from ..onnx.export import MODEL_FILE, source_model
 from ..onnx.operator import (
     ATTRIBUTES,
@@ -66,7 +67,7 @@ def open_source(folder: Path) -> Source:
     if (folder / MANIFEST_FILE).is_file():
         return from_bundle(Bundle.open(folder))
     source = Checkpoint(folder)
-    config = DecoderConfig.from_dict(source.config)
+    config = read_config(source.config)
     return Source(
         folder,
         config,
@@ -100,7 +101,7 @@ def from_bundle(bundle: Bundle) -> Source:
         )
     check_file(bundle.folder / MODEL_FILE)
     weights = BundleWeights(bundle.folder / MODEL_FILE)
-    config = DecoderConfig.from_dict(entry)
+    config = read_config(entry)
     return Source(
         bundle.folder,
         config,

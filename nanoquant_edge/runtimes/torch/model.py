@@ -16,6 +16,7 @@ import torch
 from ...checkpoint import Checkpoint
 from ...errors import NqEdgeError
 from ...models import DecoderConfig
+from ...models.reading import read_config
 from ...models.rotary import frequencies
 from ..cuda_binding import Input
 from .attention import HeadNorms
@@ -106,7 +107,7 @@ class DecoderModel:
         place = resolve_device(device)
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint(checkpoint)
-        source, config = checkpoint, DecoderConfig.from_dict(checkpoint.config)
+        source, config = checkpoint, read_config(checkpoint.config)
         rotary = check_supported(config)
         dtype = _activation_type(place, dtype)
 

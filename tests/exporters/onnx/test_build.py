@@ -16,7 +16,7 @@ from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, check_model, export_onnx
 from nanoquant_edge.exporters.onnx.dtypes import ir_dtype
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from tests.tiny import tiny_checkpoint
 
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def build(checkpoint: Checkpoint, *arguments: Any, **options: Any) -> ir.Model:
-    return build_model(DecoderConfig.from_dict(checkpoint.config), checkpoint, *arguments, **options)
+    return build_model(read_config(checkpoint.config), checkpoint, *arguments, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -171,7 +171,7 @@ Q, UP, NORM = "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj", "
 )
 def test_weights_that_do_not_fit_are_named(checkpoint: Checkpoint, fault: dict[str, Any], message: str) -> None:
     with pytest.raises(NqEdgeError) as caught:
-        build_model(DecoderConfig.from_dict(checkpoint.config), Changed(checkpoint, **fault))
+        build_model(read_config(checkpoint.config), Changed(checkpoint, **fault))
     assert caught.value.code == "NQ-CKPT" and message in caught.value.message
 
 

@@ -16,7 +16,7 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, export_onnx
 from nanoquant_edge.exporters.onnx.export import write_model
 from nanoquant_edge.exporters.onnx.trt103_operators import check_operators
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from tests.exporters.onnx import test_numerics
 from tests.exporters.onnx.support import Decoder, have_kernel, reference_logits, reference_model
 from tests.exporters.onnx.test_trt103 import AppendingDecoder
@@ -104,7 +104,7 @@ def test_the_dialect_of_tensorrt_10_3(made: tuple[Checkpoint, Any], tmp_path: Pa
 
 
 def test_graphs_for_engines(made: tuple[Checkpoint, Any], tmp_path: Path) -> None:
-    config = DecoderConfig.from_dict(made[0].config)
+    config = read_config(made[0].config)
     options: dict[str, Any] = {"capacity": 64, "layout": 1, "grouped": True, "max_length": 64}
     dtype = "float16" if config.structure.float16 else "bfloat16"
     check_operators(build_model(config, made[0], "trt103", dtype, **options))
@@ -120,7 +120,7 @@ def test_graphs_for_engines(made: tuple[Checkpoint, Any], tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["mistral", "gemma3"])
 def test_a_context_within_the_window_needs_none(tmp_path: Path, name: str) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c", **family_config(name))
-    config = DecoderConfig.from_dict(checkpoint.config)
+    config = read_config(checkpoint.config)
     inside = build_model(config, checkpoint, "ort", max_length=config.window)
     outside = build_model(config, checkpoint, "ort", max_length=config.window + 1)
     windows = [

@@ -16,7 +16,7 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, check_file, check_model
 from nanoquant_edge.exporters.onnx.export import write_model
 from nanoquant_edge.exporters.onnx.operator import DOMAIN, GROUP_OP_TYPE, INPUTS
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from tests.tiny import random_layer, tiny_checkpoint
 
 
@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def build(checkpoint: Checkpoint, layout: int = 1, **options: object) -> ir.Model:
-    config = DecoderConfig.from_dict(checkpoint.config)
+    config = read_config(checkpoint.config)
     return build_model(config, checkpoint, "onnx24", "float16", layout=layout, grouped=True, **options)
 
 
@@ -48,7 +48,7 @@ def test_groups_carry_the_weights_of_single_nodes(checkpoint: Checkpoint, tmp_pa
     assert check_model(grouped) == 7
     kinds = [node.op_type for node in grouped.graph.all_nodes() if node.domain == DOMAIN]
     assert kinds == [GROUP_OP_TYPE, "NanoQuantLinear", GROUP_OP_TYPE, "NanoQuantLinear"]
-    single = build_model(DecoderConfig.from_dict(checkpoint.config), checkpoint, "onnx24", "float16")
+    single = build_model(read_config(checkpoint.config), checkpoint, "onnx24", "float16")
     ours, theirs = layers_of(grouped), layers_of(single)
     assert ours.keys() == theirs.keys()
     for name, parts in theirs.items():
@@ -76,7 +76,7 @@ def test_a_group_has_one_scale_type(checkpoint: Checkpoint) -> None:
             rng = np.random.default_rng(0)
             return random_layer(rng, layer.out_features, layer.in_features, layer.rank, ml_dtypes.bfloat16, bias=True)
 
-    model = build_model(DecoderConfig.from_dict(checkpoint.config), Mixed(), "onnx24", "float16", grouped=True)
+    model = build_model(read_config(checkpoint.config), Mixed(), "onnx24", "float16", grouped=True)
     assert check_model(model) == 7
     kinds = [node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN]
     assert kinds == ["NanoQuantLinear"] * 4 + [GROUP_OP_TYPE, "NanoQuantLinear"]

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nanoquant_edge.exporters.onnx.rotary import rotary_tables
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from tests.tiny import llama_config
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}
@@ -30,7 +30,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 )
 def test_tables_equal_transformers(rope: dict[str, Any]) -> None:
     config = llama_config(rope_parameters=rope, head_dim=64, max_position_embeddings=4096)
-    cosines, sines = rotary_tables(DecoderConfig.from_dict(config).rotary, 64, 4096)
+    cosines, sines = rotary_tables(read_config(config).rotary, 64, 4096)
     module = LlamaRotaryEmbedding(LlamaConfig(**config))
     expected = module(torch.zeros(1, 1, 1), torch.arange(4096)[None])
     for found, reference in zip((cosines, sines), expected, strict=True):

@@ -15,7 +15,7 @@ from nanoquant_edge.checkpoint import to_tiles
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, check_file, check_model, export_onnx
 from nanoquant_edge.exporters.onnx.portable import linear_function
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from tests.tiny import tiny_checkpoint
 
 NAME = "model.layers.0.mlp.up_proj"
@@ -130,7 +130,7 @@ RULES: dict[str, tuple[Callable[[ir.Model], None], str]] = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_broken_rule_is_named(checkpoint, rule: str) -> None:
-    model = build_model(DecoderConfig.from_dict(checkpoint.config), checkpoint)
+    model = build_model(read_config(checkpoint.config), checkpoint)
     assert check_model(model) == 7
     act, message = RULES[rule]
     act(model)
@@ -140,7 +140,7 @@ def test_a_broken_rule_is_named(checkpoint, rule: str) -> None:
 
 
 def test_the_portable_function_is_allowed(checkpoint) -> None:
-    model = build_model(DecoderConfig.from_dict(checkpoint.config), checkpoint, portable=True)
+    model = build_model(read_config(checkpoint.config), checkpoint, portable=True)
     assert check_model(model) == 7
     assert [function.name for function in model.functions.values()] == [linear_function(18).name]
 
@@ -157,7 +157,7 @@ def in_tiles(model: ir.Model) -> None:
 
 
 def test_layout_1_is_checked_like_layout_0(checkpoint) -> None:
-    config = DecoderConfig.from_dict(checkpoint.config)
+    config = read_config(checkpoint.config)
     model = build_model(config, checkpoint)
     in_tiles(model)
     assert check_model(model) == 7

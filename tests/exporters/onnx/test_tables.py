@@ -17,7 +17,7 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import check_file, check_model, export_onnx
 from nanoquant_edge.exporters.onnx.build import build_model
 from nanoquant_edge.exporters.tensorrt.source import open_source
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from nanoquant_edge.validation.dense import dense_model
 from tests.exporters.onnx.support import Decoder, have_kernel, reference_logits
 from tests.families import ONE_EACH, family_config
@@ -117,7 +117,7 @@ def test_an_engine_can_be_made_of_a_bundle_with_codes(tmp_path: Path, kind: str)
 
 def test_nodes_that_contradict_their_data_are_refused(tmp_path: Path) -> None:
     written = tiny_checkpoint(tmp_path / "c", embedding="int4")
-    config = DecoderConfig.from_dict(written.config)
+    config = read_config(written.config)
 
     def broken(**attributes: int) -> ir.Model:
         model = build_model(config, written)

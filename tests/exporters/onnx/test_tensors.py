@@ -63,13 +63,14 @@ import numpy as np
 import onnx_ir as ir
 from nanoquant_edge.exporters.onnx import build_model, check_file
 from nanoquant_edge.exporters.onnx.export import write_model
+from nanoquant_edge.models.reading import read_config
 from nanoquant_edge.models import DecoderConfig
 from tests.tiny import tiny_checkpoint
 
 folder = Path(sys.argv[1])
 tiny = tiny_checkpoint(folder / "c", hidden_size=72, num_hidden_layers=1)
 rows = 16_000_000
-config = DecoderConfig.from_dict({**tiny.config, "vocab_size": rows})
+config = read_config({**tiny.config, "vocab_size": rows})
 with open(folder / "table", "wb") as file:
     file.truncate(rows * 72 * 2)
     file.seek((rows - 1) * 72 * 2)

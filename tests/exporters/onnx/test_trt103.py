@@ -15,7 +15,7 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, check_file, export_onnx
 from nanoquant_edge.exporters.onnx.export import write_model
 from nanoquant_edge.exporters.onnx.trt103_operators import HIGHEST_OPSET, check_operators
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from tests.exporters.onnx.support import have_kernel, open_session, reference_logits, reference_model
 from tests.exporters.onnx.test_numerics import VARIANTS, close
 from tests.tiny import tiny_checkpoint
@@ -29,7 +29,7 @@ class AppendingDecoder:
     def __init__(
         self, checkpoint: Checkpoint, folder: Path, batch: int = 1, capacity: int | None = 64, slots: int = 64
     ):
-        config = DecoderConfig.from_dict(checkpoint.config)
+        config = read_config(checkpoint.config)
         model = build_model(config, checkpoint, "trt103", capacity=capacity)
         check_operators(model)
         write_model(model, folder / "model.onnx")
@@ -88,7 +88,7 @@ def test_a_padded_batch_and_a_symbolic_capacity(tmp_path: Path) -> None:
 
 def test_float16_runs_and_stays_close(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c")
-    model = build_model(DecoderConfig.from_dict(checkpoint.config), checkpoint, "trt103", "float16", capacity=32)
+    model = build_model(read_config(checkpoint.config), checkpoint, "trt103", "float16", capacity=32)
     check_operators(model)
     write_model(model, tmp_path / "model.onnx")
     assert onnx.load(tmp_path / "model.onnx", load_external_data=False).ir_version <= 10
@@ -107,7 +107,7 @@ def test_float16_runs_and_stays_close(tmp_path: Path) -> None:
 
 def test_nothing_but_listed_operators(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c", num_hidden_layers=1)
-    config = DecoderConfig.from_dict(checkpoint.config)
+    config = read_config(checkpoint.config)
     model = build_model(config, checkpoint, "trt103", "float16", capacity=32, layout=1, grouped=True)
     check_operators(model)
     assert model.opset_imports[""] <= HIGHEST_OPSET <= 19
@@ -128,6 +128,6 @@ def test_onnxruntime_bundles_refuse_it(tmp_path: Path) -> None:
 
 def test_every_shape_is_what_onnx_infers(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c")
-    model = build_model(DecoderConfig.from_dict(checkpoint.config), checkpoint, "trt103", capacity=32)
+    model = build_model(read_config(checkpoint.config), checkpoint, "trt103", capacity=32)
     write_model(model, tmp_path / "model.onnx")
     onnx.shape_inference.infer_shapes_path(str(tmp_path / "model.onnx"), strict_mode=True, check_type=True)

@@ -11,7 +11,7 @@ from nanoquant_edge.exporters.onnx import build_model, export_onnx
 from nanoquant_edge.exporters.onnx.export import write_model
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine
 from nanoquant_edge.exporters.tensorrt.source import open_source
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from tests.exporters.tensorrt.support import needs_builder
 from tests.families import FAMILY_CONFIGS, ONE_EACH, family_config
 from tests.tiny import tiny_checkpoint
@@ -26,7 +26,7 @@ def test_an_engine_for_three_architectures(
     name: str, dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c", **family_config(name))
-    config = DecoderConfig.from_dict(checkpoint.config)
+    config = read_config(checkpoint.config)
     monkeypatch.setattr(build, "_dialect", lambda flavour: dialect)
     dtype = "bfloat16" if name.startswith("gemma") else "float16"
     options = EngineOptions(capacity=64, prefill=32, dtype=dtype)

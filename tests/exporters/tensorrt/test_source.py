@@ -16,7 +16,7 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine
 from nanoquant_edge.exporters.tensorrt.source import open_source
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from tests.tiny import tiny_checkpoint
 
 
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_a_bundle_is_a_weight_source(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None:
     export_onnx(checkpoint, tmp_path / "b", dtype=dtype)
     source = open_source(tmp_path / "b")
-    assert source.config == DecoderConfig.from_dict(checkpoint.config) and source.layers == 14
+    assert source.config == read_config(checkpoint.config) and source.layers == 14
     for name in checkpoint.layers:
         ours, theirs = source.weights.layer(name), checkpoint.layer(name)
         for part in ("u_packed", "v_packed", "scale_out", "scale_in", "scale_mid", "bias"):

@@ -16,7 +16,7 @@ from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model
 from nanoquant_edge.exporters.onnx.export import write_model
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from nanoquant_edge.runtimes import Backend, OnnxRuntimeBackend
 from nanoquant_edge.runtimes.tensorrt import TensorRTBackend
 from tests.runtimes.tensorrt.conftest import CAPACITY, engine_info, write_engine_bundle
@@ -135,7 +135,7 @@ def test_a_cache_that_is_not_written_in_place(
     tmp_path: Path, graph_bundle: Path, open_imitation: Open, plain: Any
 ) -> None:
     checkpoint = Checkpoint(graph_bundle.parent / "checkpoint")
-    model = build_model(DecoderConfig.from_dict(checkpoint.config), checkpoint, "trt103", capacity=CAPACITY)
+    model = build_model(read_config(checkpoint.config), checkpoint, "trt103", capacity=CAPACITY)
     (tmp_path / "graph").mkdir()
     write_model(model, tmp_path / "graph/model.onnx")
     info = engine_info(kv=replace(engine_info().kv, in_place=False))

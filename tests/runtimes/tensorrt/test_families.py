@@ -11,7 +11,7 @@ import pytest
 from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.engine_info import EngineKv
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from nanoquant_edge.runtimes import Generator
 from nanoquant_edge.runtimes.tensorrt import backend
 from tests.families import FAMILY_CONFIGS, family_config
@@ -23,7 +23,7 @@ from tests.tiny import tiny_checkpoint
 @pytest.mark.parametrize("name", FAMILY_CONFIGS)
 def test_the_same_tokens_as_on_onnx_runtime(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c", seed=11, **family_config(name))
-    config = DecoderConfig.from_dict(checkpoint.config)
+    config = read_config(checkpoint.config)
     graph = export_onnx(checkpoint, tmp_path / "graph", dialect="onnx24").folder
     plain = export_onnx(checkpoint, tmp_path / "plain").folder
     info = engine_info(

@@ -20,7 +20,7 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, with_extra_outputs
 from nanoquant_edge.exporters.onnx.export import write_model
 from nanoquant_edge.exporters.tensorrt.runner import _environment as compiler_environment
-from nanoquant_edge.models import DecoderConfig
+from nanoquant_edge.models.reading import read_config
 from nanoquant_edge.native import tensorrt_library_path
 from nanoquant_edge.runtimes.tensorrt.engine import TensorInfo
 from nanoquant_edge.runtimes.tensorrt.interface import check_interface
@@ -134,7 +134,7 @@ def test_networks_that_the_real_parser_makes_have_the_tensors_that_this_runtime_
     except NqEdgeError:
         pytest.skip("the TensorRT plugin is not built")
     checkpoint = Checkpoint(graph_bundle.parent / "checkpoint")
-    config = DecoderConfig.from_dict(checkpoint.config)
+    config = read_config(checkpoint.config)
     model = build_model(config, checkpoint, dialect, dtype, capacity=CAPACITY, layout=1, grouped=True)
     write_model(model, tmp_path / "model.onnx")
     names = ("block.0.output", "block.1.output")
