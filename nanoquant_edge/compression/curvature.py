@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import NqEdgeError
 from .gradients import gradient_pass
+from .hooks import watched
 from .importance import GRADIENT_UNIT, Importance
 from .parallel import free_host_memory, team
 
@@ -184,16 +185,12 @@ def _fitted(
     """L of one group of layers, on the CPU."""
     device = model.get_output_embeddings().weight.device
     fits = {name: _Fit(name, layer, importances[name], device) for name, layer in linears.items()}
-    handles = [layer.register_forward_hook(fits[name].watch) for name, layer in linears.items()]
     split = team().splits(len(windows))
-    try:
+    with watched(linears, lambda name: fits[name].watch):
         for index in range(_PASSES):
             gradient_pass(model, windows, functools.partial(report_pass, index), dtype)
             for fit in fits.values():
                 fit.close_pass(index + 1 == _PASSES, split)
-    finally:
-        for handle in handles:
-            handle.remove()
     # Each layer's sums are let go as soon as they are used.
     return {name: fits.pop(name).finish() for name in linears}
 
@@ -233,12 +230,8 @@ def input_factors(
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in linears.items()]
-    try:
+    with watched(linears, watch, before=True):
         for part in stream.split(at_once):
             run(part)
-    finally:
-        for handle in handles:
-            handle.remove()
     found = {name: shrunk(total, name) for name, total in totals.items()}
     return {name: found[owners[name]] for name in linears}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .gradients import gradient_pass
+from .hooks import watched
 from .parallel import team
 
 __all__ = [
@@ -112,14 +113,9 @@ def input_moments(
     def watch(name: str) -> Callable[..., None]:
         return lambda _module, arguments: moments[name].add(_by_window(arguments[0].detach(), length))
 
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in linears.items()]
-    try:
-        with torch.no_grad():
-            for part in stream.split(at_once):
-                run(part)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), watched(linears, watch, before=True):
+        for part in stream.split(at_once):
+            run(part)
     return moments
 
 
@@ -165,12 +161,8 @@ def collect_importances(
 
         return hook
 
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in linears.items()]
-    try:
+    with watched(linears, watch):
         gradient_pass(model, windows, report, dtype) if run is None else run(windows, report, dtype)
-    finally:
-        for handle in handles:
-            handle.remove()
     found = {}
     for name, layer in linears.items():
         if team().splits(len(windows)):
