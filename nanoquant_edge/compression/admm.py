@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import NqEdgeError
 from .capture import WARM_UP, captured
 from .inverse import solve_by_products
+from .parallel import team
 
 __all__ = [
     "CONDITION",
@@ -36,6 +37,9 @@ _EPS = 1e-12
 #: The Grams' condition numbers on real layers are below 50 from the first iteration on, below 10 from the middle; the
 #: bound on the largest eigenvalue that the solver takes is a few times too large, more so at a high rank.
 CONDITION, NEWTON_STEPS, _HIGH_RANK, _CONDITION_THERE, _NEWTON_STEPS_THERE = 100.0, 6, 1024, 200.0, 7
+#: Entries of both factors from which two processes take a side each; below, messages and single launches cost more
+#: than a side. By arithmetic (docs/notes.md): a 4096 x 4096 layer at 1 bit has twice as many.
+_WORTH_SHARING = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class AdmmSettings:
             nothing measurable (method section 13.4) and is several times faster where there are matrix units.
         unit_size: bring the target to unit size first. The N(0, 1) start otherwise swamps real targets.
         solver: of the ridge regressions: "cholesky", "products", or "auto", which takes products on a GPU.
+        together: all processes of the team factorize this layer at the same time, so that a large one's two sides can
+            be two processes' work. Each side is computed as by one process alone, to the bit.
     """
 
     steps: int = 400
@@ -60,6 +66,7 @@ class AdmmSettings:
     dtype: torch.dtype = torch.float32
     unit_size: bool = True
     solver: str = "auto"
+    together: bool = False
 
 
 @dataclass
@@ -202,12 +209,13 @@ class Problem:
         self.place = torch.zeros(1, dtype=torch.int64, device=device)
         self.failures = torch.zeros((), dtype=torch.int32, device=device)
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.apart = settings.together and team().size > 1 and rank * (m + n) >= _WORTH_SHARING
         self._step: Callable[[], None] | None = None
 
     def _advance(self, careful: bool) -> None:
         """One iteration; both sides solve against the other's previous iterate (Jacobi), as in the official code."""
         rho = self.penalties[self.place]
-        designs = [factor.unit_rows().to(self.settings.dtype) for factor in (self.right, self.left)]
+        designs = [self._design(self.right, 1), self._design(self.left, 0)]
         ridge = self.settings.ridge
 
         def one_side(factor: FactorState, design: Tensor, target: Tensor) -> Tensor:
@@ -215,6 +223,12 @@ class Problem:
             factor.update(primal)
             return failed
 
+        if self.apart:
+            rank = team().rank
+            if rank < 2:
+                self.failures += one_side((self.left, self.right)[rank], designs[rank], self.targets[rank])
+            self.place += 1
+            return
         if self.side is not None and torch.cuda.is_current_stream_capturing():
             # The two sides don't wait for each other: two branches of the graph.
             main = torch.cuda.current_stream()
@@ -228,6 +242,21 @@ class Problem:
             self.failures += one_side(self.left, designs[0], self.targets[0])
         self.failures += failed
         self.place += 1
+
+    def _design(self, factor: FactorState, owner: int) -> Tensor:
+        """A factor's design matrix, from the process that has it where the sides are apart."""
+        kind = self.settings.dtype
+        if not self.apart:
+            return factor.unit_rows().to(kind)
+        design = factor.unit_rows().to(kind) if team().rank == owner else torch.empty_like(factor.signed, dtype=kind)
+        team().take([design], owner)
+        return design
+
+    def _meet(self) -> None:
+        """Bring both sides together again in all processes."""
+        team().add([self.failures])
+        for owner, factor in enumerate((self.left, self.right)):
+            team().take([factor.primal, factor.signed, factor.dual], owner)
 
     def _restart(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -250,14 +279,19 @@ class Problem:
         self._aim(target)
         self._restart(seed)
         step = self._step or functools.partial(self._advance, False)
-        if keep and self._step is None:
+        if keep and self._step is None and not self.apart:
             step = self._step = captured(step, self.device, lambda: self._restart(seed))
-        for _ in range(self.settings.steps):
-            step()
+        self._run(step)
         if int(self.failures):
             self._restart(seed)
-            for _ in range(self.settings.steps):
-                self._advance(careful=True)
+            self._run(functools.partial(self._advance, True))
+
+    def _run(self, step: Callable[[], None]) -> None:
+        """All iterations, from a fresh start."""
+        for _ in range(self.settings.steps):
+            step()
+        if self.apart:
+            self._meet()
 
 
 _AnyProblem = TypeVar("_AnyProblem", bound=Problem)

@@ -244,7 +244,8 @@ def _factorized(
     bench: Workbench, name: str, rank: int, importance: Importance, inputs: Tensor | None, seed: int
 ) -> tuple[Factors, bool]:
     """LB-ADMM of an open layer, under its curvature where there is some; and whether that failed."""
-    weight, device, settings = bench.open[name].weight, bench.call.device, bench.recipe.admm(bench.call.dtype)
+    weight, device = bench.open[name].weight, bench.call.device
+    settings = replace(bench.recipe.admm(bench.call.dtype), together=True)
     if inputs is not None and importance.curvature is not None:
         sizes = float(importance.inputs.mean()), float(importance.outputs.mean())
         outputs = importance.curvature.to(device)

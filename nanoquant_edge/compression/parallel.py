@@ -5,8 +5,8 @@
 
 What is trained is the same in all processes: gradients are summed, and whatever is computed in each of them is taken
 from the first one. A step on fewer windows than there are processes is done by all of them alike, so stages with a
-batch of one gain nothing, and neither does LB-ADMM: a block's layers wait for each other. Only the first process
-writes.
+batch of one gain nothing. A block's layers wait for each other, but the two sides of a large layer's LB-ADMM are two
+processes' work. Only the first process writes.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ class Team:
 
     def take_first(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by those of the first process."""
-        self._together(list(tensors), lambda flat: dist.broadcast(flat, 0))
+        self.take(tensors, 0)
+
+    def take(self, tensors: Iterable[Tensor], rank: int) -> None:
+        """Replace tensors of one type by those of process `rank`."""
+        self._together(list(tensors), lambda flat: dist.broadcast(flat, rank))
 
     def largest(self, value: Tensor) -> Tensor:
         """The element-wise maximum over the processes."""
@@ -78,6 +82,9 @@ class Team:
             return
         assert callable(act)
         with torch.no_grad():
+            if len(tensors) == 1 and tensors[0].is_contiguous():
+                act(tensors[0].detach())
+                return
             flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
             act(flat)
             for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):

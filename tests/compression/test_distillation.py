@@ -15,7 +15,7 @@ from nanoquant_edge.compression.admm import AdmmSettings, factorize
 from nanoquant_edge.compression.distillation import distill_scales
 from nanoquant_edge.compression.layers import LatentLinear, SignFactors, frozen_linear, replace_module
 from nanoquant_edge.compression.optimize import Outcome
-from nanoquant_edge.compression.vocabulary import distillation_loss
+from nanoquant_edge.compression.vocabulary import Head, distillation_loss
 from tests.compression.support import ORACLE, dense_llama, linears_of, short_recipe, teacher_of
 
 CPU = torch.device("cpu")
@@ -136,7 +136,7 @@ def test_the_logits_cap_is_part_of_the_loss(capped: bool) -> None:
     if cap is not None:
         p, q = cap * torch.tanh(p / cap), cap * torch.tanh(q / cap)
     p, q = p.log_softmax(-1), q.log_softmax(-1)
-    found = distillation_loss(hidden, teacher, head, backward=False, cap=cap)
+    found = distillation_loss(hidden, teacher, Head(head, cap), backward=False)
     assert float(found) == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
 
 

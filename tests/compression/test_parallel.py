@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 import torch
 
 from nanoquant_edge.checkpoint import Checkpoint
-from nanoquant_edge.compression import compress, importance
+from nanoquant_edge.compression import admm, compress, importance
+from nanoquant_edge.compression.admm import AdmmSettings, factorize
+from nanoquant_edge.compression.admm_curved import factorize_curved
 from nanoquant_edge.compression.curvature import with_curvature
 from nanoquant_edge.compression.importance import Importance, Moment, collect_importances
 from nanoquant_edge.compression.optimize import ParameterGroup, train
@@ -30,11 +33,13 @@ import torch
 torch.set_num_threads(1)
 from nanoquant_edge.compression import compress
 from nanoquant_edge.compression.parallel import joined_team
+from nanoquant_edge.compression import admm
 from tests.compression import test_parallel as shared
 
 model, text, output = map(Path, sys.argv[1:])
 with joined_team(torch.device("cpu")) as (team, _):
     assert team.size == 2
+    admm._WORTH_SHARING = 0  # no layer of a tiny model is
     found = {name: getattr(shared, name)() for name in shared.SHARED} | {"rank": team.rank}
     checkpoint = compress(model, output, calibration=text, **shared.OPTIONS)
     found["weights"] = hashlib.sha256((output / "nanoquant.safetensors").read_bytes()).hexdigest()
@@ -53,8 +58,10 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+#: Tensors of a layer's factors.
+PARTS = ("u_latent", "v_latent", "scale_out", "scale_in")
 #: What each process works out, alone and together.
-SHARED = ("tuned", "importances", "curvature", "sensitivities")
+SHARED = ("tuned", "importances", "curvature", "sensitivities", "sides")
 
 
 def tuned() -> list[float]:
@@ -98,6 +105,29 @@ def sensitivities() -> list[float]:
     return [float(value) for value in errors.flatten()]
 
 
+def sides() -> list[float]:
+    """Two factorizations with a side in each process, and that they are to the bit what one process makes."""
+    generator = torch.Generator().manual_seed(3)
+    weight, i, o = (torch.randn(*shape, generator=generator) for shape in ((40, 24), (24, 60), (40, 60)))
+    curves = i @ i.T / 60 + torch.eye(24), o @ o.T / 60 + torch.eye(40)
+    found = []
+    assert admm.Problem((40, 24), 16, AdmmSettings(together=True), torch.device("cpu")).apart == (team().size > 1)
+    for dtype, kept in ((torch.float32, None), (torch.float32, {}), (torch.bfloat16, None)):
+        settings = AdmmSettings(steps=12, dtype=dtype)
+        together = replace(settings, together=True)
+        for turn in (weight, weight.T):
+            diagonals = (curves[0].diagonal(), curves[1].diagonal())[:: 1 if turn is weight else -1]
+            dense = curves[:: 1 if turn is weight else -1]
+            pairs = [
+                [factorize(turn, *diagonals, 16, way, 1, kept) for way in (settings, together)],
+                [factorize_curved(turn, *dense, (1.0, 1.0), 16, way, 1, kept) for way in (settings, together)],
+            ]
+            for alone, shared in pairs:
+                assert all(torch.equal(getattr(alone, name), getattr(shared, name)) for name in PARTS)
+                found.append(shared.error)
+    return found
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -129,6 +159,7 @@ def test_two_processes_make_one_model(tmp_path: Path) -> None:
     assert one["tuned"] == pytest.approx(tuned(), rel=1e-4)
     assert one["importances"] == pytest.approx(importances(), rel=1e-3)
     assert one["curvature"] == pytest.approx(curvature(), rel=1e-2)
+    assert one["sides"] == pytest.approx(sides(), rel=1e-3)
     assert one["sensitivities"] == sensitivities()  # each is one process's, and nothing is added to it but zeros
     alone = compress(model, tmp_path / "alone", calibration=text, **OPTIONS)
     assert one["kd_loss"] == pytest.approx(alone.settings.recipe["kd_loss"], rel=0.1)
@@ -175,3 +206,11 @@ def test_rows_are_shared_where_there_are_enough() -> None:
     assert [Team(rank, 2).share(rows[:1]).tolist() for rank in range(2)] == [[0], [0]]
     assert not Team(0, 2).splits(1)
     assert Team(0, 2).splits(2)
+
+
+def test_only_large_layers_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admm, "team", lambda: Team(0, 2))
+    nowhere, together = torch.device("meta"), AdmmSettings(together=True)
+    assert admm.Problem((4096, 4096), 1984, together, nowhere).apart
+    assert not admm.Problem((1536, 576), 384, together, nowhere).apart
+    assert not admm.Problem((4096, 4096), 1984, AdmmSettings(), nowhere).apart
