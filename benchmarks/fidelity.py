@@ -6,13 +6,14 @@
 Windows are those of method section 21.1. `error` is the plain squared relative error of the weight, which the official
 code logs (its log leaves out the spread that the exported scales lose, so it is a little lower); `weighted` the same
 under our importances. Ours are before tuning, the official ones after it, so only like sizes can be expected. `units`
-is the size of the official importances over ours, as the scales' ratio gives it (method section 13.1): it decides what
-one step of the latents means. Ranks are the official checkpoint's.
+is the root of the official input times output importances over ours, as the scales' ratio gives it (method section
+13.1): it decides what one step of the latents means. Ranks are the official checkpoint's.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def compared(weight: Tensor, importance: Importance, official: PackedLayer, reci
         part, whole = left * (weight - found) * right, left * weight * right
         return round(float((part.norm() / whole.norm()) ** 2), 4)
 
-    # The scales share one product; how it is divided between them goes with the root of the importances' size, the
-    # other way round where the layer is factorized turned.
+    # The scales share one product; how it is divided between them goes with that root, the other way round where the
+    # layer is factorized turned.
     scales = [torch.from_numpy(v.astype("float32")).to(device) for v in (official.scale_in, official.scale_out)]
     gauges = [float(a.abs().log().mean() - b.abs().log().mean()) for a, b in (scales, (ours.scale_in, ours.scale_out))]
     power = 1 if weight.shape[0] >= weight.shape[1] else -1
@@ -55,7 +56,7 @@ def compared(weight: Tensor, importance: Importance, official: PackedLayer, reci
         "error_official": error(theirs, 1.0, 1.0),
         "weighted": error(ours.dense(), *roots),
         "weighted_official": error(theirs, *roots),
-        "units": round(float(torch.tensor(power * (gauges[0] - gauges[1])).exp()), 3),
+        "units": round(math.exp(power * (gauges[0] - gauges[1])), 3),
     }
 
 
@@ -75,8 +76,8 @@ def main(
     with tempfile.TemporaryDirectory() as scratch, load_model(base) as source:
         checkpoint = import_checkpoint(official, base, Path(scratch) / "checkpoint")
         model = source.model.to(device)
-        names = source.family.layer_names(source.decoder.num_layers)
-        linears = {name: linear_at(model, name) for name in names if int(name.split(".")[2]) in blocks}
+        names, kinds = source.family.layer_names(source.decoder.num_layers), len(source.family.linears)
+        linears = {name: linear_at(model, name) for place, name in enumerate(names) if place // kinds in blocks}
         text = read_text(texts / "wikitext2-train-part.raw")
         length, choice = recipe.window_length, recipe.window_choice
         windows = text_windows(source.tokenizer, text, recipe.windows, length, 0, choice)

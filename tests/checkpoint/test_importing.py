@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.checkpoint.importing import import_checkpoint
-from nanoquant_edge.cli import main
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.validation.dense import dense_model
+from tests.command import run
 from tests.compression.support import ORACLE, dense_folder, dense_llama, linears_of
 
 #: Module inside a block -> llama.cpp's name.
@@ -277,12 +277,6 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, base: Path, capsys: pytes
     with pytest.raises(NqEdgeError, match="cannot be read as tensors only"):
         import_checkpoint(tmp_path / "x.pt", base, tmp_path / "c")
     assert "ran" not in capsys.readouterr().out
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
 
 
 def test_the_verb(tmp_path: Path, base: Path, model: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,15 +14,10 @@ import pytest
 from nanoquant_edge.cli import app as app_module
 from nanoquant_edge.cli import main
 from nanoquant_edge.errors import NqEdgeError
+from tests.command import run
 
 HEAVY = ("numpy", "onnx", "onnxruntime", "onnx_ir", "rich", "safetensors", "tokenizers", "torch", "transformers")
 WRITTEN = [verb for verb in app_module.VERBS if importlib.util.find_spec(f"nanoquant_edge.cli.{verb}")] + ["import"]
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    return int(caught.value.code or 0)
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("compress", "--help"), ("--version",)])

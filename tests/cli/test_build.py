@@ -10,16 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nanoquant_edge.cli import main
 from nanoquant_edge.exporters.tensorrt import build
+from tests.command import run
 from tests.exporters.tensorrt.support import needs_builder
 from tests.tiny import tiny_checkpoint
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
 
 
 @needs_builder

@@ -14,18 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanoquant_edge.checkpoint import Checkpoint
-from nanoquant_edge.cli import main
 from nanoquant_edge.cli.compress import command
 from nanoquant_edge.compression import PRESETS, Recipe
+from tests.command import run
 from tests.compression.support import dense_folder, short_recipe, write_text
 from tests.models.test_loading import FAULTS, pickle_only
 from tests.tiny import tiny_checkpoint
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(autouse=True)

@@ -11,17 +11,11 @@ from pathlib import Path
 import pytest
 
 from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.cli import main
 from nanoquant_edge.cli.export import command
 from nanoquant_edge.exporters.onnx import DIALECTS
 from nanoquant_edge.exporters.onnx.dtypes import ACTIVATION_DTYPES
+from tests.command import run
 from tests.tiny import tiny_checkpoint
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
 
 
 def test_a_bundle_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

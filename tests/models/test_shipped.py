@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nanoquant_edge.checkpoint.foreign import foreign_layers
-from nanoquant_edge.cli import main
+from tests.command import run
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -30,17 +30,12 @@ def test_the_file_is_the_one_described() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not BASE.is_file(), reason="needs the model that make demo fetches")
 def test_it_writes_what_its_page_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(*arguments: object) -> None:
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        assert not caught.value.code
-
-    run("import", SHIPPED, "--base", BASE, "--output", tmp_path / "c")
-    run("export", tmp_path / "c", "--to", "onnx", "--output", tmp_path / "b")
+    assert run("import", SHIPPED, "--base", BASE, "--output", tmp_path / "c") == 0
+    assert run("export", tmp_path / "c", "--to", "onnx", "--output", tmp_path / "b") == 0
     capsys.readouterr()
     prompt = "The capital of France is"
     assert prompt in PAGE
-    run("generate", tmp_path / "b", "--prompt", prompt, "--repetition-penalty", 1.2, "-n", 14)
+    assert run("generate", tmp_path / "b", "--prompt", prompt, "--repetition-penalty", 1.2, "-n", 14) == 0
     text = capsys.readouterr().out.strip()
     assert len(text) > 40
     assert text in PAGE
