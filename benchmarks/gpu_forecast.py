@@ -6,8 +6,9 @@
 For each half of a layer: time = chain + max(bytes / bandwidth, instructions / issue rate, products / tensor rate).
 Bytes are the packed words with their padding; instructions per tile come from the machine code that nvcc makes for the
 architecture; the chain is launch, latencies and the straight path of one warp. Its constants were read off an H200
-(docs/notes.md), whose own layers stand in the table beside their measured times (docs/figures/gpu_kernels.json): that
-is the check, and its spread is the least that the others may be off by. What nobody here measured is marked assumed.
+(docs/notes/gpu.md, "CUDA kernels: one row"), whose own layers stand in the table beside their measured times
+(docs/figures/gpu_kernels.json): that is the check, and its spread is the least that the others may be off by. What
+nobody here measured is marked assumed.
 """
 
 from __future__ import annotations
