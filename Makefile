@@ -140,7 +140,7 @@ wheel-check: wheel
 	rm -rf build/wheel-venv build/wheel-model && $(PYTHON) -m venv build/wheel-venv
 	build/wheel-venv/bin/python -m pip install -q --disable-pip-version-check \
 	  "$$(ls -t dist/*$$(uname -m).whl | head -1)[cpu]"
-	cd build && wheel-venv/bin/python -c "from nanoquant_edge.native import ort_library_info as i; print(i())"
+	cd build && wheel-venv/bin/python -c "from nanoquant_edge.system.native import ort_library_info as i; print(i())"
 	cd build && wheel-venv/bin/nq-edge --version
 	$(BIN)/python -c "from pathlib import Path; from tests.tiny import tiny_checkpoint; \
 	  tiny_checkpoint(Path('build/wheel-model/checkpoint'), embedding='int8')"

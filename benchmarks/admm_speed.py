@@ -19,9 +19,9 @@ import click
 import torch
 
 from benchmarks.figures import append_rows, figures_option
-from nanoquant_edge.compression.admm import AdmmSettings, factorize
-from nanoquant_edge.compression.optimize import preferred_dtype
-from nanoquant_edge.compression.ranks import rank_for_rate
+from nanoquant_edge.compression.calibrate.ranks import rank_for_rate
+from nanoquant_edge.compression.execution.precision import preferred_dtype
+from nanoquant_edge.compression.factorize.lb_admm import AdmmSettings, factorize
 
 
 def structured(m: int, n: int) -> torch.Tensor:

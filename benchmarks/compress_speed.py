@@ -20,16 +20,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.figures import append_rows
 from nanoquant_edge.compression import Recipe
-from nanoquant_edge.compression.admm import AdmmSettings, factorize
-from nanoquant_edge.compression.block import Workbench, reconstruct_block
-from nanoquant_edge.compression.calling import BlockCall, first_inputs, recorded_arguments
-from nanoquant_edge.compression.curvature import with_curvature
-from nanoquant_edge.compression.distillation import distill_scales
-from nanoquant_edge.compression.importance import collect_importances
-from nanoquant_edge.compression.layers import LatentLinear, SignFactors
-from nanoquant_edge.compression.optimize import compute_in, preferred_dtype
-from nanoquant_edge.compression.parallel import joined_team, team
-from nanoquant_edge.compression.ranks import rank_for_rate
+from nanoquant_edge.compression.calibrate.curvature import with_curvature
+from nanoquant_edge.compression.calibrate.importances import collect_importances
+from nanoquant_edge.compression.calibrate.ranks import rank_for_rate
+from nanoquant_edge.compression.execution.block_call import BlockCall, first_inputs, recorded_arguments
+from nanoquant_edge.compression.execution.parallel import joined_team, team
+from nanoquant_edge.compression.execution.precision import compute_in, preferred_dtype
+from nanoquant_edge.compression.factorize.lb_admm import AdmmSettings, factorize
+from nanoquant_edge.compression.tune.distillation import distill_scales
+from nanoquant_edge.compression.tune.layers import LatentLinear, SignFactors
+from nanoquant_edge.compression.tune.workbench import Workbench, reconstruct_block
 from nanoquant_edge.models import family_of
 
 #: hidden, feed-forward width, heads, key/value heads, head width, blocks, vocabulary

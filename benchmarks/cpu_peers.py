@@ -110,7 +110,7 @@ def dense_peers(checkpoint: Path, gguf: Path, work: Path) -> list[Peer]:
 
 def window_ids(checkpoint: Path, text: Path, windows: int, window: int) -> np.ndarray:
     """The first windows of the text, int64 [windows * window]."""
-    from nanoquant_edge.corpus import join_rows
+    from nanoquant_edge.formats.corpus import join_rows
     from nanoquant_edge.runtimes.tokenizer import load_tokenizer
 
     content = join_rows(text.read_text(encoding="utf-8"))[: windows * window * 12]
@@ -124,7 +124,7 @@ def perplexity_of(peer: Peer, ids: np.ndarray, window: int) -> float | None:
         return float(call(*peer.perplexity)["ppl"])
     if not (peer.files / "nq_bundle.json").is_file():
         return None
-    from nanoquant_edge.bundle import Bundle
+    from nanoquant_edge.formats.bundle import Bundle
     from nanoquant_edge.runtimes.selection import open_backend
     from nanoquant_edge.validation.perplexity import backend_perplexity
 

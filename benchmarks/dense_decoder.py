@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from nanoquant_edge.models import DecoderConfig
 from nanoquant_edge.models.rotary import frequencies
-from nanoquant_edge.runtimes.cuda_binding import Input
+from nanoquant_edge.runtimes.cuda.binding import Input
 from nanoquant_edge.runtimes.torch import DecoderModel
 from nanoquant_edge.runtimes.torch.attention import HeadNorms
 from nanoquant_edge.runtimes.torch.model import DecoderLayer

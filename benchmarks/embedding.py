@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from benchmarks.figures import append_rows
-from nanoquant_edge.checkpoint import TABLE_FORMATS, QuantizedTable, quantize_table
-from nanoquant_edge.compression.calibration import text_windows
+from nanoquant_edge.compression.calibrate.text import text_windows
 from nanoquant_edge.compression.tables import quantized_tables
+from nanoquant_edge.formats.checkpoint import TABLE_FORMATS, QuantizedTable, quantize_table
 from nanoquant_edge.models.loading import load_model
 from nanoquant_edge.validation.text import cut_windows
 

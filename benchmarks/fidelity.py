@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures import append_rows, figures_option, listed
-from nanoquant_edge.checkpoint.importing import import_checkpoint
-from nanoquant_edge.checkpoint.layer import PackedLayer
 from nanoquant_edge.compression import Recipe
-from nanoquant_edge.compression.admm import factorize
-from nanoquant_edge.compression.calibration import read_text, text_windows
-from nanoquant_edge.compression.importance import Importance, collect_importances
-from nanoquant_edge.compression.recipe import REDUCED
-from nanoquant_edge.compression.tensors import linear_at
+from nanoquant_edge.compression.calibrate.importances import Importance, collect_importances
+from nanoquant_edge.compression.calibrate.text import read_text, text_windows
+from nanoquant_edge.compression.factorize.lb_admm import factorize
+from nanoquant_edge.compression.options import REDUCED
+from nanoquant_edge.formats.checkpoint.layer import PackedLayer
+from nanoquant_edge.importers.conversion import import_checkpoint
 from nanoquant_edge.models.loading import load_model
+from nanoquant_edge.models.tensors import linear_at
 
 
 def compared(weight: Tensor, importance: Importance, official: PackedLayer, recipe: Recipe, device: Any) -> dict:

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from nanoquant_edge.files import write_json
+from nanoquant_edge.system.files import write_json
 
 __all__ = ["FOLDER", "append_rows", "figures_option", "listed", "machine", "merge_rows"]
 

@@ -29,7 +29,7 @@ from nanoquant_edge.devices.forecast import gpu_of, gpu_step
 from nanoquant_edge.devices.gpu_time import BLOCK_US, HANDOFF_US, LOAD_CYCLES, Gpu
 from nanoquant_edge.devices.model import ModelFacts
 from nanoquant_edge.devices.profile import Cpu, Target
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.models.config_reader import read_config
 
 DOCUMENT = FOLDER.parent / "DEVICES.md"
 #: Rows of gpu_decode.json that the constants of devices/gpu_time.py were fitted to.

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.dense_decoder import dense_decoder
 from benchmarks.figures import append_rows, figures_option, listed
-from nanoquant_edge.compression.ranks import layer_bits, rank_for_rate
+from nanoquant_edge.compression.calibrate.ranks import layer_bits, rank_for_rate
 from nanoquant_edge.runtimes.torch import SHAPES, DecoderModel, TorchBackend, random_model
 
 FIRST_REPETITIONS = 5

@@ -24,8 +24,8 @@ import click
 import torch
 
 from benchmarks.figures import append_rows, figures_option, listed
-from nanoquant_edge.compression.ranks import rank_for_rate
-from nanoquant_edge.runtimes.cuda_binding import Algorithm, Precision
+from nanoquant_edge.compression.calibrate.ranks import rank_for_rate
+from nanoquant_edge.runtimes.cuda.binding import Algorithm, Precision
 from nanoquant_edge.runtimes.torch.layers import TiledLayer
 from nanoquant_edge.runtimes.torch.passes import LinearGroup, Workspace
 

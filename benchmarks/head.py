@@ -42,7 +42,7 @@ def build(variant: dict[str, Any], rows: int, columns: int, folder: Path) -> np.
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from nanoquant_edge.checkpoint import quantize_table
+    from nanoquant_edge.formats.checkpoint import quantize_table
 
     dense = np.random.default_rng(0).standard_normal((rows, columns), np.float32) / 10
     bits = variant["bits"]
@@ -120,7 +120,7 @@ def measure(folder: Path, threads: int) -> dict[str, Any]:
     """Time, memory and error of the model in `folder`; runs in a process of its own."""
     import onnxruntime
 
-    from nanoquant_edge.native import ort_library_path
+    from nanoquant_edge.system.native import ort_library_path
 
     dense = np.load(folder / "dense.npy", mmap_mode="r")
     rng = np.random.default_rng(1)

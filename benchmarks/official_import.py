@@ -18,8 +18,8 @@ import click
 import torch
 
 from benchmarks.figures import append_rows
-from nanoquant_edge.checkpoint.importing import import_checkpoint
-from nanoquant_edge.compression.calibration import read_text
+from nanoquant_edge.compression.calibrate.text import read_text
+from nanoquant_edge.importers.conversion import import_checkpoint
 from nanoquant_edge.validation.dense import dense_model
 from nanoquant_edge.validation.perplexity import perplexity
 

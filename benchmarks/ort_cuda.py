@@ -20,8 +20,9 @@ import click
 import numpy as np
 
 from benchmarks.figures import append_rows
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.runtimes import Generator, OnnxRuntimeBackend, ort_session
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.runtimes import Generator, OnnxRuntimeBackend
+from nanoquant_edge.runtimes.onnxruntime import session as ort_session
 
 __all__ = ["main"]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nanoquant_edge.bench import BenchOptions, measure_bundle
-from nanoquant_edge.runtimes.memory import resident_memory_mb
+from nanoquant_edge.system.memory import resident_memory_mb
 
 __all__ = ["dense_bundles", "dense_folder", "measure_torch"]
 
@@ -43,11 +43,11 @@ def dense_bundles(checkpoint: Path, dense: Path, output: Path) -> dict[str, Path
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
     from safetensors.numpy import load_file
 
-    from nanoquant_edge.bundle import Bundle
-    from nanoquant_edge.checkpoint import Checkpoint
     from nanoquant_edge.exporters.onnx import build_model, export_onnx
     from nanoquant_edge.exporters.onnx.export import write_model
-    from nanoquant_edge.models.reading import read_config
+    from nanoquant_edge.formats.bundle import Bundle
+    from nanoquant_edge.formats.checkpoint import Checkpoint
+    from nanoquant_edge.models.config_reader import read_config
 
     folders = {"onnxruntime-fp32": output / "ort-fp32", "onnxruntime-int4": output / "ort-int4"}
     if all((folder / "model.onnx.data").is_file() for folder in folders.values()):

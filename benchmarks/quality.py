@@ -26,10 +26,10 @@ import torch
 from benchmarks.figures import FOLDER, append_rows, figures_option, merge_rows
 from benchmarks.quality_measure import Measure
 from benchmarks.round_to_nearest import rounded_layers, stored_bits
-from nanoquant_edge.checkpoint import COMPANION_FILES
 from nanoquant_edge.compression import Recipe, compress_source
-from nanoquant_edge.compression.calibration import read_text
-from nanoquant_edge.compression.recipe import REDUCED
+from nanoquant_edge.compression.calibrate.text import read_text
+from nanoquant_edge.compression.options import REDUCED
+from nanoquant_edge.formats.checkpoint import COMPANION_FILES
 from nanoquant_edge.models.loading import SourceModel, load_model
 from nanoquant_edge.validation.dense import dense_model
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.zero_shot import Tasks
-from nanoquant_edge.compression.calibration import read_text
+from nanoquant_edge.compression.calibrate.text import read_text
 from nanoquant_edge.validation.perplexity import head_logits
 
 __all__ = ["CORPORA", "Measure", "corpus_windows", "window_figures"]

@@ -21,9 +21,9 @@ from unittest import mock
 import click
 
 from benchmarks.figures import append_rows, figures_option
+from nanoquant_edge.compression.options import Recipe
 from nanoquant_edge.compression.pipeline import compress
-from nanoquant_edge.compression.recipe import Recipe
-from nanoquant_edge.compression.state import FinishedBlock, RunState
+from nanoquant_edge.compression.resume import FinishedBlock, RunState
 
 
 class Stopped(Exception):

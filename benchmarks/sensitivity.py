@@ -20,13 +20,18 @@ import torch
 
 from benchmarks.figures import append_rows
 from nanoquant_edge.compression import PRESETS
-from nanoquant_edge.compression.admm import factorize
-from nanoquant_edge.compression.calibration import read_text, text_windows
-from nanoquant_edge.compression.importance import collect_importances
-from nanoquant_edge.compression.ranks import allocate_ranks, layer_bits
-from nanoquant_edge.compression.sensitivity import fit_power_law, measured_errors, rank_shares, ranks_to_measure
-from nanoquant_edge.compression.tensors import linear_at
+from nanoquant_edge.compression.calibrate.importances import collect_importances
+from nanoquant_edge.compression.calibrate.ranks import allocate_ranks, layer_bits
+from nanoquant_edge.compression.calibrate.sensitivities import (
+    fit_power_law,
+    measured_errors,
+    rank_shares,
+    ranks_to_measure,
+)
+from nanoquant_edge.compression.calibrate.text import read_text, text_windows
+from nanoquant_edge.compression.factorize.lb_admm import factorize
 from nanoquant_edge.models.loading import load_model
+from nanoquant_edge.models.tensors import linear_at
 
 
 @click.command()

@@ -28,7 +28,7 @@ _WINDOWS, _LENGTH, _BPW = 4, 64, 1.0
 _CHILD = """
 import json, sys, time
 from nanoquant_edge.compression import Recipe, compress
-from nanoquant_edge.runtimes.memory import peak_memory_mb as peak
+from nanoquant_edge.system.memory import peak_memory_mb as peak
 tiny, model, text, output, way, windows, length, bpw = sys.argv[1:]
 marks = {}
 def report(part, what):

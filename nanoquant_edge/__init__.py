@@ -17,7 +17,7 @@ _PUBLIC = {
     "build_engine": "exporters.tensorrt",
     "validate": "validation",
     "Generator": "runtimes",
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "formats.checkpoint",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -13,13 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import nanoquant_edge.hf
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.compression import Recipe, compress
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.models.linear import NanoQuantLinear
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.checkpoint import Checkpoint
+from nanoquant_edge.hf.linear import NanoQuantLinear
+from nanoquant_edge.models.config_reader import read_config
 from nanoquant_edge.runtimes import Generator
 from nanoquant_edge.validation import validate
 from nanoquant_edge.validation.dense import dense_model

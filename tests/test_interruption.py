@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.checkpoint import Checkpoint, write_checkpoint
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.checkpoint import Checkpoint, write_checkpoint
 from tests.tiny import random_layer, tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

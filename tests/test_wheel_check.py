@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.native import ORT_LIBRARY_NAME, ort_library_path
+from nanoquant_edge.system.native import ORT_LIBRARY_NAME, ort_library_path
 
 SCRIPT = Path(__file__).parents[1] / ".ci" / "check_wheel.py"
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())

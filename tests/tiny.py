@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nanoquant_edge.checkpoint import (
+from nanoquant_edge.formats.checkpoint import (
     Checkpoint,
     PackedLayer,
     QuantizationSettings,
@@ -20,7 +20,7 @@ from nanoquant_edge.checkpoint import (
     write_checkpoint,
 )
 from nanoquant_edge.models import family_of
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.models.config_reader import read_config
 
 TEXT = (
     "The quick brown fox jumps over the lazy dog. Größe, naïve façade, 東京, emoji 🙂🚀 and numbers 3.14159!\n"

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..native import cpu_sign_rate
-from ..runtimes.modelfile import initializers
+from ..formats.bundle import Bundle
+from ..formats.onnx_file import initializers
+from ..system.native import cpu_sign_rate
 from .chain import chain_model
 
 __all__ = ["Floor", "MachineRates", "count_work", "floor_of", "machine_rates"]
@@ -95,7 +95,7 @@ def _copy_gbs(threads: int) -> float:
 
 def _node_us() -> float:
     """A chain of nodes on a token's hidden values, minus a chain of one, over the difference in nodes."""
-    from ..runtimes.ort_session import import_onnxruntime
+    from ..runtimes.onnxruntime.session import import_onnxruntime
 
     runtime = import_onnxruntime()
     options = runtime.SessionOptions()

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
 from ..errors import NqEdgeError
+from ..formats.bundle import Bundle
 from ..runtimes.backend import Backend
-from ..runtimes.memory import peak_memory_mb, resident_memory_mb
-from ..runtimes.ort_providers import CPU
+from ..runtimes.onnxruntime.providers import CPU
 from ..runtimes.selection import open_backend
 from ..runtimes.tokenizer import load_tokenizer
+from ..system.memory import peak_memory_mb, resident_memory_mb
 
 __all__ = ["BenchOptions", "Timing", "measure_bundle", "summary"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..runtimes.onnxruntime_backend import OnnxRuntimeBackend
+from ..formats.bundle import Bundle
+from ..runtimes.onnxruntime.backend import OnnxRuntimeBackend
 from .measure import BenchOptions
 
 __all__ = ["Profile", "profile_step"]

@@ -85,13 +85,13 @@ def command(bundle: str, against: str | None, profile: bool, as_json: bool, **op
 def _measure(folder: str, options: BenchOptions) -> dict[str, Any]:
     """Times first: what the floor's own measurements hold must not count as the bundle's memory."""
     from ..bench import floor_of, machine_rates, measure_bundle, profile_step
-    from ..bundle import Bundle
+    from ..formats.bundle import Bundle
 
     report = measure_bundle(folder, options)
     bundle = Bundle.open(folder, verify=False)
     if bundle.backend != "onnxruntime" or options.provider != "cpu" or report["kernel"] != "nanoquant":
         return report
-    from ..native import ort_library_info
+    from ..system.native import ort_library_info
 
     report["isa"] = ort_library_info()["isa"]
     rates = machine_rates(options.threads or _cores())

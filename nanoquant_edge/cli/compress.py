@@ -13,7 +13,7 @@ import click
 from .progress import shown_progress
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..formats.checkpoint import Checkpoint
 
 __all__ = ["command"]
 

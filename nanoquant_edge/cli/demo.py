@@ -81,7 +81,7 @@ def command(output: Path, model: Path | None, texts: Path | None, bpw: float, pr
         for part in ("checkpoint", "bundle")
     }
     report["files"]["model as downloaded"] = source_path.stat().st_size if source_path.is_file() else 0
-    from ..files import write_json
+    from ..system.files import write_json
 
     write_json(output / "report.json", report)
     _print(report, output)
@@ -107,7 +107,7 @@ def _compress(
     import torch
 
     from ..compression import Recipe, compress_source
-    from ..compression.calibration import read_text, sampled_windows
+    from ..compression.calibrate.text import read_text, sampled_windows
     from ..models.loading import load_model
     from ..validation.perplexity import perplexity
 

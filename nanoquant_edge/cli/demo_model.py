@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 from ..errors import NqEdgeError
-from ..files import sha256_of
+from ..system.files import sha256_of
 
 __all__ = ["fetch_model"]
 

@@ -39,7 +39,7 @@ def command(
     """
     import re
 
-    from ..devices.deploy import deploy
+    from ..deploy import deploy
     from ..errors import NqEdgeError
     from .devices import named
 

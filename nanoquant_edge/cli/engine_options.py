@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
+    from ..formats.bundle import Bundle
 
 __all__ = ["engine_options", "make_engine"]
 

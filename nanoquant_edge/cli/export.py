@@ -13,7 +13,7 @@ import click
 from .engine_options import engine_options, make_engine
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
+    from ..formats.bundle import Bundle
 
 __all__ = ["command"]
 

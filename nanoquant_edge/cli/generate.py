@@ -50,7 +50,7 @@ def command(bundle: str, **options: Any) -> None:
 
     The text goes to standard output as it comes, a line of figures to standard error.
     """
-    from ..bundle import Bundle
+    from ..formats.bundle import Bundle
     from ..runtimes import Generator, SamplingConfig, remarks
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")

@@ -26,7 +26,7 @@ def command(source: Path, base: str, output: Path, allow_pickle: bool, overwrite
     from ..errors import NqEdgeError
 
     try:
-        from ..checkpoint.importing import import_checkpoint
+        from ..importers.conversion import import_checkpoint
 
         checkpoint = import_checkpoint(source, base, output, overwrite=overwrite, allow_pickle=allow_pickle)
     except ModuleNotFoundError as error:

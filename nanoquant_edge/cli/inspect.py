@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from ..checkpoint import Checkpoint
+    from ..formats.checkpoint import Checkpoint
 
 __all__ = ["command", "describe_bundle", "describe_checkpoint"]
 
@@ -25,12 +25,12 @@ __all__ = ["command", "describe_bundle", "describe_checkpoint"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(folder: Path, layers: bool, as_json: bool) -> None:
     """Show a checkpoint's layers, ranks, true bits per weight and where its bytes are (or a bundle's contents)."""
-    from ..bundle import MANIFEST_FILE
+    from ..formats.bundle import MANIFEST_FILE
 
     if (folder / MANIFEST_FILE).is_file():
         report = describe_bundle(folder)
     else:
-        from ..checkpoint import Checkpoint
+        from ..formats.checkpoint import Checkpoint
 
         report = describe_checkpoint(Checkpoint(folder))
     if as_json:
@@ -112,7 +112,7 @@ def describe_bundle(folder: Path) -> dict[str, Any]:
     """The manifest of a bundle, sizes checked, as a JSON-ready object."""
     from dataclasses import asdict
 
-    from ..bundle import Bundle
+    from ..formats.bundle import Bundle
 
     bundle = Bundle.open(folder, verify=False)
     report = {**asdict(bundle), "folder": str(folder)}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
+from .options import PRESETS, Recipe
 from .pipeline import compress, compress_source
-from .recipe import PRESETS, Recipe
 
 __all__ = ["PRESETS", "Recipe", "compress", "compress_source"]

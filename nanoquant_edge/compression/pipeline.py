@@ -12,27 +12,27 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import Checkpoint, QuantizationSettings, true_bits_per_weight, write_checkpoint
-from ..checkpoint.settings import SCALE_DTYPES
 from ..errors import NqEdgeError
-from ..files import check_new_folder
+from ..formats.checkpoint import Checkpoint, QuantizationSettings, true_bits_per_weight, write_checkpoint
+from ..formats.checkpoint.settings import SCALE_DTYPES
 from ..models.loading import SourceModel, load_model
-from ..runtimes.memory import return_freed_memory
-from .calibration import read_text
-from .curvature import with_curvature
-from .distillation import distill_scales
-from .optimize import preferred_dtype
-from .packing import pack_factors
-from .parallel import joined_team, team
+from ..models.tensors import embedding_name, finite, linear_at, uncompressed_tensors
+from ..system.files import check_new_folder
+from ..system.memory import return_freed_memory
+from .calibrate.curvature import with_curvature
+from .calibrate.ranks import rank_for_rate
+from .calibrate.streamed_gradients import resident_limit
+from .calibrate.text import read_text
+from .execution.parallel import joined_team, team
+from .execution.precision import preferred_dtype
+from .options import Recipe
+from .packed_layers import pack_factors
 from .preparation import calibrated, chosen_ranks
-from .ranks import rank_for_rate
-from .recipe import Recipe
 from .resources import affordable, chosen_device, peak_mb
+from .resume import RunState, fingerprint
 from .sequence import reconstruct_blocks
-from .state import RunState, fingerprint
-from .streaming import resident_limit
 from .tables import check_format, quantized_tables
-from .tensors import embedding_name, finite, linear_at, uncompressed_tensors
+from .tune.distillation import distill_scales
 
 __all__ = ["compress", "compress_source"]
 

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from ..errors import NqEdgeError
 from ..models.source import SourceModel
-from ..runtimes.memory import return_freed_memory
-from .calibration import sampled_windows, text_windows
-from .importance import Importance, collect_importances
-from .parallel import team
-from .ranks import allocate_ranks
-from .recipe import Recipe
-from .sensitivity import measured_errors, rank_shares
-from .state import RunState
-from .streaming import gradient_pass_by_blocks
+from ..system.memory import return_freed_memory
+from .calibrate.importances import Importance, collect_importances
+from .calibrate.ranks import allocate_ranks
+from .calibrate.sensitivities import measured_errors, rank_shares
+from .calibrate.streamed_gradients import gradient_pass_by_blocks
+from .calibrate.text import sampled_windows, text_windows
+from .execution.parallel import team
+from .options import Recipe
+from .resume import RunState
 
 __all__ = ["calibrated", "chosen_ranks"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ..errors import NqEdgeError
-from ..runtimes.memory import peak_memory_mb
-from .curvature import no_room
-from .parallel import team
-from .recipe import Recipe
+from ..system.memory import peak_memory_mb
+from .calibrate.curvature import no_room
+from .execution.parallel import team
+from .options import Recipe
 
 __all__ = ["affordable", "chosen_device", "peak_mb"]
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..models.loading import SourceModel
-from ..runtimes.memory import return_freed_memory
-from .block import BlockResult, Workbench, reconstruct_block
-from .calling import BlockCall, final_states, first_inputs, recorded_arguments
-from .importance import Importance
-from .layers import SignFactors
-from .recipe import Recipe
-from .state import FinishedBlock, RunState
+from ..system.memory import return_freed_memory
+from .calibrate.importances import Importance
+from .execution.block_call import BlockCall, final_states, first_inputs, recorded_arguments
+from .options import Recipe
+from .resume import FinishedBlock, RunState
+from .tune.layers import SignFactors
+from .tune.workbench import BlockResult, Workbench, reconstruct_block
 
 __all__ = ["Reconstructed", "reconstruct_blocks"]
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import TABLE_FORMATS, QuantizedTable, quantize_table
-from ..checkpoint.table import TableFormat, pack_codes
 from ..errors import NqEdgeError
+from ..formats.checkpoint import TABLE_FORMATS, QuantizedTable, quantize_table
+from ..formats.checkpoint.table import TableFormat, pack_codes
 
 __all__ = ["check_format", "hidden_moments", "quantized_tables", "round_with_feedback"]
 

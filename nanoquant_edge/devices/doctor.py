@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from typing import Any
 
-from .. import native
 from ..errors import NqEdgeError, first_line
-from .fit import memory_available
+from ..system import native
+from ..system.memory import memory_available
 from .power import find_sources
 from .profile import Target
 from .recognise import Machine, describe_machine, recognise

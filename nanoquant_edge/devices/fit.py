@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import NqEdgeError
 from ..models import DecoderConfig
+from ..system.memory import memory_available
 from .profile import Target
 
 __all__ = [
@@ -25,7 +26,6 @@ __all__ = [
     "check_host",
     "fit_capacity",
     "largest_capacity",
-    "memory_available",
 ]
 
 #: Host memory of a build besides the weights: the builder's libraries, and the code of its kernels.
@@ -234,17 +234,6 @@ def _advice(fit: Fit, sizes: ModelSizes, largest: int) -> str:
     if not largest:
         steps.append("fewer bits per weight or a smaller model")
     return f"Use {', or '.join(steps)}."
-
-
-def memory_available() -> int | None:
-    """Bytes of host memory that a new process can take (Linux, `MemAvailable`); None where that is not told."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
 
 
 def check_host(

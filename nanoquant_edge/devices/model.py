@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import NqEdgeError
-from ..files import read_json
 from ..models import DecoderConfig
+from ..models.config_reader import read_config
 from ..models.rates import layer_bits, rank_for_rate
-from ..models.reading import read_config
+from ..system.files import read_json
 
 __all__ = ["TABLE_BITS", "ModelFacts", "linear_groups", "open_model"]
 
@@ -138,7 +138,7 @@ def open_model(name: str, bpw: float | None = None, table: str | None = None) ->
 
 
 def _of_bundle(folder: Path) -> ModelFacts:
-    from ..bundle import Bundle
+    from ..formats.bundle import Bundle
 
     bundle = Bundle.open(folder, verify=False)
     entry = bundle.source_model.get("config")
@@ -160,7 +160,7 @@ def _of_bundle(folder: Path) -> ModelFacts:
 
 
 def _of_checkpoint(folder: Path) -> ModelFacts:
-    from ..checkpoint import Checkpoint
+    from ..formats.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(folder)
     sizes = {"table": 0, "body": 0}

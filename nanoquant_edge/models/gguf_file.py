@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError, first_line
+from ..formats.gguf_header import GgufHeader, read_gguf_header
+from .config_reader import read_config
 from .families import family_of
-from .gguf_header import GgufHeader, read_gguf_header
-from .reading import read_config
 from .source import SourceModel, load_dense, load_tokenizer
 
 __all__ = ["MODEL_TYPES", "config_changes", "from_gguf"]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError, first_line
-from ..files import path_in_snapshot, read_json
-from .reading import read_config
+from ..system.files import path_in_snapshot, read_json
+from .config_reader import read_config
 
 __all__ = ["fetch", "fetch_config", "looks_like_id"]
 

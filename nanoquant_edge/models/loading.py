@@ -38,8 +38,8 @@ def load_model(
         import transformers
     except ImportError as error:
         raise NqEdgeError("NQ-MISSING", "transformers is not installed.", _INSTALL) from error
-    from .folder import from_folder
     from .gguf_file import from_gguf
+    from .hf_folder import from_folder
     from .hub import fetch, looks_like_id
 
     transformers.utils.logging.disable_progress_bar()

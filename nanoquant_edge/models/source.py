@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..errors import NqEdgeError, first_line
 from .config import DecoderConfig
+from .config_reader import read_config
 from .families import Family, family_of
-from .reading import read_config
-from .stored import StoredWeights, hollow_model
+from .streamed_weights import StoredWeights, hollow_model
 
 __all__ = ["SourceModel", "load_dense", "load_streamed", "load_tokenizer", "not_streamed"]
 

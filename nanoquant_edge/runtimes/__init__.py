@@ -9,7 +9,7 @@ from __future__ import annotations
 from .backend import Backend
 from .chat_template import ChatTemplate, load_chat_template
 from .generator import Generation, Generator, TextRun
-from .onnxruntime_backend import OnnxRuntimeBackend
+from .onnxruntime.backend import OnnxRuntimeBackend
 from .sampling import SamplingConfig
 from .selection import open_backend, remarks
 from .streaming import StopMatcher, TextStream

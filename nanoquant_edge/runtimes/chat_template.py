@@ -26,7 +26,7 @@ import jinja2.sandbox
 import jinja2.utils
 
 from ..errors import NqEdgeError
-from ..files import path_inside
+from ..system.files import path_inside
 from .tokenizer import Tokenizer
 
 __all__ = ["ChatTemplate", "load_chat_template"]

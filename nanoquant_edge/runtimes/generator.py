@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
 from ..errors import NqEdgeError
-from ..files import path_inside, read_json
+from ..formats.bundle import Bundle
+from ..system.files import path_inside, read_json
+from ..system.memory import peak_memory_mb
 from .backend import Backend
 from .chat_template import ChatTemplate, load_chat_template
-from .memory import peak_memory_mb
 from .sampling import SamplingConfig, make_sampler
 from .selection import open_backend
 from .streaming import StopMatcher, TextStream

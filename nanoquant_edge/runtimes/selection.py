@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from ..bundle import Bundle
 from ..errors import NqEdgeError
+from ..formats.bundle import Bundle
 from .backend import Backend
-from .ort_providers import CPU
+from .onnxruntime.providers import CPU
 
 __all__ = ["open_backend", "remarks"]
 
@@ -54,7 +54,7 @@ def open_backend(
             "tensorrt-rtx.",
             "Install a newer nanoquant-edge, or export again with this one.",
         )
-    from .onnxruntime_backend import OnnxRuntimeBackend
+    from .onnxruntime.backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(
         bundle,

@@ -15,9 +15,9 @@ from typing import Any
 import tokenizers
 
 from ..errors import NqEdgeError
-from ..files import path_inside, read_json
-from ..tokenizer_file import TOKENIZER_FILE, read_tokenizer_file
-from .memory import return_freed_memory
+from ..formats.tokenizer_file import TOKENIZER_FILE, read_tokenizer_file
+from ..system.files import path_inside, read_json
+from ..system.memory import return_freed_memory
 
 __all__ = ["SPECIAL_TOKEN_NAMES", "Tokenizer", "load_tokenizer"]
 

@@ -2,8 +2,8 @@
 """The model that everything else is held against: plain PyTorch linears holding the dense weights.
 
 The weights are rebuilt here from the checkpoint's files by code of its own. It shares nothing with
-`nanoquant_edge.checkpoint` (packing, file reading) or with `NanoQuantLinear`, so that a mistake there cannot hide by
-being made twice.
+`nanoquant_edge.formats.checkpoint` (packing, file reading) or with `NanoQuantLinear`, so that a mistake there cannot
+hide by being made twice.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from ..bundle import REFERENCE_FILE, Bundle
-from ..checkpoint import TensorFile
 from ..errors import NqEdgeError
+from ..formats.bundle import REFERENCE_FILE, Bundle
+from ..formats.checkpoint import TensorFile
 from .expected import ExpectedGreedy, ExpectedWindow, Reference
 
 __all__ = ["RecordedReference", "Recorder"]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..checkpoint import TABLE_FORMATS, Checkpoint, quantize_table
 from ..errors import NqEdgeError
-from ..exporters.onnx.extra_outputs import block_output, linear_output
+from ..formats.checkpoint import TABLE_FORMATS, Checkpoint, quantize_table
+from ..formats.onnx_outputs import block_output, linear_output
 from ..models import family_of
 from .compare import next_token_loss
 from .dense import dense_model

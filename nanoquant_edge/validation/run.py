@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import Bundle
-from ..checkpoint import Checkpoint
 from ..errors import NqEdgeError
+from ..formats.bundle import Bundle
+from ..formats.checkpoint import Checkpoint
 from ..runtimes import Backend, load_tokenizer, open_backend, remarks
 from .expected import Reference
 from .ladder import INNER, LIMITS, rung_greedy, rung_inner, rungs_logits

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..corpus import join_rows, read_corpus
 from ..errors import NqEdgeError
+from ..formats.corpus import join_rows, read_corpus
 
 __all__ = ["cut_windows", "join_rows", "read_text"]
 

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from nanoquant_edge.bench import BenchOptions, MachineRates, floor_of, measure_bundle, profile_step
 from nanoquant_edge.bench.chain import chain_model
 from nanoquant_edge.bench.floor import count_work, machine_rates
-from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.cli.bench import command, merged
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.runtimes.modelfile import initializers
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.onnx_file import initializers
 
 QUICK = BenchOptions(lengths=(3, 7), new_tokens=4, repetitions=2, threads=1)
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.cli.compress import command
 from nanoquant_edge.compression import PRESETS, Recipe
+from nanoquant_edge.formats.checkpoint import Checkpoint
 from tests.command import run
 from tests.compression.support import dense_folder, short_recipe, write_text
 from tests.models.test_loading import FAULTS, pickle_only

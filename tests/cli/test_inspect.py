@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from nanoquant_edge.cli.inspect import command
-from tests.test_bundle import _bundle
+from tests.formats.test_bundle import _bundle
 from tests.tiny import tiny_checkpoint
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.compression import compress
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
+from nanoquant_edge.formats.checkpoint import Checkpoint
 from nanoquant_edge.validation.dense import dense_model
 from tests.compression.support import dense_folder, dense_llama, short_recipe, write_text
 

@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nanoquant_edge.hf  # noqa: F401  (registers the format)
-from nanoquant_edge.checkpoint import Checkpoint, true_bits_per_weight
 from nanoquant_edge.compression import compress, pipeline, preparation, sequence
-from nanoquant_edge.compression.layers import replace_module
-from nanoquant_edge.compression.recipe import PRESETS
+from nanoquant_edge.compression.options import PRESETS
+from nanoquant_edge.compression.tune.layers import replace_module
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.checkpoint import Checkpoint, true_bits_per_weight
 from nanoquant_edge.models.loading import load_model
 from nanoquant_edge.validation.dense import dense_model
 from tests.compression.support import ORACLE, dense_folder, dense_llama, linears_of, short_recipe, write_text

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanoquant_edge.compression import resources
-from nanoquant_edge.compression.recipe import Recipe
+from nanoquant_edge.compression.options import Recipe
 from nanoquant_edge.compression.resources import affordable, chosen_device, peak_mb
 from nanoquant_edge.errors import NqEdgeError
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.compression import compress, pipeline, preparation, sequence
-from nanoquant_edge.compression.state import RunState
+from nanoquant_edge.compression.resume import RunState
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.checkpoint import Checkpoint
 from tests.compression.support import ORACLE, dense_folder, short_recipe, write_text
 
 BLOCKS = 3
@@ -205,7 +205,7 @@ def test_a_full_disk_is_one_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("nanoquant_edge.compression.state.save_file", full)
+        patched.setattr("nanoquant_edge.compression.resume.save_file", full)
         with pytest.raises(NqEdgeError, match="No space left") as caught:
             run.compress("full")
     assert caught.value.code == "NQ-OUTPUT"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanoquant_edge.compression.importance import Importance
+from nanoquant_edge.compression.calibrate.importances import Importance
+from nanoquant_edge.compression.resume import RunState
 from nanoquant_edge.compression.sequence import reconstruct_blocks
-from nanoquant_edge.compression.state import RunState
 from nanoquant_edge.models.loading import load_model
 from tests.compression.support import family_folder, short_recipe, teacher_of
 from tests.families import FAMILY_CONFIGS

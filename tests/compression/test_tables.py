@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nanoquant_edge.checkpoint import TABLE_FORMATS, quantize_table
 from nanoquant_edge.compression.tables import hidden_moments, quantized_tables, round_with_feedback
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.checkpoint import TABLE_FORMATS, quantize_table
 from tests.tiny import llama_config
 
 CPU = torch.device("cpu")

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.cli import main
 from nanoquant_edge.devices import assess, forecast, open_model, target_named
 from nanoquant_edge.devices.gpu_time import Code, Gpu, half_us
 from nanoquant_edge.devices.model import ModelFacts
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.formats.checkpoint import Checkpoint
+from nanoquant_edge.models.config_reader import read_config
 from tests.tiny import llama_config, tiny_checkpoint
 
 LLAMA_1B = llama_config(
@@ -102,7 +102,7 @@ def test_offline_is_respected() -> None:
 
 def test_devices_import_neither_torch_nor_the_compression() -> None:
     script = (
-        "import sys, nanoquant_edge.devices, nanoquant_edge.devices.doctor, nanoquant_edge.devices.deploy\n"
+        "import sys, nanoquant_edge.devices, nanoquant_edge.devices.doctor, nanoquant_edge.deploy\n"
         "import nanoquant_edge.models.hub\n"
         "bad = [n for n in sys.modules if n == 'torch' or n.startswith('nanoquant_edge.compression')]\n"
         "assert not bad, bad"

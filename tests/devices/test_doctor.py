@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from nanoquant_edge import native
 from nanoquant_edge.cli import main
 from nanoquant_edge.devices import doctor
 from nanoquant_edge.devices.recognise import Machine, Nvidia
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.system import native
 
 PC = Machine("x86_64", (), "A Processor", "", "avx2", 4, 3.0, 16 << 30, ())
 NANO = Machine("aarch64", ("nvidia,p3767-0005",), "Orin Nano", "36.4.3", "neon", 6, 1.7, 8 << 30, ())

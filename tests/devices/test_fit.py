@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from nanoquant_edge.devices import TARGETS, ModelSizes, check_fit, check_host, fit_capacity
-from nanoquant_edge.devices.fit import SLOTS, memory_available
+from nanoquant_edge.devices.fit import SLOTS
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.system.memory import memory_available
 
 # Llama-3.2-1B at one bit a weight with a float16 table.
 SIZES = ModelSizes(

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.checkpoint import Checkpoint, write_checkpoint
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.checkpoint import Checkpoint, write_checkpoint
 from tests.tiny import random_layer, tiny_checkpoint
 
 __all__ = ["Yard", "gguf_file", "torch_archive"]

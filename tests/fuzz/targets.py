@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoquant_edge.checkpoint import Checkpoint, TensorFile
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.checkpoint import Checkpoint, TensorFile
 from tests.families import FAMILY_CONFIGS, ONE_EACH
+from tests.formats.test_engine import ENTRY
 from tests.fuzz.edits import damaged
 from tests.fuzz.seeds import Yard, gguf_file, open_bundle, torch_archive
-from tests.test_engine_info import ENTRY
 
 __all__ = ["TARGETS", "Target", "make_targets"]
 
@@ -85,7 +85,7 @@ def _all_tensors(path: Path) -> None:
 
 def _checkpoint(folder: Path) -> None:
     from nanoquant_edge.exporters.onnx.weights import check_weights
-    from nanoquant_edge.models.reading import read_config
+    from nanoquant_edge.models.config_reader import read_config
 
     checkpoint = Checkpoint(folder)
     for name in checkpoint.layers:
@@ -125,14 +125,14 @@ def _end_ids(folder: Path) -> None:
 
 
 def _manifest(folder: Path) -> None:
-    from nanoquant_edge.bundle import Bundle
+    from nanoquant_edge.formats.bundle import Bundle
 
     for verify in (False, True):
         Bundle.open(folder, verify=verify)
 
 
 def _graph(content: bytes) -> None:
-    from nanoquant_edge.runtimes.modelfile import strip_functions, summarize
+    from nanoquant_edge.formats.onnx_file import strip_functions, summarize
 
     summarize(content)
     strip_functions(content)
@@ -182,10 +182,10 @@ def _with_size(folder: Path, name: str, read: Callable[[Path], None]) -> Callabl
 
 
 def _gguf(path: Path) -> None:
-    from nanoquant_edge.checkpoint.foreign import foreign_layers
-    from nanoquant_edge.checkpoint.foreign_files import read_foreign
-    from nanoquant_edge.models.gguf_header import read_gguf_header
-    from nanoquant_edge.models.reading import read_config
+    from nanoquant_edge.formats.gguf_header import read_gguf_header
+    from nanoquant_edge.importers.files import read_foreign
+    from nanoquant_edge.importers.layers import foreign_layers
+    from nanoquant_edge.models.config_reader import read_config
     from tests.tiny import llama_config
 
     read_gguf_header(path)
@@ -193,8 +193,8 @@ def _gguf(path: Path) -> None:
 
 
 def _model_config(content: bytes, path: Path) -> None:
-    from nanoquant_edge.files import read_json
-    from nanoquant_edge.models.reading import read_config
+    from nanoquant_edge.models.config_reader import read_config
+    from nanoquant_edge.system.files import read_json
 
     path.write_bytes(content)
     read_config(read_json(path, "NQ-MODEL"))
@@ -202,8 +202,8 @@ def _model_config(content: bytes, path: Path) -> None:
 
 def _families(content: bytes, path: Path) -> None:
     """A file with a configuration of each family; each is read for itself."""
-    from nanoquant_edge.files import read_json
-    from nanoquant_edge.models.reading import read_config
+    from nanoquant_edge.models.config_reader import read_config
+    from nanoquant_edge.system.files import read_json
 
     path.write_bytes(content)
     refusals = []
@@ -217,24 +217,24 @@ def _families(content: bytes, path: Path) -> None:
 
 
 def _engine(content: bytes, path: Path) -> None:
-    from nanoquant_edge.engine_info import read_engine
-    from nanoquant_edge.files import read_json
+    from nanoquant_edge.formats.engine import read_engine
+    from nanoquant_edge.system.files import read_json
 
     path.write_bytes(content)
     read_engine(read_json(path, "NQ-BUNDLE"))
 
 
 def _torch(path: Path) -> None:
-    from nanoquant_edge.checkpoint.foreign import foreign_layers
-    from nanoquant_edge.checkpoint.foreign_files import read_foreign
-    from nanoquant_edge.models.reading import read_config
+    from nanoquant_edge.importers.files import read_foreign
+    from nanoquant_edge.importers.layers import foreign_layers
+    from nanoquant_edge.models.config_reader import read_config
     from tests.tiny import llama_config
 
     foreign_layers(read_foreign(path, read_config(llama_config())))
 
 
 def _shards(folder: Path) -> None:
-    from nanoquant_edge.models.folder import check_weight_files
+    from nanoquant_edge.models.hf_folder import check_weight_files
 
     check_weight_files(folder, allow_pickle=False)
 

@@ -9,7 +9,7 @@ import pytest
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.models import FAMILIES, family_of
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.models.config_reader import read_config
 from tests.tiny import llama_config
 
 

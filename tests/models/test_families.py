@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.models import FAMILIES, DecoderConfig, family_of
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.models.config_reader import read_config
 from tests.families import FAMILY_CONFIGS, family_config
 
 

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.gguf_header import GgufHeader
 from nanoquant_edge.models.gguf_file import config_changes
-from nanoquant_edge.models.gguf_header import GgufHeader
 from nanoquant_edge.models.loading import load_model
 from tests.families import family_config
 from tests.tiny import write_tokenizer

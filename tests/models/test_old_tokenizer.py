@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.models import folder as folder_module
+from nanoquant_edge.models import hf_folder as folder_module
 from nanoquant_edge.models.loading import load_model
 from tests.compression.support import family_folder
 from tests.tiny import TEXT

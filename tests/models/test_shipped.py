@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanoquant_edge.checkpoint.foreign import foreign_layers
+from nanoquant_edge.importers.layers import foreign_layers
 from tests.command import run
 
 safetensors = pytest.importorskip("safetensors.numpy")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nanoquant_edge.native import ort_library_path
+from nanoquant_edge.system.native import ort_library_path
 
 #: runs a script of this folder on a library: script(name, library=..., python=..., **environment) -> its JSON
 Script = Callable[..., Any]

@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from nanoquant_edge.runtimes.cuda_binding import CDevice, CLinear, CPass, CType, Input, Layout
+from nanoquant_edge.runtimes.cuda.binding import CDevice, CLinear, CPass, CType, Input, Layout
 
 __all__ = ["DTYPES", "Emulated", "Pass", "make_layer", "run_pass"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanoquant_edge.runtimes.cuda_binding import Algorithm, CType, Input
+from nanoquant_edge.runtimes.cuda.binding import Algorithm, CType, Input
 from tests.plugins.emulated import Buffer, Emulated, run_pass
 
 ROOT = Path(__file__).parents[2]

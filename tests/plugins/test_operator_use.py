@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from nanoquant_edge.native import ort_library_info
+from nanoquant_edge.system.native import ort_library_info
 from tests.plugins import one_node
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.native import tensorrt_library_info, tensorrt_library_path
+from nanoquant_edge.system.native import tensorrt_library_info, tensorrt_library_path
 from tests.plugins.conftest import Script
 from tests.plugins.test_build import call, needs
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.native import tensorrt_library_path
+from nanoquant_edge.system.native import tensorrt_library_path
 from tests.plugins.tensorrt_headers import cuda_headers, tensorrt_headers
 from tests.plugins.test_build import SOURCE, call, needs
 

@@ -12,8 +12,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.exporters.onnx import export_onnx
+from nanoquant_edge.formats.bundle import Bundle
 from tests.tiny import TEXT, tiny_checkpoint, write_tokenizer
 
 
@@ -57,7 +57,7 @@ def edit_bundle(tmp_path: Path) -> Callable[..., Path]:
 
 
 def _record(folder: Path) -> None:
-    from nanoquant_edge.files import sha256_of
+    from nanoquant_edge.system.files import sha256_of
 
     manifest = folder / "nq_bundle.json"
     entry = json.loads(manifest.read_text())

@@ -208,7 +208,7 @@ def test_neither_torch_nor_transformers_nor_onnx_is_imported(tiny_bundle: Path) 
 
 def test_peak_memory_sees_what_is_allocated_and_remembers_it() -> None:
     program = (
-        "from nanoquant_edge.runtimes.memory import peak_memory_mb, return_freed_memory\n"
+        "from nanoquant_edge.system.memory import peak_memory_mb, return_freed_memory\n"
         "before = peak_memory_mb(); block = b'x' * 80_000_000; during = peak_memory_mb()\n"
         "del block; return_freed_memory(); print(before, during, peak_memory_mb())"
     )

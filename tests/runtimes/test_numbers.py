@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nanoquant_edge import Generator
-from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
+from nanoquant_edge.formats.bundle import Bundle
 from tests.tiny import tiny_checkpoint, write_tokenizer
 
 pytest.importorskip("onnxruntime")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.exporters.onnx import export_onnx
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.checkpoint import Checkpoint
 from nanoquant_edge.validation import Report, validate
 from tests.tiny import tiny_checkpoint
 

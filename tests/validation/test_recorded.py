@@ -13,8 +13,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.validation.expected import ExpectedGreedy, ExpectedWindow
 from nanoquant_edge.validation.recorded import RecordedReference, Recorder
 from tests.validation.conftest import Proof

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
+from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.validation import validate
 from tests.tiny import TEXT, tiny_checkpoint
 from tests.validation.conftest import Proof
@@ -138,7 +138,7 @@ def test_the_portable_body_is_validated_only_when_allowed(
     def missing() -> Path:
         raise NqEdgeError("NQ-NATIVE-MISSING", "no library here.")
 
-    monkeypatch.setattr("nanoquant_edge.runtimes.ort_session.ort_library_path", missing)
+    monkeypatch.setattr("nanoquant_edge.runtimes.onnxruntime.session.ort_library_path", missing)
     options = {"windows": 1, "window_length": 32, "new_tokens": 4, "threads": 1}
     with pytest.raises(NqEdgeError, match="no library here"):
         validate(tmp_path / "portable", proof.checkpoint, **options)

@@ -12,12 +12,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from ...bundle import Bundle, KvLayout
-from ...checkpoint import Checkpoint
 from ...errors import NqEdgeError
-from ...files import new_folder, read_json, write_json
-from ...models.reading import read_config
-from ...native import ORT_LIBRARY_NAME, ort_library_path
+from ...formats.bundle import Bundle, KvLayout
+from ...formats.checkpoint import Checkpoint
+from ...models.config_reader import read_config
+from ...system.files import new_folder, read_json, write_json
+from ...system.native import ORT_LIBRARY_NAME, ort_library_path
 from ..onnx.build import build_model
 from ..onnx.export import Progress, source_model, table_formats, with_tables, write_graph_folder
 from ..onnx.operator import VERSION

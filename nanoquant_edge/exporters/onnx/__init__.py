@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX export: graphs by family and dialect, the operator's schema, and bundles.
 
-Names are loaded when first used: `extra_outputs` must be importable on a board that has no `onnx` package.
+Names are loaded when first used: a board that builds from a graph need not have the `onnx` package.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-    "DIALECTS": "dialects",
-    "Dialect": "dialects",
+    "DIALECTS": "dialects.base",
+    "Dialect": "dialects.base",
     "WeightSource": "weights",
     "build_model": "build",
     "check_file": "schema",
     "check_model": "schema",
     "export_onnx": "export",
-    "with_extra_outputs": "extra_outputs",
 }
 
 __all__ = list(_PUBLIC)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from ...errors import NqEdgeError
 from ...models import DecoderConfig
 from .decoder import build_decoder
-from .dialects import Dialect, dialect_named
+from .dialects.base import Dialect, dialect_named
 from .dtypes import ir_dtype
 from .graph import GraphBuilder
 from .operator import DOMAIN, VERSION, LinearForm

@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from ...models import DecoderConfig
 from .activations import silu
-from .dialects import DecoderInputs, Dialect
-from .ends import embed_tokens, emit_head
+from .dialects.base import DecoderInputs, Dialect
+from .embedding_and_head import embed_tokens, emit_head
 from .graph import Dims, GraphBuilder
 from .norms import Norm, norm_named
 from .operator import LinearForm, emit_linears

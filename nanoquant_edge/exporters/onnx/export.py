@@ -10,14 +10,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ...bundle import Bundle, KvLayout
-from ...checkpoint import COMPANION_FILES, TABLE_FORMATS, Checkpoint
 from ...errors import NqEdgeError
-from ...files import new_folder, read_json
+from ...formats.bundle import Bundle, KvLayout
+from ...formats.checkpoint import COMPANION_FILES, TABLE_FORMATS, Checkpoint
 from ...models import DecoderConfig
-from ...models.reading import read_config
+from ...models.config_reader import read_config
+from ...system.files import new_folder, read_json
 from .build import build_model
-from .dialects import dialect_named
+from .dialects.base import dialect_named
 from .operator import VERSION
 from .schema import check_file
 from .tables import Requantized, reads_codes

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ...checkpoint import PackedLayer
 from ...errors import NqEdgeError
+from ...formats.checkpoint import PackedLayer
 from .dtypes import onnx_type_of
 from .graph import GraphBuilder, dims_of
 from .scales import ExportScales, export_scales
@@ -44,7 +44,7 @@ GROUP_ATTRIBUTES = ("in_features", "ranks", "out_features", "has_scale_mid", "ha
 MAX_GROUP = 4
 #: int32 words, row-major, least significant bit first, 1 is -1.
 LAYOUT_ROWS_LSB_FIRST = 0
-#: Tensor-core tiles, for GPUs (nanoquant_edge.checkpoint.to_tiles).
+#: Tensor-core tiles, for GPUs (nanoquant_edge.formats.checkpoint.to_tiles).
 LAYOUT_TILES_16X256 = 1
 
 

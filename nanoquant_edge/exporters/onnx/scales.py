@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...checkpoint import PackedLayer
 from ...errors import NqEdgeError
+from ...formats.checkpoint import PackedLayer
 
 __all__ = ["ExportScales", "export_scales"]
 

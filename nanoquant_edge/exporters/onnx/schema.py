@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...checkpoint import from_tiles, tiles_shape, to_tiles, words_for
 from ...errors import NqEdgeError
-from ...files import path_inside
+from ...formats.checkpoint import from_tiles, tiles_shape, to_tiles, words_for
+from ...system.files import path_inside
 from .attention import ATTENTION_OP, check_attention_node
 from .operator import (
     ATTRIBUTES,

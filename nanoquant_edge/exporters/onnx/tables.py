@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...checkpoint import TABLE_FORMATS, PackedLayer, QuantizedTable, quantize_table
 from ...errors import NqEdgeError
+from ...formats.checkpoint import TABLE_FORMATS, PackedLayer, QuantizedTable, quantize_table
 from .dtypes import numpy_dtype
 from .graph import Dims, GraphBuilder
 from .operator import DOMAIN

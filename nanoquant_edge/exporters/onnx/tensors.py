@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...checkpoint import tiles_shape, to_tiles
 from ...errors import NqEdgeError
+from ...formats.checkpoint import tiles_shape, to_tiles
 from .dtypes import numpy_dtype, onnx_type_of
 
 __all__ = ["StreamedTensor", "TiledTensor"]

@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...checkpoint import PackedLayer, QuantizedTable
 from ...errors import NqEdgeError
+from ...formats.checkpoint import PackedLayer, QuantizedTable
 from ...models import DecoderConfig
 
 __all__ = ["HEAD", "MULTIPLIER", "WeightSource", "check_weights", "stored_name"]

@@ -33,7 +33,7 @@ command -v nq-edge >/dev/null || {{ echo "nq-edge is missing: pip install nanoqu
 
 # The plugin: the installed one, or built here for this GPU. NQ_EDGE_NATIVE_DIR names its folder, at run time too.
 if [ -z "${{NQ_EDGE_NATIVE_DIR:-}}" ] && ! python3 -c \\
-  'from nanoquant_edge.native import tensorrt_library_path as path; path()' 2>/dev/null; then
+  'from nanoquant_edge.system.native import tensorrt_library_path as path; path()' 2>/dev/null; then
   PATH="$PATH:/usr/local/cuda/bin"
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle, KvLayout
-from ...checkpoint import COMPANION_FILES
 from ...devices import ModelSizes, Target, check_host
 from ...devices.targets import targets_named
-from ...engine_info import ENGINE_FILE, EngineInfo, PluginInfo
 from ...errors import NqEdgeError
-from ...files import check_new_folder, new_folder, read_json, sha256_of
-from ...native import tensorrt_library_path
+from ...formats.bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle, KvLayout
+from ...formats.checkpoint import COMPANION_FILES
+from ...formats.engine import ENGINE_FILE, EngineInfo, PluginInfo
+from ...system.files import check_new_folder, new_folder, read_json, sha256_of
+from ...system.native import tensorrt_library_path
 from .board import BUILD_BACKEND, write_board_files
 from .options import EngineOptions
 from .plan import BuildPlan

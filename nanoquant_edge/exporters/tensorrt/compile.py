@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ...engine_info import FLAVOURS
 from ...errors import NqEdgeError
+from ...formats.engine import FLAVOURS
 from .memory import MemoryWatch
 from .plan import BuildPlan, input_shapes
 from .weights import LentWeights

@@ -8,14 +8,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ...devices import Fit, ModelSizes, Target, fit_capacity
-from ...engine_info import EngineKv, Profile
 from ...errors import NqEdgeError
+from ...formats.engine import EngineKv, Profile
+from ...formats.onnx_outputs import block_output
 from ..onnx.build import build_model
-from ..onnx.dialects import dialect_named
+from ..onnx.dialects.base import dialect_named
+from ..onnx.dialects.tensorrt_10_3_operators import check_operators
 from ..onnx.export import MODEL_FILE, write_model
-from ..onnx.extra_outputs import block_output
 from ..onnx.operator import DOMAIN, LAYOUT_TILES_16X256
-from ..onnx.trt103_operators import check_operators
 from .options import USUAL_CAPACITY, EngineOptions
 from .plan import BuildPlan
 from .source import Source

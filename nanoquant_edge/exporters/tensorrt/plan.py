@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...engine_info import EngineKv, Profile
 from ...errors import NqEdgeError
-from ...files import read_json, write_json
+from ...formats.engine import EngineKv, Profile
+from ...system.files import read_json, write_json
 
 __all__ = ["PLAN_FILE", "BuildPlan", "input_shapes"]
 

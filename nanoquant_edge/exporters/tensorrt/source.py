@@ -15,21 +15,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...bundle import MANIFEST_FILE, Bundle
-from ...checkpoint import TABLE_FORMATS, Checkpoint, PackedLayer, QuantizedTable, from_tiles
 from ...errors import NqEdgeError
+from ...formats.bundle import MANIFEST_FILE, Bundle
+from ...formats.checkpoint import TABLE_FORMATS, Checkpoint, PackedLayer, QuantizedTable, from_tiles
 from ...models import DecoderConfig
-from ...models.reading import read_config
+from ...models.config_reader import read_config
 from ..onnx.export import MODEL_FILE, source_model
-from ..onnx.operator import (
-    ATTRIBUTES,
-    DOMAIN,
-    GROUP_ATTRIBUTES,
-    GROUP_OP_TYPE,
-    INPUTS,
-    LAYOUT_TILES_16X256,
-    OP_TYPE,
-)
+from ..onnx.operator import ATTRIBUTES, DOMAIN, GROUP_ATTRIBUTES, GROUP_OP_TYPE, INPUTS, LAYOUT_TILES_16X256, OP_TYPE
 from ..onnx.schema import check_file
 from ..onnx.weights import WeightSource
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import NqEdgeError
-from ...files import path_inside
+from ...system.files import path_inside
 
 __all__ = ["LentWeights", "external_tensors"]
 

@@ -9,9 +9,9 @@ from types import TracebackType
 
 import numpy as np
 
-from ...bundle import Bundle
-from ...engine_info import EngineInfo
 from ...errors import NqEdgeError
+from ...formats.bundle import Bundle
+from ...formats.engine import EngineInfo
 from ..inputs import check_inputs
 from .cache import DeviceCache, aligned
 from .device import Device

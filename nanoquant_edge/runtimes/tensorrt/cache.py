@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...engine_info import EngineKv
 from ...errors import NqEdgeError
+from ...formats.engine import EngineKv
 from .device import Device
 
 __all__ = ["ALIGNMENT", "ITEM_BYTES", "DeviceCache", "aligned"]

@@ -7,8 +7,8 @@ its end. So every tensor is compared before any memory is bound to it.
 
 from __future__ import annotations
 
-from ...engine_info import EngineInfo, Span
 from ...errors import NqEdgeError
+from ...formats.engine import EngineInfo, Span
 from .engine import Engine, TensorInfo
 
 __all__ = ["PAST", "PRESENT", "cache_names", "check_interface"]

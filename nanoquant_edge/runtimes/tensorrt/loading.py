@@ -12,11 +12,11 @@ import mmap
 import os
 from typing import Any
 
-from ...bundle import Bundle
-from ...engine_info import EngineInfo
 from ...errors import NqEdgeError
-from ...files import path_inside
-from ...native import tensorrt_library_path
+from ...formats.bundle import Bundle
+from ...formats.engine import EngineInfo
+from ...system.files import path_inside
+from ...system.native import tensorrt_library_path
 from .cache import DeviceCache
 from .device import CudaDevice, Device
 from .engine import Engine, TensorRTEngine

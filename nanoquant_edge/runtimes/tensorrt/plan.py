@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...engine_info import EngineInfo
 from ...errors import NqEdgeError
+from ...formats.engine import EngineInfo
 from .requirements import build_command
 
 __all__ = ["Piece", "attention_mask", "check_batch", "decodes", "plan_row"]

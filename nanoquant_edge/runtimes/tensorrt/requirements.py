@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...bundle import Bundle
-from ...engine_info import EngineInfo
 from ...errors import NqEdgeError
-from ...files import sha256_of
+from ...formats.bundle import Bundle
+from ...formats.engine import EngineInfo
+from ...system.files import sha256_of
 
 __all__ = [
     "OPERATOR_VERSIONS",

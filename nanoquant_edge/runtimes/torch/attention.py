@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .. import cuda_binding as binding
+from ..cuda import binding as binding
 from .layers import C_TYPES
 
 __all__ = ["Attention", "HeadNorms"]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...checkpoint import PackedLayer, words_for
-from .. import cuda_binding as binding
+from ...formats.checkpoint import PackedLayer, words_for
+from ..cuda import binding as binding
 from .tiles import make_tiles, tile_signs
 
 __all__ = ["C_TYPES", "TiledLayer", "to_tensor"]

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ...checkpoint import PackedLayer
-from ..cuda_binding import Input
+from ...formats.checkpoint import PackedLayer
+from ..cuda.binding import Input
 from .layers import TiledLayer
 from .ops import linear
 

@@ -13,12 +13,12 @@ from typing import Protocol
 
 import torch
 
-from ...checkpoint import Checkpoint
 from ...errors import NqEdgeError
+from ...formats.checkpoint import Checkpoint
 from ...models import DecoderConfig
-from ...models.reading import read_config
+from ...models.config_reader import read_config
 from ...models.rotary import frequencies
-from ..cuda_binding import Input
+from ..cuda.binding import Input
 from .attention import HeadNorms
 from .layers import TiledLayer, to_tensor
 from .passes import LinearGroup, Workspace

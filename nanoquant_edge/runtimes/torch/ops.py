@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..cuda_binding import Input
+from ..cuda.binding import Input
 from .layers import TiledLayer
 from .passes import LinearGroup, Workspace
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from ...errors import NqEdgeError
-from .. import cuda_binding as binding
-from ..cuda_binding import Algorithm, Input, Precision
+from ..cuda import binding as binding
+from ..cuda.binding import Algorithm, Input, Precision
 from .layers import C_TYPES, TiledLayer
 from .tiles import tile_signs
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from .. import cuda_binding as binding
+from ..cuda import binding as binding
 
 __all__ = ["make_tiles", "tile_signs"]
 

@@ -18,13 +18,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.cli import main
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.genai import export_genai
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.native import ort_library_path
+from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.runtimes import Generator
+from nanoquant_edge.system.native import ort_library_path
 from tests.exporters.onnx.support import have_kernel, open_session
 from tests.families import ONE_EACH, family_config
 from tests.tiny import tiny_checkpoint

@@ -11,10 +11,10 @@ import onnxruntime
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.native import ort_library_path
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.checkpoint import Checkpoint
+from nanoquant_edge.system.native import ort_library_path
 
 
 def have_kernel() -> bool:

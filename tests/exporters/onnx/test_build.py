@@ -12,11 +12,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, check_model, export_onnx
 from nanoquant_edge.exporters.onnx.dtypes import ir_dtype
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.formats.checkpoint import Checkpoint
+from nanoquant_edge.models.config_reader import read_config
 from tests.tiny import tiny_checkpoint
 
 DTYPES = ["float32", "float16", "bfloat16"]

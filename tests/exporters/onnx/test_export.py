@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 import pytest
 
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export, export_onnx, operator
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.checkpoint import Checkpoint
 from tests.tiny import tiny_checkpoint
 
 
@@ -136,6 +136,6 @@ def test_the_document_describes_the_operator_that_is_emitted() -> None:
         assert f"`{name}`" in text
     assert f"`{operator.DOMAIN}::{operator.OP_TYPE}`, version {operator.VERSION}" in text
     words: Any = np.array([6], np.int32)
-    from nanoquant_edge.checkpoint import unpack_signs
+    from nanoquant_edge.formats.checkpoint import unpack_signs
 
     assert unpack_signs(words[None], 4).tolist() == [[1, -1, -1, 1]]

@@ -11,15 +11,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, export_onnx
+from nanoquant_edge.exporters.onnx.dialects.tensorrt_10_3_operators import check_operators
 from nanoquant_edge.exporters.onnx.export import write_model
-from nanoquant_edge.exporters.onnx.trt103_operators import check_operators
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.formats.checkpoint import Checkpoint
+from nanoquant_edge.models.config_reader import read_config
 from tests.exporters.onnx import test_numerics
+from tests.exporters.onnx.dialects.test_tensorrt_10_3 import AppendingDecoder
 from tests.exporters.onnx.support import Decoder, have_kernel, reference_logits, reference_model
-from tests.exporters.onnx.test_trt103 import AppendingDecoder
 from tests.families import FAMILY_CONFIGS, family_config
 from tests.tiny import tiny_checkpoint
 

@@ -11,12 +11,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from nanoquant_edge.checkpoint import Checkpoint, from_tiles
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, check_file, check_model
 from nanoquant_edge.exporters.onnx.export import write_model
 from nanoquant_edge.exporters.onnx.operator import DOMAIN, GROUP_OP_TYPE, INPUTS
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.formats.checkpoint import Checkpoint, from_tiles
+from nanoquant_edge.models.config_reader import read_config
 from tests.tiny import random_layer, tiny_checkpoint
 
 

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from nanoquant_edge.checkpoint import write_checkpoint
 from nanoquant_edge.exporters.onnx import export_onnx
+from nanoquant_edge.formats.checkpoint import write_checkpoint
 from tests.exporters.onnx.support import Decoder, have_kernel, reference_logits, reference_model
 from tests.tiny import tiny_checkpoint
 

@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from nanoquant_edge.checkpoint import PackedLayer
 from nanoquant_edge.exporters.onnx import check_model, export_onnx
 from nanoquant_edge.exporters.onnx.graph import GraphBuilder
 from nanoquant_edge.exporters.onnx.operator import DOMAIN, emit_linear
 from nanoquant_edge.exporters.onnx.portable import linear_function
+from nanoquant_edge.formats.checkpoint import PackedLayer
 from tests.exporters.onnx.support import Decoder, have_kernel, open_session, reference_logits, reference_model
 from tests.tiny import random_layer, tiny_checkpoint
 

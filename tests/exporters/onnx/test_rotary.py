@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nanoquant_edge.exporters.onnx.rotary import rotary_tables
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.models.config_reader import read_config
 from tests.tiny import llama_config
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from nanoquant_edge.checkpoint import PackedLayer
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx.scales import export_scales
+from nanoquant_edge.formats.checkpoint import PackedLayer
 from tests.tiny import random_layer
 
 FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16

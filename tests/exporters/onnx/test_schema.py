@@ -11,11 +11,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from nanoquant_edge.checkpoint import to_tiles
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, check_file, check_model, export_onnx
 from nanoquant_edge.exporters.onnx.portable import linear_function
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.formats.checkpoint import to_tiles
+from nanoquant_edge.models.config_reader import read_config
 from tests.tiny import tiny_checkpoint
 
 NAME = "model.layers.0.mlp.up_proj"

@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import nanoquant_edge.hf  # noqa: F401  (registers the format)
-from nanoquant_edge.checkpoint import TABLE_FORMATS, Checkpoint, quantize_table
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import check_file, check_model, export_onnx
 from nanoquant_edge.exporters.onnx.build import build_model
 from nanoquant_edge.exporters.tensorrt.source import open_source
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.formats.checkpoint import TABLE_FORMATS, Checkpoint, quantize_table
+from nanoquant_edge.models.config_reader import read_config
 from nanoquant_edge.validation.dense import dense_model
 from tests.exporters.onnx.support import Decoder, have_kernel, reference_logits
 from tests.families import ONE_EACH, family_config

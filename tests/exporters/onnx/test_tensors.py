@@ -63,7 +63,7 @@ import numpy as np
 import onnx_ir as ir
 from nanoquant_edge.exporters.onnx import build_model, check_file
 from nanoquant_edge.exporters.onnx.export import write_model
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.models.config_reader import read_config
 from nanoquant_edge.models import DecoderConfig
 from tests.tiny import tiny_checkpoint
 

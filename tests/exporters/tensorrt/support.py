@@ -11,7 +11,7 @@ import pytest
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.tensorrt import runner
-from nanoquant_edge.native import tensorrt_library_path
+from nanoquant_edge.system.native import tensorrt_library_path
 
 
 def can_compile() -> bool:

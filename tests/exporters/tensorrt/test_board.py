@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import check_file
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine
 from nanoquant_edge.exporters.tensorrt.plan import PLAN_FILE, BuildPlan
+from nanoquant_edge.formats.bundle import Bundle
 from tests.exporters.tensorrt.support import DONE, needs_builder, stand_in
 from tests.tiny import tiny_checkpoint
 

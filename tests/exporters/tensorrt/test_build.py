@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine, runner
 from nanoquant_edge.exporters.tensorrt.plan import BuildPlan
 from nanoquant_edge.exporters.tensorrt.runner import run_compiler
 from nanoquant_edge.exporters.tensorrt.weights import external_tensors
-from nanoquant_edge.files import sha256_of
-from nanoquant_edge.native import ort_library_path, tensorrt_library_path
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.checkpoint import Checkpoint
+from nanoquant_edge.system.files import sha256_of
+from nanoquant_edge.system.native import ort_library_path, tensorrt_library_path
 from tests.exporters.tensorrt.support import needs_builder
 from tests.tiny import tiny_checkpoint
 

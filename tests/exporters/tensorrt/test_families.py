@@ -11,7 +11,7 @@ from nanoquant_edge.exporters.onnx import build_model, export_onnx
 from nanoquant_edge.exporters.onnx.export import write_model
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine
 from nanoquant_edge.exporters.tensorrt.source import open_source
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.models.config_reader import read_config
 from tests.exporters.tensorrt.support import needs_builder
 from tests.families import FAMILY_CONFIGS, ONE_EACH, family_config
 from tests.tiny import tiny_checkpoint

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanoquant_edge.bundle import MANIFEST_FILE
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine
 from nanoquant_edge.exporters.tensorrt.source import open_source
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.formats.bundle import MANIFEST_FILE
+from nanoquant_edge.formats.checkpoint import Checkpoint
+from nanoquant_edge.models.config_reader import read_config
 from tests.tiny import tiny_checkpoint
 
 

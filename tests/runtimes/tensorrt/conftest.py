@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from nanoquant_edge.bundle import Bundle, KvLayout
-from nanoquant_edge.engine_info import EngineInfo, EngineKv, PluginInfo, Profile
 from nanoquant_edge.exporters.onnx import export_onnx
+from nanoquant_edge.formats.bundle import Bundle, KvLayout
+from nanoquant_edge.formats.engine import EngineInfo, EngineKv, PluginInfo, Profile
 from nanoquant_edge.runtimes.tensorrt import TensorRTBackend
 from tests.runtimes.tensorrt.imitation import HostDevice, OrtEngine
 from tests.tiny import tiny_checkpoint

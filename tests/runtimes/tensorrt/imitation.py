@@ -17,11 +17,11 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 
-from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.exporters.onnx.extra_outputs import FOLDER_OPTION, with_extra_outputs
-from nanoquant_edge.native import ort_library_path
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.onnx_outputs import FOLDER_OPTION, with_extra_outputs
 from nanoquant_edge.runtimes.tensorrt.engine import TensorInfo
+from nanoquant_edge.system.native import ort_library_path
 
 #: What fresh memory holds: NaN in every float type.
 _POISON = 0xFF

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model
 from nanoquant_edge.exporters.onnx.export import write_model
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.checkpoint import Checkpoint
+from nanoquant_edge.models.config_reader import read_config
 from nanoquant_edge.runtimes import Backend, OnnxRuntimeBackend
 from nanoquant_edge.runtimes.tensorrt import TensorRTBackend
 from tests.runtimes.tensorrt.conftest import CAPACITY, engine_info, write_engine_bundle

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.engine_info import EngineKv
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.models.reading import read_config
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.engine import EngineKv
+from nanoquant_edge.models.config_reader import read_config
 from nanoquant_edge.runtimes import Generator
 from nanoquant_edge.runtimes.tensorrt import backend
 from tests.families import FAMILY_CONFIGS, family_config

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from nanoquant_edge.bundle import Bundle
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.runtimes import Generator, SamplingConfig, open_backend, remarks
 from nanoquant_edge.runtimes.tensorrt import UNPROVED, backend
 from nanoquant_edge.validation import validate
@@ -146,7 +146,7 @@ def test_validate_prints_what_is_unproved(proved: Bundle, imitated: Any, capsys:
 
 _PROGRAM = """
 import json, sys
-from nanoquant_edge.bundle import Bundle
+from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.runtimes import Generator
 try:

@@ -14,16 +14,17 @@ from typing import Any
 
 import pytest
 
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.exporters.onnx import build_model, with_extra_outputs
+from nanoquant_edge.exporters.onnx import build_model
 from nanoquant_edge.exporters.onnx.export import write_model
 from nanoquant_edge.exporters.tensorrt.runner import _environment as compiler_environment
-from nanoquant_edge.models.reading import read_config
-from nanoquant_edge.native import tensorrt_library_path
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.checkpoint import Checkpoint
+from nanoquant_edge.formats.onnx_outputs import with_extra_outputs
+from nanoquant_edge.models.config_reader import read_config
 from nanoquant_edge.runtimes.tensorrt.engine import TensorInfo
 from nanoquant_edge.runtimes.tensorrt.interface import check_interface
+from nanoquant_edge.system.native import tensorrt_library_path
 from tests.runtimes.tensorrt.conftest import CAPACITY, engine_info
 from tests.runtimes.tensorrt.imitation import HostDevice, OrtEngine
 
@@ -108,7 +109,7 @@ def test_a_dimension_that_the_profiles_fix_may_be_fixed_in_the_engine(loaded: Or
 _PARSE = """
 import json, sys
 import tensorrt_rtx as trt
-from nanoquant_edge.native import tensorrt_library_path
+from nanoquant_edge.system.native import tensorrt_library_path
 from nanoquant_edge.runtimes.tensorrt.loading import make_logger, register_plugin
 log = []
 logger = make_logger(trt, log)

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from nanoquant_edge.bundle import Bundle
-from nanoquant_edge.engine_info import EngineInfo
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.files import sha256_of
-from nanoquant_edge.native import TENSORRT_LIBRARY_NAME, tensorrt_library_path
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.engine import EngineInfo
 from nanoquant_edge.runtimes.tensorrt import loading
 from nanoquant_edge.runtimes.tensorrt.loading import deserialize, make_logger, open_engine, register_plugin
 from nanoquant_edge.runtimes.tensorrt.modules import MODULES, import_cuda, import_tensorrt
+from nanoquant_edge.system.files import sha256_of
+from nanoquant_edge.system.native import TENSORRT_LIBRARY_NAME, tensorrt_library_path
 from tests.runtimes.tensorrt.conftest import engine_info, write_engine_bundle
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from nanoquant_edge.bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.native import TENSORRT_LIBRARY_NAME, tensorrt_library_path
+from nanoquant_edge.formats.bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle
 from nanoquant_edge.runtimes import Generator, open_backend
+from nanoquant_edge.system.native import TENSORRT_LIBRARY_NAME, tensorrt_library_path
 from tests.tiny import tiny_checkpoint
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from nanoquant_edge.checkpoint import Checkpoint
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.checkpoint import Checkpoint
 from nanoquant_edge.models import DecoderConfig
 from nanoquant_edge.runtimes.backend import Backend
 from nanoquant_edge.runtimes.torch import SHAPES, DecoderModel, TorchBackend, random_model

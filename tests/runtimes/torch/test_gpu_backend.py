@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from nanoquant_edge.models.linear import NanoQuantLinear
-from nanoquant_edge.runtimes import cuda_binding as binding
+from nanoquant_edge.hf.linear import NanoQuantLinear
+from nanoquant_edge.runtimes.cuda import binding as binding
 from nanoquant_edge.runtimes.torch import CudaNanoQuantLinear, TorchBackend, random_model
 from nanoquant_edge.runtimes.torch.model import DecoderModel
 from nanoquant_edge.runtimes.torch.random_model import _shape

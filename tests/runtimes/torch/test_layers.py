@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from nanoquant_edge.checkpoint import pack_signs
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.models.linear import NanoQuantLinear
-from nanoquant_edge.runtimes.cuda_binding import Input
+from nanoquant_edge.formats.checkpoint import pack_signs
+from nanoquant_edge.hf.linear import NanoQuantLinear
+from nanoquant_edge.runtimes.cuda.binding import Input
 from nanoquant_edge.runtimes.torch import CudaNanoQuantLinear, TiledLayer
 from nanoquant_edge.runtimes.torch.model import DecoderModel, resolve_device
 from nanoquant_edge.runtimes.torch.passes import LinearGroup, Workspace, apply_input

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a layer's bits are worth: a short LB-ADMM at three ranks, a power law, equal loss per bit (method section 19).
+
+The squared importance-weighted error || D_out (W - W^) D_in ||_F^2, with importances that are no multiples of their
+layer's mean, is the diagonal-Fisher estimate of the loss that a factorization adds, up to one factor for the whole
+model. So errors of different layers can be weighed against each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..execution.parallel import team
+from ..factorize.lb_admm import AdmmSettings, factorize
+from .importances import Importance
+
+__all__ = ["POINTS", "PowerLaw", "fit_power_law", "measured_errors", "rank_shares", "ranks_to_measure"]
+
+_WORD = 32
+#: Ranks at which each layer is measured, as multiples of its even rank; a layer's share stays between the outer two,
+#: since the law says nothing beyond them.
+POINTS = (0.5, 1.0, 1.5)
+#: Exponents of SmolLM2-135M's layers lie between 0.80 and 1.02; noise must not lead far from there.
+_EXPONENTS = (0.25, 4.0)
+#: Enough to weigh layers against each other: E is 13 to 27 % above that after 400 steps on real layers.
+_STEPS, _SVID_STEPS = 32, 2
+#: Layers up to this size are bound by launches: their steps are kept as CUDA graphs.
+_KEEP_UP_TO = 1 << 24
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """E(r) = scale r^-exponent, with a positive exponent; a scale of 0 is a layer that costs nothing."""
+
+    scale: float
+    exponent: float
+
+    def __call__(self, rank: float) -> float:
+        """The error at a rank."""
+        return self.scale * rank**-self.exponent
+
+    def rank_at(self, price: float, size: int) -> float:
+        """Rank at which one more unit of rank, of `size` bits, saves `price` of error a bit."""
+        return (self.scale * self.exponent / (price * size)) ** (1 / (self.exponent + 1))
+
+
+def ranks_to_measure(even: int) -> tuple[int, ...]:
+    """Three different ranks around an even one, in words of 32 unless it is smaller than one itself."""
+    low, _, high = (_WORD * max(1, round(point * even / _WORD)) for point in POINTS)
+    found = sorted({min(low, even), even, max(high, even + _WORD)})
+    return tuple(found if len(found) == len(POINTS) else [*found, found[-1] + _WORD])
+
+
+def fit_power_law(ranks: tuple[int, ...], errors: list[float]) -> PowerLaw:
+    """Least squares in logarithms, the exponent kept within what layers show."""
+    if min(errors) <= 0:
+        return PowerLaw(0.0, 1.0)
+    x, y = [math.log(rank) for rank in ranks], [math.log(error) for error in errors]
+    middle, height = sum(x) / len(x), sum(y) / len(y)
+    slope = sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
+    exponent = min(max(-slope, _EXPONENTS[0]), _EXPONENTS[1])
+    return PowerLaw(math.exp(height + exponent * middle), exponent)
+
+
+@torch.no_grad()
+def measured_errors(
+    linears: Mapping[str, nn.Linear],
+    importances: Mapping[str, Importance],
+    even: Mapping[str, int],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    report: Callable[[float], None] = lambda _fraction: None,
+) -> Tensor:
+    """Squared weighted errors of all layers at three ranks each; the processes of a team share the layers.
+
+    Args:
+        linears: name -> dense layer, in processing order.
+        importances: name -> importances, all in the same unit.
+        even: name -> rank at equal rates.
+        device: where to run; a weight is there only while its layer is measured, if it lies elsewhere.
+        dtype: compute type of the products.
+        seed: of the Gaussian starts.
+        report: called with the fraction done.
+
+    Returns:
+        float64 (layers, 3) on the CPU, the same in all processes.
+
+    Raises:
+        NqEdgeError: NQ-NUMERIC when a weight or an importance is not finite.
+    """
+    settings = AdmmSettings(steps=_STEPS, svid_steps=_SVID_STEPS, dtype=dtype, unit_size=True)
+    found = torch.zeros(len(linears), len(POINTS), dtype=torch.float64)
+    here = list(enumerate(linears))[team().rank :: team().size]
+    problems: dict[Any, Any] = {}
+    for place, (row, name) in enumerate(here):
+        weight = linears[name].weight.to(device)
+        inputs, outputs = (part.to(device) for part in (importances[name].inputs, importances[name].outputs))
+        whole = float((weight.float().square() @ inputs.float()).double() @ outputs.double())
+        kept = problems if weight.numel() <= _KEEP_UP_TO else None
+        for column, rank in enumerate(ranks_to_measure(even[name])):
+            error = factorize(weight, inputs, outputs, rank, settings, seed, kept).error
+            found[row, column] = error**2 * whole
+        report((place + 1) / len(here))
+    for problem in problems.values():
+        problem.close()
+    together = found.to(device)  # a GPU's messages are a GPU's tensors
+    team().add([together])
+    return together.cpu()
+
+
+def rank_shares(
+    errors: Tensor, even: Mapping[str, int], shapes: Mapping[str, tuple[int, int]]
+) -> tuple[dict[str, float], float]:
+    """Multiples of the even ranks at which one more bit saves the same error in all layers, at the even ranks' bits.
+
+    Args:
+        errors: (layers, 3), from `measured_errors`.
+        even: name -> rank at equal rates, in the order of the rows.
+        shapes: name -> (out_features, in_features).
+
+    Returns:
+        Name -> multiple of the even rank, between the outer points that were measured, and the part of the even
+        ranks' error that the power laws say is saved.
+    """
+    laws = {
+        name: fit_power_law(ranks_to_measure(rank), row)
+        for (name, rank), row in zip(even.items(), errors.tolist(), strict=True)
+    }
+    size = {name: sum(shapes[name]) for name in even}
+    budget = sum(even[name] * size[name] for name in even)
+
+    def spent(price: float) -> dict[str, float]:
+        return {
+            name: min(max(law.rank_at(price, size[name]), POINTS[0] * even[name]), POINTS[-1] * even[name])
+            for name, law in laws.items()
+        }
+
+    prices = [law(even[name]) * law.exponent / (even[name] * size[name]) for name, law in laws.items() if law.scale]
+    if not prices:
+        return dict.fromkeys(even, 1.0), 0.0
+    # Beyond these every layer stands at one of its bounds. The price is found by halving its logarithm.
+    reach = POINTS[-1] / POINTS[0]
+    low, high = (math.log(price) + turn * 8 * math.log(reach) for price, turn in ((min(prices), -1), (max(prices), 1)))
+    for _ in range(100):
+        middle = (low + high) / 2
+        over = sum(rank * size[name] for name, rank in spent(math.exp(middle)).items()) > budget
+        low, high = (middle, high) if over else (low, middle)
+    ranks = spent(math.exp(high))
+    before = sum(law(even[name]) for name, law in laws.items())
+    after = sum(law(ranks[name]) for name, law in laws.items())
+    return {name: rank / even[name] for name, rank in ranks.items()}, 1 - after / before

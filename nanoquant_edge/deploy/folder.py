@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The deployment folder: what goes into it, in the order in which it is made."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ..devices.assess import Assessment, assess
+from ..devices.model import open_model
+from ..devices.profile import Target
+from ..errors import NqEdgeError
+from ..formats.bundle import Bundle
+from ..system.files import new_folder, sha256_of, write_json
+from .deployment import Deployment
+from .native import copy_sources, provide_library
+from .requirements import fetch_wheels, requirement_lines
+from .scripts import write_scripts
+from .wheel import write_own_wheel
+
+__all__ = ["DEPLOY_FILE", "deploy"]
+
+DEPLOY_FILE = "nq_deploy.json"
+#: Minor version of GLIBC 2.x of the systems in the profiles (their release notes).
+_GLIBC = {"Ubuntu 20.04": 31, "Ubuntu 22.04": 35, "Raspberry Pi OS 12": 36, "Ubuntu 24.04": 39}
+#: Oldest Python that this package runs on.
+_OLDEST = (3, 10)
+#: Backend of a bundle -> its folder.
+_PLACES = {"onnxruntime": "bundle", "tensorrt": "engine", "tensorrt-build": "graph"}
+
+
+def deploy(
+    bundle: str | Path,
+    target: Target,
+    output: str | Path,
+    *,
+    wheels: bool = True,
+    native: Path | None = None,
+    build_native: bool = True,
+    python: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda _what: None,
+) -> Deployment:
+    """Make the folder that a board needs.
+
+    Args:
+        bundle: what `nq-edge export --to onnx` or `nq-edge build` wrote; all hashes are checked.
+        target: a board or a PC's processor.
+        output: the folder; it appears only when it is complete.
+        wheels: fetch wheels for the board now; otherwise it installs the same versions itself.
+        native: folder with libraries built for the board; None takes the installed ones or cross-compiles.
+        build_native: False leaves libraries to the board.
+        python: of the board, such as "3.10"; None takes the profile's.
+        overwrite: replace a deployment that stands there.
+        progress: called with what is being done.
+
+    Raises:
+        NqEdgeError: NQ-DEPLOY for a device or a bundle that no folder can be made for, NQ-FIT when the model does not
+            fit, NQ-BUNDLE or NQ-HASH for a damaged bundle, NQ-OUTPUT for a place that cannot be written.
+    """
+    progress("checking the bundle")
+    source = Bundle.open(bundle, verify=True)
+    if target.architecture == "any" or source.backend not in _PLACES:
+        raise NqEdgeError(
+            "NQ-DEPLOY",
+            f"deployment folders are for boards and processors, not for {target.title} with a {source.backend} bundle.",
+            "On a PC: pip install 'nanoquant-edge[rtx]', copy the bundle, and run nq-edge generate.",
+        )
+    system = target.software[0] if target.software else {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
+    version = python or _usable(system["python"])
+    found = _assessed(source, target)
+    with new_folder(Path(output), overwrite) as scratch:
+        place = scratch / _PLACES[source.backend]
+        _copy_bundle(source, place)
+        graph = place.name == "graph"
+        if target.flavour == "standard" and source.backend == "onnxruntime":
+            progress("writing the TensorRT graph")
+            graph = _write_graph(source, target, scratch / "graph")
+        progress("libraries")
+        copy_sources(scratch / "plugins")
+        own = _own_version()
+        glibc = _GLIBC.get(system.get("os", "")) or _own_glibc()
+        libraries: list[str] = []
+        if build_native or native is not None:
+            libraries = provide_library(scratch / "native", target.architecture, glibc, own, native)
+        progress("wheels")
+        (scratch / "wheels").mkdir()
+        own_wheel = write_own_wheel(scratch / "wheels").name
+        lines = requirement_lines(own, version, system.get("cuda", "") if graph or place.name == "engine" else "")
+        names = [own_wheel]
+        if wheels:
+            names = fetch_wheels(scratch / "wheels", lines, version, target.architecture, glibc)
+        (scratch / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        made = Deployment(
+            Path(output), target, source, version, glibc, tuple(libraries), tuple(names), wheels, graph, found
+        )
+        progress("scripts")
+        write_scripts(scratch, made, own)
+        write_json(scratch / DEPLOY_FILE, made.to_dict())
+        _write_sums(scratch)
+    return made
+
+
+def _assessed(source: Bundle, target: Target) -> Assessment | None:
+    """Fit and forecast.
+
+    Raises:
+        NqEdgeError: NQ-FIT when not even a context of 256 tokens fits.
+    """
+    if not isinstance(source.source_model.get("config"), dict):
+        return None
+    model = open_model(str(source.folder))
+    context = min(2048, source.kv.max_capacity)
+    found = assess(model, target, context)
+    if not found.fit.fits and found.largest_context >= 256:
+        return assess(model, target, found.largest_context)
+    if not found.fit.fits:
+        raise NqEdgeError(
+            "NQ-FIT",
+            f"{target.title} has {(found.fit.available or 0) / 1e6:.0f} MB for a model, this one needs "
+            f"{found.fit.needed / 1e6:.0f} MB at context {context}.",
+            f"nq-edge devices fit {source.folder} --device {target.name} shows what would fit.",
+        )
+    return found
+
+
+def _copy_bundle(source: Bundle, place: Path) -> None:
+    for name in [*source.files, "nq_bundle.json"]:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.folder / name, place / name)
+
+
+def _write_graph(source: Bundle, target: Target, place: Path) -> bool:
+    """Write the graph that the board builds its engine from; False where the packages for it are missing here."""
+    if not isinstance(source.source_model.get("config"), dict):
+        return False
+    try:
+        from ..exporters.tensorrt import build_engine
+    except ModuleNotFoundError:
+        return False
+    return build_engine(source.folder, place, target=(target.name,)).backend == "tensorrt-build"
+
+
+def _write_sums(folder: Path) -> None:
+    """SHA256SUMS as sha256sum reads it, of everything but itself."""
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != "SHA256SUMS":
+            lines.append(f"{sha256_of(path)}  {name}\n")
+    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+def _own_glibc() -> int:
+    """Minor version of this machine's GLIBC 2.x, for a device that is this machine; 31 where it is told nowhere."""
+    match = re.fullmatch(r"2\.(\d+)", platform.libc_ver()[1])
+    return int(match[1]) if match else 31
+
+
+def _usable(python: str) -> str:
+    major, minor = (int(part) for part in python.split(".")[:2])
+    return python if (major, minor) >= _OLDEST else ".".join(map(str, _OLDEST))
+
+
+def _own_version() -> str:
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    try:
+        return version_of("nanoquant-edge")
+    except PackageNotFoundError as error:
+        raise NqEdgeError(
+            "NQ-DEPLOY", "nanoquant-edge runs without being installed.", "Install it: pip install ."
+        ) from error

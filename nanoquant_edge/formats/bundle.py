@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle folder's manifest, `nq_bundle.json`: written by exporters, checked by runtimes (docs/FORMAT.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import NqEdgeError
+from ..system.files import path_inside, read_json, sha256_of, write_json
+from .engine import EngineInfo, read_engine
+
+__all__ = ["BUNDLE_VERSION", "MANIFEST_FILE", "REFERENCE_FILE", "Bundle", "FileEntry", "KvLayout"]
+
+MANIFEST_FILE = "nq_bundle.json"
+REFERENCE_FILE = "reference.safetensors"
+BUNDLE_VERSION = 1
+#: Written beside the manifest once all hashes were seen to match, so that later loads check sizes only.
+_VERIFIED_MARK = ".nq_verified"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (hex) of one bundle file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """Key/value cache: [batch, kv_heads, capacity, head_dim] per layer, one buffer bound as input and output.
+
+    Attributes:
+        layers: number of (key, value) pairs.
+        heads: key/value heads.
+        head_dim: channels a head.
+        dtype: "float32", "float16" or "bfloat16".
+        max_capacity: longest context the position tables allow, in tokens.
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+    dtype: str
+    max_capacity: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle says about itself.
+
+    Attributes:
+        folder: where it lies (not stored).
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        backend_versions: lowest and highest backend version known to work, as strings; highest may be "".
+        dialect: "ort", "onnx24" or "trt103".
+        dtype: activation type ("float32", "float16", "bfloat16").
+        portable: the operator's body in standard operators is in the file.
+        operator_version: version of com.nanoquant::NanoQuantLinear that the graph uses.
+        source_model: name and architecture of the compressed model.
+        target_bpw, true_bpw: bits per weight asked for and stored.
+        compressed_linears: number of compressed layers (not nodes).
+        vocab_size: width of the logits.
+        kv: cache layout.
+        files: name -> size and hash, for every file of the bundle except the manifest.
+        measured: figures that benchmarks recorded; free form.
+        engine: what a TensorRT engine was built with and for; None in a bundle with an ONNX graph.
+    """
+
+    folder: Path
+    backend: str
+    backend_versions: tuple[str, str]
+    dialect: str
+    dtype: str
+    portable: bool
+    operator_version: int
+    source_model: dict[str, Any]
+    target_bpw: float
+    true_bpw: float
+    compressed_linears: int
+    vocab_size: int
+    kv: KvLayout
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    engine: EngineInfo | None = None
+    bundle_version: int = BUNDLE_VERSION
+
+    def write(self) -> Bundle:
+        """Record every file of the folder and write the manifest; returns the bundle with its files filled in."""
+        files = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_file() and name != MANIFEST_FILE and not path.name.startswith("."):
+                files[name] = FileEntry(path.stat().st_size, sha256_of(path))
+        entry = asdict(self)
+        entry.pop("folder")
+        entry["files"] = {name: asdict(value) for name, value in files.items()}
+        if self.engine is None:
+            entry.pop("engine")
+        write_json(self.folder / MANIFEST_FILE, entry)
+        return Bundle.open(self.folder)
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool | None = None) -> Bundle:
+        """Read the manifest and check the files it lists.
+
+        Args:
+            folder: the bundle.
+            verify: True hashes every file, False none; None hashes at the first load and leaves a mark.
+
+        Raises:
+            NqEdgeError: NQ-BUNDLE for a missing or invalid manifest or file, NQ-HASH when a file differs,
+                NQ-PATH when a listed name leaves the folder.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST_FILE).is_file():
+            raise NqEdgeError(
+                "NQ-BUNDLE",
+                f"{folder} is not a bundle: it has no {MANIFEST_FILE}.",
+                "Pass the folder that `nq-edge export` wrote.",
+            )
+        entry = read_json(folder / MANIFEST_FILE, "NQ-BUNDLE")
+        if entry.get("bundle_version") != BUNDLE_VERSION:
+            raise NqEdgeError(
+                "NQ-BUNDLE",
+                f"the bundle has version {entry.get('bundle_version')!r}, this program reads {BUNDLE_VERSION}.",
+                "Install the nanoquant-edge version that wrote it, or export again.",
+            )
+        bundle = cls(folder=folder, **_checked(entry))
+        bundle._check_files(verify)
+        return bundle
+
+    def _check_files(self, verify: bool | None) -> None:
+        mark = self.folder / _VERIFIED_MARK
+        if verify is None:
+            verify = not self._seen_before(mark)
+        for name, expected in self.files.items():
+            path = path_inside(self.folder, name)
+            if not path.is_file():
+                raise NqEdgeError("NQ-BUNDLE", f"the bundle's file {name} is missing from {self.folder}.")
+            size = path.stat().st_size
+            if size != expected.size:
+                raise NqEdgeError("NQ-HASH", f"{name} has {size} bytes, the manifest says {expected.size}.")
+            if verify and (found := sha256_of(path)) != expected.sha256:
+                raise NqEdgeError(
+                    "NQ-HASH",
+                    f"{name} has SHA-256 {found[:16]}..., the manifest says {expected.sha256[:16]}...",
+                )
+        if verify:
+            with contextlib.suppress(OSError):  # a bundle on a read-only medium is hashed at each load
+                write_json(mark, {"state": self._state()})
+
+    def _state(self) -> str:
+        """Digest of the manifest and of each file's identity and time of change.
+
+        Inodes and times differ in a copy, so that a mark copied along with the bundle does not count.
+        """
+        digest = hashlib.sha256(sha256_of(self.folder / MANIFEST_FILE).encode())
+        for name in self.files:
+            status = path_inside(self.folder, name).stat()
+            digest.update(f"{name} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}".encode())
+        return digest.hexdigest()
+
+    def _seen_before(self, mark: Path) -> bool:
+        try:
+            return mark.is_file() and read_json(mark, "NQ-BUNDLE").get("state") == self._state()
+        except (NqEdgeError, OSError):
+            return False
+
+
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    """Manifest fields as constructor arguments.
+
+    Raises:
+        NqEdgeError: NQ-BUNDLE when one is missing or of the wrong type.
+    """
+    expected: dict[str, type | tuple[type, ...]] = {
+        "backend": str,
+        "backend_versions": list,
+        "dialect": str,
+        "dtype": str,
+        "portable": bool,
+        "operator_version": int,
+        "source_model": dict,
+        "target_bpw": (int, float),
+        "true_bpw": (int, float),
+        "compressed_linears": int,
+        "vocab_size": int,
+        "kv": dict,
+        "files": dict,
+        "measured": dict,
+    }
+    for name, kind in expected.items():
+        if not isinstance(entry.get(name), kind):
+            raise NqEdgeError("NQ-BUNDLE", f"the manifest's {name} is missing or of the wrong type.")
+    fields = {name: entry[name] for name in expected}
+    try:
+        fields["kv"] = KvLayout(**entry["kv"])
+        fields["files"] = {name: FileEntry(**value) for name, value in entry["files"].items()}
+        low, high = entry["backend_versions"]
+    except (TypeError, ValueError) as error:
+        raise NqEdgeError(
+            "NQ-BUNDLE", f"the manifest's kv, files or backend_versions is malformed ({error})."
+        ) from error
+    fields["backend_versions"] = (str(low), str(high))
+    kv = fields["kv"]
+    sizes = (kv.layers, kv.heads, kv.head_dim, kv.max_capacity, fields["vocab_size"])
+    good = all(type(size) is int and 0 < size < 1 << 31 for size in sizes) and isinstance(kv.dtype, str)
+    good = good and all(math.isfinite(fields[name]) for name in ("target_bpw", "true_bpw"))
+    good = good and all(type(file.size) is int and isinstance(file.sha256, str) for file in fields["files"].values())
+    if not good:
+        raise NqEdgeError("NQ-BUNDLE", "the manifest holds impossible sizes.")
+    fields["engine"] = _checked_engine(entry, fields)
+    return fields
+
+
+#: Backend of a bundle with an engine -> the engine's flavour.
+_ENGINE_BACKENDS = {"tensorrt": "standard", "tensorrt-rtx": "rtx"}
+
+
+def _checked_engine(entry: dict[str, Any], fields: dict[str, Any]) -> EngineInfo | None:
+    """The manifest's engine, seen to agree with what the manifest says elsewhere."""
+    flavour = _ENGINE_BACKENDS.get(fields["backend"])
+    if flavour is None:
+        if entry.get("engine") is not None:
+            raise NqEdgeError("NQ-BUNDLE", f"the manifest describes an engine for backend {fields['backend'][:40]!r}.")
+        return None
+    engine = read_engine(entry.get("engine"))
+    kv, own = fields["kv"], engine.kv
+    pairs = {
+        "flavour": (engine.flavour, flavour),
+        "precision": (engine.precision, fields["dtype"]),
+        "compressed_linears": (engine.compressed_linears, fields["compressed_linears"]),
+        "kv": (
+            (own.layers, own.kv_heads, own.head_dim, own.capacity, own.dtype),
+            (kv.layers, kv.heads, kv.head_dim, kv.max_capacity, kv.dtype),
+        ),
+    }
+    for name, (inside, outside) in pairs.items():
+        if inside != outside:
+            raise NqEdgeError(
+                "NQ-BUNDLE", f"the manifest contradicts itself: engine.{name} is {inside!r}, the bundle's {outside!r}."
+            )
+    for name in (engine.file, engine.timing_cache, engine.runtime_cache):
+        if name and name not in fields["files"]:
+            raise NqEdgeError("NQ-BUNDLE", f"the engine needs {name[:200]!r}, which the manifest does not list.")
+    return engine

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a Hugging Face folder: its weight files are checked against their index before transformers opens them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import NqEdgeError
+from ..formats.checkpoint import TensorFile
+from ..formats.tokenizer_file import read_tokenizer_file
+from ..system.files import path_in_snapshot, read_json
+from .config_reader import read_config
+from .source import SourceModel, load_dense, load_streamed, load_tokenizer, not_streamed
+from .streamed_weights import StoredWeights
+
+__all__ = ["check_weight_files", "from_folder"]
+
+_SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"
+#: What older models have in place of tokenizer.json (OPT, GPT-2's kind); a tokenizer.json is made of them.
+_TOKENIZER_PARTS = ("vocab.json", "merges.txt")
+_LARGEST_PARTS = 64 << 20
+
+
+@contextlib.contextmanager
+def from_folder(
+    folder: Path, name: str, allow_pickle: bool = False, stream: bool | None = False, limit: int = 0
+) -> Iterator[SourceModel]:
+    """Load a folder.
+
+    Args:
+        folder: holds config.json, weights, and tokenizer.json or vocab.json and merges.txt.
+        name: what to call the model.
+        allow_pickle: read `pytorch_model.bin` where there are no safetensors; tensors only, no code runs.
+        stream: leave the blocks' weights in their files until they are needed; None where they take more than `limit`.
+        limit: bytes in float32.
+
+    Raises:
+        NqEdgeError: NQ-MODEL, NQ-ARCH, NQ-TOKENIZER or NQ-PATH, see `load_model`.
+    """
+    if not (folder / "config.json").is_file():
+        raise NqEdgeError("NQ-MODEL", f"{folder} has no config.json: it is not a Hugging Face model folder.")
+    config = read_json(folder / "config.json", "NQ-MODEL")
+    read_config(config)  # refuse what is not supported before loading anything large
+    if config.get("quantization_config"):
+        raise NqEdgeError(
+            "NQ-MODEL", f"{folder} is quantized already.", "Compress the original 16- or 32-bit model instead."
+        )
+    whole = (folder / "tokenizer.json").is_file()
+    if whole:
+        read_tokenizer_file(folder / "tokenizer.json")
+    elif not all((folder / part).is_file() for part in _TOKENIZER_PARTS):
+        raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no tokenizer.json.")
+    elif sum((folder / part).stat().st_size for part in _TOKENIZER_PARTS) > _LARGEST_PARTS:
+        raise NqEdgeError("NQ-TOKENIZER", f"the vocabulary of {folder} has more than {_LARGEST_PARTS >> 20} MiB.")
+    safe = check_weight_files(folder, allow_pickle)
+    # Code in the folder is never run; without the explicit False, transformers would ask on the terminal.
+    local = {"local_files_only": True, "trust_remote_code": False}
+    tokenizer = load_tokenizer(folder, folder, **local)
+    stored: StoredWeights | None = None
+    if stream and not safe:
+        raise not_streamed(f"{folder} has pickle files")
+    size = StoredWeights(folder, _weight_files(folder)).float32_bytes() if safe and stream is None else 0
+    if stream or size > limit:
+        model, stored = load_streamed(folder, _weight_files(folder))
+    else:
+        model = load_dense(folder, folder, use_safetensors=safe, weights_only=True, **local)
+    if whole:
+        yield SourceModel(name, model, tokenizer, config, folder, "", stored)
+        return
+    with tempfile.TemporaryDirectory(prefix="nq-edge-") as scratch:
+        tokenizer.save_pretrained(scratch)
+        if (folder / "generation_config.json").is_file():
+            shutil.copyfile(folder / "generation_config.json", Path(scratch) / "generation_config.json")
+        yield SourceModel(name, model, tokenizer, config, Path(scratch), "", stored)
+
+
+def check_weight_files(folder: Path, allow_pickle: bool) -> bool:
+    """Find the weight files and compare them with their index, from headers alone.
+
+    Returns:
+        True for safetensors, False for pickle.
+
+    Raises:
+        NqEdgeError: NQ-MODEL when files are missing, damaged or contradict the index, or when there is only pickle and
+            it was not asked for; NQ-PATH when a name leaves the folder.
+    """
+    for name, safe in ((_SAFE, True), (_PICKLE, False)):
+        if (folder / name).is_file():
+            listed: dict[str, set[str] | None] = {name: None}
+        elif (folder / f"{name}.index.json").is_file():
+            listed = _shards(folder / f"{name}.index.json")
+        else:
+            continue
+        if safe:
+            _check_safetensors(folder, listed)
+        elif not allow_pickle:
+            raise NqEdgeError(
+                "NQ-MODEL",
+                f"{folder} has no safetensors weights, only pickle files.",
+                "Convert it to safetensors, or pass --allow-pickle to read the tensors of the pickle files.",
+            )
+        else:
+            _check_pickle(folder, listed)
+        return safe
+    hint = "Convert the model to safetensors; --allow-pickle reads pytorch_model.bin."
+    raise NqEdgeError("NQ-MODEL", f"{folder} has no safetensors weights (model.safetensors or its index).", hint)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files, whose names have been checked."""
+    single = folder / _SAFE
+    return [single] if single.is_file() else [_existing(folder, n) for n in _shards(folder / f"{_SAFE}.index.json")]
+
+
+def _shards(index: Path) -> dict[str, set[str] | None]:
+    weight_map = read_json(index, "NQ-MODEL").get("weight_map")
+    good = isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())
+    if not good or not weight_map:
+        raise NqEdgeError("NQ-MODEL", f"{index} has no weight_map of tensor names to file names.")
+    assert isinstance(weight_map, dict)
+    listed: dict[str, set[str] | None] = {}
+    for tensor, name in weight_map.items():
+        names = listed.setdefault(name, set())
+        assert names is not None
+        names.add(tensor)
+    return dict(sorted(listed.items()))
+
+
+def _existing(folder: Path, name: str) -> Path:
+    path = path_in_snapshot(folder, name)
+    if not path.is_file():
+        raise NqEdgeError("NQ-MODEL", f"{folder} lacks the weight file {name[:200]!r} that its index names.")
+    return path
+
+
+def _check_safetensors(folder: Path, listed: dict[str, set[str] | None]) -> None:
+    for name, expected in listed.items():
+        found = set(TensorFile(_existing(folder, name), "NQ-MODEL").names())
+        odd = sorted(found ^ expected) if expected is not None else []
+        if odd:
+            raise NqEdgeError("NQ-MODEL", f"the index of {folder} and {name} disagree about tensor {odd[0]!r}.")
+
+
+def _check_pickle(folder: Path, listed: dict[str, Any]) -> None:
+    from .torch_archive import check_torch_archive
+
+    for name in listed:
+        check_torch_archive(_existing(folder, name), "NQ-MODEL")

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend on ONNX Runtime, on the CPU or on an NVIDIA GPU.
+
+The cache is bound to the graph as input and output at once, so attention writes new keys and values in place and
+nothing is copied from step to step. Long prompts pass through the graph in chunks, which bounds the memory of their
+activations.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ...errors import NqEdgeError
+from ...formats.bundle import Bundle
+from ...system.memory import return_freed_memory
+from ..inputs import check_inputs
+from .cuda_kv_cache import CudaKvCache
+from .kv_cache import KvCache
+from .providers import CPU, CUDA
+from .session import import_onnxruntime, open_session
+
+__all__ = ["PREFILL_CHUNK", "OnnxRuntimeBackend"]
+
+#: Tokens of a prompt that pass through the graph at once.
+PREFILL_CHUNK = 512
+_PAST, _PRESENT = "past_key_values.", "present."
+
+
+class OnnxRuntimeBackend:
+    """A bundle in ONNX Runtime; see `Backend` for what its methods promise.
+
+    Args:
+        bundle: an opened bundle.
+        threads: worker threads; None takes ONNX Runtime's default.
+        allow_portable: see `open_session`.
+        max_context: most tokens the cache may hold; None takes the bundle's limit.
+        extra_outputs: inner values to return beside the logits, such as "block.0.output".
+        prefill_chunk: tokens of a single sequence that pass through the graph at once.
+        spin: let idle worker threads wait busily; False on a machine that others use too.
+        provider: "cpu", or "cuda" for an NVIDIA GPU, where the cache then lies too.
+        profile_prefix: see `open_session`.
+
+    Raises:
+        NqEdgeError: as `open_session`, and NQ-OPTION for a `max_context` beyond the bundle's.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        allow_portable: bool = False,
+        max_context: int | None = None,
+        extra_outputs: tuple[str, ...] = (),
+        prefill_chunk: int = PREFILL_CHUNK,
+        spin: bool = True,
+        provider: str = CPU,
+        profile_prefix: str | None = None,
+    ) -> None:
+        limit = bundle.kv.max_capacity
+        if max_context is not None and not (isinstance(max_context, int) and 1 <= max_context <= limit):
+            raise NqEdgeError(
+                "NQ-OPTION", f"max_context must be from 1 to the bundle's {limit} tokens, got {max_context!r}."
+            )
+        self.vocab_size = bundle.vocab_size
+        self.max_context = limit if max_context is None else max_context
+        self.extra: dict[str, np.ndarray] = {}
+        self._extra_names = tuple(extra_outputs)
+        self._chunk = prefill_chunk
+        self._session: Any
+        self._session, self.kernel = open_session(
+            bundle,
+            threads=threads,
+            allow_portable=allow_portable,
+            extra_outputs=self._extra_names,
+            spin=spin,
+            provider=provider,
+            profile_prefix=profile_prefix,
+        )
+        self.provider = provider
+        self._cache = KvCache(bundle.kv, self.max_context)
+        if provider == CUDA:
+            self._cache = CudaKvCache(bundle.kv, self.max_context, import_onnxruntime())
+        self._binding: Any = None
+        self._check_interface(bundle)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens in the cache for each sequence, int64 [batch]."""
+        return self._cache.lengths.copy()
+
+    @property
+    def capacity(self) -> int:
+        """Tokens for which cache memory is held."""
+        return self._cache.capacity
+
+    def forward(
+        self, input_ids: np.ndarray, positions: np.ndarray | None = None, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Append tokens and compute logits; see `Backend.forward`.
+
+        A batch is prefilled in one piece and then continues one token at a time, which is what the attention
+        operator can do; a single sequence may be continued by any number of tokens.
+        """
+        if self._session is None:
+            raise NqEdgeError("NQ-OPTION", "the backend is closed.", "Open the bundle again.")
+        input_ids, positions, lengths = check_inputs(
+            input_ids,
+            positions,
+            lengths,
+            past=self._cache.lengths,
+            vocab_size=self.vocab_size,
+            max_context=self.max_context,
+        )
+        batch, sequence = input_ids.shape
+        cache = self._cache
+        past = cache.lengths if cache.lengths.size else np.zeros(batch, dtype=np.int64)
+        # Padded rows are written too, so the longest past and the whole width must fit.
+        if cache.reserve(batch, min(int(past.max()) + sequence, self.max_context)):
+            self._binding = None
+            return_freed_memory()
+        logits = np.empty((batch, positions.shape[1] if batch == 1 else 0, self.vocab_size), dtype=np.float32)
+        extra: list[dict[str, np.ndarray]] = []
+        step = self._chunk if batch == 1 else sequence
+        for start in range(0, sequence, step):
+            piece = input_ids[:, start : start + step]
+            valid = np.minimum(lengths - start, piece.shape[1])
+            whole = piece.shape[1] == sequence
+            inside = slice(None) if whole else (positions[0] >= start) & (positions[0] < start + step)
+            part, more = self._run(piece, positions[:, inside] - start, past, valid)
+            if whole:
+                logits = part
+            else:
+                logits[:, inside] = part
+            extra.append(more)
+            past = past + valid
+            cache.lengths = past
+        self.extra = {name: np.concatenate([more[name] for more in extra], axis=1) for name in self._extra_names}
+        return logits
+
+    def end_profile(self) -> str:
+        """Stop recording and return the profile's path; only with `profile_prefix`."""
+        return str(self._session.end_profiling())
+
+    def reset(self) -> None:
+        """Forget all tokens; the buffers stay."""
+        self._cache.clear()
+        self.extra = {}
+
+    def close(self) -> None:
+        """Give back the session's and the cache's memory."""
+        self._binding = self._session = None
+        self.extra = {}
+        self._cache.release()
+        return_freed_memory()
+
+    def __enter__(self) -> OnnxRuntimeBackend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_interface(self, bundle: Bundle) -> None:
+        """Refuse a graph whose inputs and outputs are not the ones this backend fills."""
+        kv = bundle.kv
+        element = {"float32": "tensor(float)", "float16": "tensor(float16)"}.get(kv.dtype)
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        outputs = {value.name: value for value in self._session.get_outputs()}
+        wanted = {"input_ids", "attention_mask", "logits_indices"}
+        caches = {f"{layer}.{part}" for layer in range(kv.layers) for part in ("key", "value")}
+        good = set(inputs) == wanted | {_PAST + name for name in caches}
+        good = good and set(outputs) == {"logits", *self._extra_names} | {_PRESENT + name for name in caches}
+        good = good and all(inputs[name].type == "tensor(int64)" for name in wanted)
+        good = good and outputs["logits"].type == "tensor(float)"
+        for name in caches if good else ():
+            value = inputs[_PAST + name]
+            shape = value.shape
+            good = good and value.type == element and len(shape) == 4 and shape[1] == kv.heads
+            good = good and shape[3] == kv.head_dim
+        if not good:
+            self.close()
+            raise NqEdgeError(
+                "NQ-BUNDLE",
+                "the graph's inputs and outputs are not those that the manifest describes.",
+                "Run `nq-edge export` again.",
+            )
+
+    def _run(
+        self, input_ids: np.ndarray, positions: np.ndarray, past: np.ndarray, valid: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """One pass through the graph; `past` are the tokens before it, `valid` the new ones of each row."""
+        batch, sequence = input_ids.shape
+        total = int(past.max()) + sequence
+        mask = (np.arange(total) < (past + valid)[:, None]).astype(np.int64)
+        logits = np.empty((batch, positions.shape[1], self.vocab_size), dtype=np.float32)
+        binding = self._bound()
+        for name, array in (("input_ids", input_ids), ("attention_mask", mask), ("logits_indices", positions)):
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        for name in self._extra_names:
+            binding.bind_output(name)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            raise NqEdgeError("NQ-BACKEND", f"ONNX Runtime failed: {str(error).strip()}") from error
+        if not self._extra_names:
+            return logits, {}
+        found = dict(zip(self._output_order, binding.get_outputs(), strict=True))
+        return logits, {name: np.asarray(found[name].numpy(), dtype=np.float32) for name in self._extra_names}
+
+    def _bound(self) -> Any:
+        """The binding that holds the cache; made again when the buffers move."""
+        if self._binding is None:
+            binding = self._session.io_binding()
+            for name, buffer in self._cache.named():
+                if self.provider == CUDA:
+                    binding.bind_ortvalue_input(_PAST + name, buffer)
+                    binding.bind_ortvalue_output(_PRESENT + name, buffer)
+                    continue
+                place = ("cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+                binding.bind_input(_PAST + name, *place)
+                binding.bind_output(_PRESENT + name, *place)
+            self._output_order = [_PRESENT + name for name, _ in self._cache.named()]
+            self._output_order += ["logits", *self._extra_names]
+            self._binding = binding
+        return self._binding

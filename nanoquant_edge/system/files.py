@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are never half written, and paths that never leave their folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import NqEdgeError
+from .disk import disk_trouble, exchange, lock, remove, remove_stale, scratch_prefix, sync_folder
+
+__all__ = [
+    "check_new_folder",
+    "new_folder",
+    "path_in_snapshot",
+    "path_inside",
+    "read_json",
+    "read_text",
+    "sha256_of",
+    "write_json",
+]
+
+#: Larger than any config, manifest or tokenizer.json seen (Gemma's tokenizer.json is 33 MB).
+MAX_JSON_BYTES = 256 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """The path of `name` inside `folder`.
+
+    Raises:
+        NqEdgeError: NQ-PATH when the name is absolute, empty, or resolves (through `..` or a symbolic link) to a
+            place outside the folder.
+    """
+    if not _is_relative_name(name):
+        raise NqEdgeError("NQ-PATH", f"{name[:200]!r} is not a file name inside {folder}.")
+    root = folder.resolve()
+    try:
+        target = (root / name).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of symbolic links
+        raise NqEdgeError("NQ-PATH", f"{name!r} leads nowhere in {folder}.") from error
+    if target == root or root not in target.parents:
+        raise NqEdgeError("NQ-PATH", f"{name!r} leads outside {folder}.")
+    return target
+
+
+def path_in_snapshot(folder: Path, name: str) -> Path:
+    """A file of a model folder. The Hugging Face cache's snapshots hold links to `blobs` beside them: let through.
+
+    Raises:
+        NqEdgeError: NQ-PATH when the name or a link leads elsewhere.
+    """
+    snapshots = folder.resolve().parent
+    if _is_relative_name(name) and Path(name).name == name and snapshots.name == "snapshots":
+        path = folder / name
+        if path.is_symlink():
+            target = path_inside(snapshots.parent, f"snapshots/{folder.resolve().name}/{name}")
+            if target.parent == snapshots.parent / "blobs":
+                return target
+    return path_inside(folder, name)
+
+
+def _is_relative_name(name: str) -> bool:
+    try:
+        parts = [part.encode() for part in Path(name).parts]
+    except UnicodeEncodeError:  # lone surrogates, which JSON can hold
+        return False
+    longest = max(map(len, parts), default=0)  # file systems allow 255 bytes
+    return 0 < longest <= 255 and "\0" not in name and not Path(name).is_absolute()
+
+
+def read_text(path: Path, code: str) -> str:
+    """A UTF-8 file of at most `MAX_JSON_BYTES`, its size checked first.
+
+    Raises:
+        NqEdgeError: `code` when the file is missing, too large or not UTF-8.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise NqEdgeError(code, f"{path} has {size} bytes, more than any real file of its kind.")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise NqEdgeError(code, f"cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise NqEdgeError(code, f"{path} is not valid UTF-8 ({error.reason}).") from error
+
+
+def read_json(path: Path, code: str) -> dict[str, Any]:
+    """A JSON object from a file, its size checked first.
+
+    Raises:
+        NqEdgeError: `code` when the file is missing, too large, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(read_text(path, code))
+    except (ValueError, RecursionError) as error:
+        raise NqEdgeError(code, f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise NqEdgeError(code, f"{path} does not hold a JSON object.")
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, flush it to disk, then rename: the old file or the new one, never half."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+
+
+def _sync_tree(folder: Path) -> None:
+    """Flush every file and folder below `folder` to disk, so that the rename that follows is safe at power loss."""
+    for path in [*folder.rglob("*"), folder]:
+        if os.name == "nt" and path.is_dir():  # Windows opens no folders, and flushes files opened for writing only
+            continue
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _written_by_us(folder: Path) -> bool:
+    """Whether a folder is empty, a bundle, or a NanoQuant checkpoint, and so safe to replace."""
+    if any((folder / name).is_file() for name in ("nq_bundle.json", "nq_deploy.json")) or not any(folder.iterdir()):
+        return True
+    config = folder / "config.json"
+    return config.is_file() and "quantization_config" in read_json(config, "NQ-OUTPUT")
+
+
+def check_new_folder(path: Path, overwrite: bool = False) -> None:
+    """Refuse an output path before the work for it begins.
+
+    Raises:
+        NqEdgeError: NQ-OUTPUT when `path` exists and `overwrite` is false, when it is not a folder that this
+            package wrote, or when no folder can be made there.
+    """
+    path = path.absolute()
+    if path.exists():
+        if not overwrite:
+            raise NqEdgeError("NQ-OUTPUT", f"{path} exists already.")
+        ours = path.is_dir() and _written_by_us(path)
+        if not ours:
+            raise NqEdgeError(
+                "NQ-OUTPUT",
+                f"{path} exists and was not written by nq-edge, so it is not replaced.",
+                "Choose another --output.",
+            )
+    above = next(parent for parent in path.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise NqEdgeError("NQ-OUTPUT", f"cannot write beside {path}: {above} is not a folder that can be written.")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A scratch folder beside `path` that takes its name when the block ends well, and vanishes when it does not.
+
+    Raises:
+        NqEdgeError: NQ-OUTPUT when `path` exists and `overwrite` is false, when it is not a folder that this
+            package wrote (`config.json` or `nq_bundle.json` inside, or empty), or when it cannot be written.
+    """
+    path = path.absolute()
+    check_new_folder(path, overwrite)
+    held = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(path)
+        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=scratch_prefix(path)))
+        scratch.chmod(0o755)
+        held = lock(scratch)
+    except OSError as error:
+        raise NqEdgeError("NQ-OUTPUT", f"cannot write beside {path}: {error.strerror}.") from error
+    try:
+        yield scratch
+        _sync_tree(scratch)
+        _take_place(scratch, path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        remove(scratch)
+        trouble = disk_trouble(error) if isinstance(error, Exception) else None
+        if trouble is not None:
+            raise NqEdgeError(
+                "NQ-OUTPUT", f"cannot write {path}: {trouble.strerror}.", "Free some space, or choose another --output."
+            ) from error
+        raise
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _take_place(scratch: Path, path: Path) -> None:
+    """Give the finished folder its name. What stood there is swapped in one step, so that one of them always stands."""
+    if not path.exists():
+        scratch.rename(path)
+    elif exchange(scratch, path):
+        remove(scratch)
+    else:
+        _take_place_in_two_steps(scratch, path)
+
+
+def _take_place_in_two_steps(scratch: Path, path: Path) -> None:
+    """For file systems that cannot swap; what stood there comes back if the second step fails."""
+    retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    path.rename(retired / "old")
+    try:
+        scratch.rename(path)
+    except BaseException:
+        (retired / "old").rename(path)
+        retired.rmdir()
+        raise
+    shutil.rmtree(retired)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration windows: distinct, from the text as perplexity reads it, or written by the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanoquant_edge.compression.calibrate.text import read_text, sampled_windows, text_windows
+from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.validation import text as validation_text
+from tests.compression.support import dense_llama
+
+#: A heading, a blank row and two paragraphs as the raw corpus has them, and the text that models are scored on.
+ROWS = " \n = Valkyria = \n \n The game began .\n\n It ended .\n"
+JOINED = "\n\n = Valkyria = \n\n\n\n\n The game began .\n\n\n\n\n It ended .\n"
+
+
+class Words:
+    """A tokenizer for which every number in the text is an id."""
+
+    def __call__(self, text: str, verbose: bool) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+
+def numbers(count: int) -> str:
+    return " ".join(map(str, range(count)))
+
+
+def test_calibration_and_validation_read_a_text_alike(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    for content in (ROWS, "no end", "", "a\r\nb\r\n", "\n\n\n", "ünïcode\n\n日本\n"):
+        path.write_bytes(content.encode())
+        assert read_text(path) == validation_text.read_text(path)
+    path.write_text(ROWS)
+    assert read_text(path) == JOINED
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot read"), (b"\xff\xfe\x00", "is not UTF-8"), ("folder", "cannot read")]
+)
+def test_texts_that_cannot_be_read_are_refused(tmp_path: Path, content: bytes | str | None, message: str) -> None:
+    path = tmp_path / "t.txt"
+    if content == "folder":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(NqEdgeError, match=message) as caught:
+        read_text(path)
+    assert caught.value.code == "NQ-CALIBRATION"
+
+
+def test_a_huge_text_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "big").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    with pytest.raises(NqEdgeError, match="at most") as caught:
+        read_text(tmp_path / "big")
+    assert caught.value.code == "NQ-CALIBRATION"
+
+
+def test_windows_lie_side_by_side_where_the_text_is_long_enough() -> None:
+    found = text_windows(Words(), numbers(103), 10, 10, 0)
+    assert found.shape == (10, 10)
+    assert sorted(found[:, 0].tolist()) == list(range(0, 100, 10))
+    assert all(row.tolist() == list(range(row[0], row[0] + 10)) for row in found)
+    some = text_windows(Words(), numbers(1000), 5, 10, 0)
+    assert len(set(some[:, 0].tolist())) == 5
+    assert all(start % 10 == 0 for start in some[:, 0].tolist())
+
+
+def test_a_short_text_gives_overlapping_but_distinct_windows() -> None:
+    found = text_windows(Words(), numbers(30), 8, 10, 0)
+    assert len(set(found[:, 0].tolist())) == 8
+    everything = text_windows(Words(), numbers(17), 8, 10, 0)
+    assert sorted(everything[:, 0].tolist()) == list(range(8))
+
+
+def test_the_seed_chooses_windows() -> None:
+    first, again, other = (text_windows(Words(), numbers(1000), 5, 10, seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_spread_windows_are_those_of_the_official_run() -> None:
+    # 114 whole windows, of which 32 at linspace(0, 113, 32) truncated (method section 21.1); here 12 and 5.
+    found = text_windows(Words(), numbers(12 * 4 + 3), 5, 4, 7, "spread")
+    assert found[:, 0].tolist() == [0, 2 * 4, 5 * 4, 8 * 4, 11 * 4]
+    with pytest.raises(NqEdgeError, match="need at least 24"):
+        text_windows(Words(), numbers(23), 6, 4, 0, "spread")
+
+
+def test_random_windows_repeat_as_the_official_loader_s_do() -> None:
+    found = text_windows(Words(), numbers(5000), 128, 8, 0, "random")
+    distinct = {tuple(row) for row in found.tolist()}
+    assert 70 <= len(distinct) <= 92  # 128 drawn with replacement from 128: 81 on average
+    assert all(row == list(range(row[0], row[0] + 8)) for row in found.tolist())
+    assert torch.equal(found, text_windows(Words(), numbers(5000), 128, 8, 0, "random"))
+    whole = text_windows(Words(), numbers(5000), 128, 8, 0)
+    assert len({tuple(row) for row in whole.tolist()}) == 128
+
+
+@pytest.mark.parametrize(("tokens", "windows"), [(0, 1), (9, 1), (16, 8)])
+def test_too_short_a_text_is_refused(tokens: int, windows: int) -> None:
+    with pytest.raises(NqEdgeError, match=f"has {tokens} tokens; {windows} windows of 10 need at least") as caught:
+        text_windows(Words(), numbers(tokens), windows, 10, 0)
+    assert caught.value.code == "NQ-CALIBRATION"
+    assert "--calibration" in caught.value.hint
+
+
+def test_a_model_writes_windows_that_it_finds_likely() -> None:
+    model = dense_llama()
+    with torch.no_grad():
+        model.model.norm.weight.mul_(3)  # sharper than uniform
+    found = sampled_windows(model, 6, 40, 0, 1)
+    assert found.shape == (6, 40)
+    assert found.dtype == torch.int64
+    assert found[:, 0].tolist() == [1] * 6
+    assert len({tuple(row.tolist()) for row in found}) == 6
+    assert torch.equal(found, sampled_windows(model, 6, 40, 0, 1))
+    assert not torch.equal(found, sampled_windows(model, 6, 40, 1, 1))
+
+    def loss(ids: torch.Tensor) -> float:
+        with torch.no_grad():
+            scores = model(ids).logits[:, :-1].log_softmax(-1)
+        return float(-scores.gather(-1, ids[:, 1:, None]).mean())
+
+    other = torch.randint(0, 320, found.shape, generator=torch.Generator().manual_seed(0))
+    assert loss(found) < loss(other) - 1
+
+
+class StartingWords(Words):
+    """A tokenizer that puts 900 in front of a text."""
+
+    bos_token_id = 900
+
+    def __call__(self, text: str, verbose: bool) -> dict[str, list[int]]:
+        return {"input_ids": [900, *super().__call__(text, verbose)["input_ids"]]}
+
+
+@pytest.mark.parametrize("choice", ["distinct", "spread", "random"])
+def test_every_window_begins_with_the_start_token_that_the_tokenizer_puts_in_front(choice: str) -> None:
+    found = text_windows(StartingWords(), numbers(63), 5, 8, 0, choice)
+    assert found.shape == (5, 8)
+    assert bool((found[:, 0] == 900).all())
+    without = text_windows(Words(), numbers(63), 5, 7, 0, choice)
+    assert torch.equal(found[:, 1:], without)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes on one compression (gloo): the same model in both, and what one process alone would have made."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanoquant_edge.compression import compress
+from nanoquant_edge.compression.calibrate import importances as importance
+from nanoquant_edge.compression.calibrate.curvature import with_curvature
+from nanoquant_edge.compression.calibrate.importances import Importance, Moment, collect_importances
+from nanoquant_edge.compression.calibrate.sensitivities import measured_errors
+from nanoquant_edge.compression.execution.parallel import Team, joined_team, team
+from nanoquant_edge.compression.factorize import lb_admm as admm
+from nanoquant_edge.compression.factorize.lb_admm import AdmmSettings, factorize
+from nanoquant_edge.compression.factorize.lb_admm_curved import factorize_curved
+from nanoquant_edge.compression.tune.optimizer import ParameterGroup, train
+from nanoquant_edge.formats.checkpoint import Checkpoint
+from tests.compression.support import dense_folder, dense_llama, linears_of, short_recipe, write_text
+
+SCRIPT = """
+import hashlib, json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from nanoquant_edge.compression import compress
+from nanoquant_edge.compression.execution.parallel import joined_team
+from nanoquant_edge.compression import admm
+from tests.compression import test_parallel as shared
+
+model, text, output = map(Path, sys.argv[1:])
+with joined_team(torch.device("cpu")) as (team, _):
+    assert team.size == 2
+    admm._WORTH_SHARING = 0  # no layer of a tiny model is
+    found = {name: getattr(shared, name)() for name in shared.SHARED} | {"rank": team.rank}
+    checkpoint = compress(model, output, calibration=text, **shared.OPTIONS)
+    found["weights"] = hashlib.sha256((output / "nanoquant.safetensors").read_bytes()).hexdigest()
+    streamed = output.with_name("streamed")
+    compress(model, streamed, calibration=text, stream_weights=True, **shared.OPTIONS)
+    found["streamed"] = hashlib.sha256((streamed / "nanoquant.safetensors").read_bytes()).hexdigest()
+    found["kd_loss"] = checkpoint.settings.recipe["kd_loss"]
+output.with_name(f"rank{team.rank}.json").write_text(json.dumps(found))
+"""
+#: One stage whose batch is shared out evenly, one with an uneven last batch, one that is too small to share.
+OPTIONS: dict[str, Any] = {
+    "recipe": short_recipe(fp_batch=2, kd_batch=3, ste_batch=1, refresh_inputs=True, rank_sensitivity=True),
+    "device": "cpu",
+    "compute_dtype": "float32",
+    "bpw": 2.0,
+}
+
+
+#: Tensors of a layer's factors.
+PARTS = ("u_latent", "v_latent", "scale_out", "scale_in")
+#: What each process works out, alone and together.
+SHARED = ("tuned", "importances", "curvature", "sensitivities", "sides")
+
+
+def tuned() -> list[float]:
+    """A stage with a known loss; seven samples in batches of three."""
+    x, targets = torch.zeros(4), torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+
+    def step_loss(chosen: torch.Tensor) -> torch.Tensor:
+        loss = (x - targets[chosen]).square().sum(-1).mean()
+        loss.backward()
+        return loss.detach()
+
+    outcome = train([ParameterGroup([x], 0.1)], 7, 3, 4, 0, step_loss)
+    return [*x.tolist(), outcome.first, outcome.last]
+
+
+def importances() -> list[float]:
+    """Two sums for each layer of a tiny model, over five windows.
+
+    All five are the same: clipping goes by the largest norms so far, and so by the order of the windows.
+    """
+    model = dense_llama()
+    ids = torch.randint(0, 320, (1, 24), generator=torch.Generator().manual_seed(1)).expand(5, -1)
+    found = collect_importances(model, linears_of(model), ids, 0.2)
+    return [float(part.sum()) for value in found.values() for part in (value.inputs, value.outputs)]
+
+
+def curvature() -> list[float]:
+    """Two sums for each layer of a tiny model, over five windows."""
+    model = dense_llama()
+    ids = torch.randint(0, 320, (5, 24), generator=torch.Generator().manual_seed(2))
+    ones = {n: Importance(torch.ones(m.in_features), torch.ones(m.out_features)) for n, m in linears_of(model).items()}
+    found = [value.curvature for value in with_curvature(model, linears_of(model), ids, ones).values()]
+    return [float(part.sum()) for factor in found if factor is not None for part in (factor.triu(), factor[0])]
+
+
+def sensitivities() -> list[float]:
+    """Errors of all layers of a tiny model at three ranks; the layers are shared out."""
+    layers = linears_of(dense_llama())
+    ones = {n: Importance(torch.ones(m.in_features), torch.ones(m.out_features)) for n, m in layers.items()}
+    errors = measured_errors(layers, ones, dict.fromkeys(layers, 32), torch.device("cpu"))
+    return [float(value) for value in errors.flatten()]
+
+
+def sides() -> list[float]:
+    """Two factorizations with a side in each process, and that they are to the bit what one process makes."""
+    generator = torch.Generator().manual_seed(3)
+    weight, i, o = (torch.randn(*shape, generator=generator) for shape in ((40, 24), (24, 60), (40, 60)))
+    curves = i @ i.T / 60 + torch.eye(24), o @ o.T / 60 + torch.eye(40)
+    found = []
+    assert admm.Problem((40, 24), 16, AdmmSettings(together=True), torch.device("cpu")).apart == (team().size > 1)
+    for dtype, kept in ((torch.float32, None), (torch.float32, {}), (torch.bfloat16, None)):
+        settings = AdmmSettings(steps=12, dtype=dtype)
+        together = replace(settings, together=True)
+        for turn in (weight, weight.T):
+            diagonals = (curves[0].diagonal(), curves[1].diagonal())[:: 1 if turn is weight else -1]
+            dense = curves[:: 1 if turn is weight else -1]
+            pairs = [
+                [factorize(turn, *diagonals, 16, way, 1, kept) for way in (settings, together)],
+                [factorize_curved(turn, *dense, (1.0, 1.0), 16, way, 1, kept) for way in (settings, together)],
+            ]
+            for alone, shared in pairs:
+                assert all(torch.equal(getattr(alone, name), getattr(shared, name)) for name in PARTS)
+                found.append(shared.error)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_two_processes_make_one_model(tmp_path: Path) -> None:
+    model, text = dense_folder(tmp_path / "m"), write_text(tmp_path)
+    (tmp_path / "child.py").write_text(SCRIPT)
+    # What torchrun sets.
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common |= {"PYTHONPATH": str(Path(__file__).resolve().parents[3]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "child.py"), str(model), str(text), str(tmp_path / "pair")]
+    children = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    try:
+        assert [child.wait(300) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+    one, two = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert (one.pop("rank"), two.pop("rank")) == (0, 1)
+    assert one == two
+    assert one["streamed"] == one["weights"]
+    # Sums are taken in another order, so figures agree to rounding; a sign may flip, so the model to its loss.
+    assert one["tuned"] == pytest.approx(tuned(), rel=1e-4)
+    assert one["importances"] == pytest.approx(importances(), rel=1e-3)
+    assert one["curvature"] == pytest.approx(curvature(), rel=1e-2)
+    assert one["sides"] == pytest.approx(sides(), rel=1e-3)
+    assert one["sensitivities"] == sensitivities()  # each is one process's, and nothing is added to it but zeros
+    alone = compress(model, tmp_path / "alone", calibration=text, **OPTIONS)
+    assert one["kd_loss"] == pytest.approx(alone.settings.recipe["kd_loss"], rel=0.1)
+    assert Checkpoint(tmp_path / "pair").settings.ranks == alone.settings.ranks
+    assert not list(tmp_path.glob("*.resume"))
+
+
+def test_what_was_clipped_lower_elsewhere_is_rescaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(Team):
+        """Stands for a process whose clip is 6 and whose total is 100 in each channel."""
+
+        def largest(self, value: torch.Tensor) -> torch.Tensor:
+            return value.clamp_min(6.0)
+
+        def add(self, tensors: Any) -> None:
+            for tensor in tensors:
+                tensor.add_(100.0)
+
+    moment = Moment()
+    moment.add(torch.tensor([[[3.0, 0.0], [0.0, 1.0]]]))
+    alone = moment.total.clone()
+    monkeypatch.setattr(importance, "team", lambda: Other(0, 2))
+    moment.combine()
+    torch.testing.assert_close(moment.total, alone * 4 + 100)
+    assert float(moment.clip) == 6.0
+
+
+def test_one_process_is_a_team_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    device = torch.device("cpu")
+    with joined_team(device) as (alone, own):
+        assert (alone, own) == (Team(), device)
+        assert team() == Team()
+        assert not alone.splits(8)
+        x = torch.ones(3)
+        alone.add([x])
+        alone.take_first([x])
+        assert x.tolist() == [1, 1, 1]
+
+
+def test_rows_are_shared_where_there_are_enough() -> None:
+    rows = torch.arange(5)
+    assert [Team(rank, 2).share(rows).tolist() for rank in range(2)] == [[0, 2, 4], [1, 3]]
+    assert [Team(rank, 2).share(rows[:1]).tolist() for rank in range(2)] == [[0], [0]]
+    assert not Team(0, 2).splits(1)
+    assert Team(0, 2).splits(2)
+
+
+def test_only_large_layers_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admm, "team", lambda: Team(0, 2))
+    nowhere, together = torch.device("meta"), AdmmSettings(together=True)
+    assert admm.Problem((4096, 4096), 1984, together, nowhere).apart
+    assert not admm.Problem((1536, 576), 384, together, nowhere).apart
+    assert not admm.Problem((4096, 4096), 1984, AdmmSettings(), nowhere).apart
