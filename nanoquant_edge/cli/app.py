@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> Any:
         arguments: command line without the program's name; None takes the process's own.
     """
     # PyTorch's OpenMP threads spin while they wait. On a machine that does anything else, they then take each other's
-    # cores: factorization ran 6 times slower beside one busy process (docs/notes.md). Read when the library loads.
+    # cores: factorization ran 6 times slower beside one busy process (docs/notes/cpu.md). Read when the library loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _end_on_sigterm()
     try:

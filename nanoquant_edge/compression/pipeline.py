@@ -66,7 +66,7 @@ def compress(
 
     Holds the dense model in float32, three activation streams of windows x length x hidden float32, a bit for each
     sign of finished layers, and in the last stage a second set of dense-sized layers. With streamed weights, one block
-    in place of the model and of the second set, and more streams while importances are collected (docs/notes.md).
+    in place of the model and of the second set, and more streams while importances are collected (docs/notes/gpu.md).
 
     Args:
         model: Hugging Face folder, .gguf file or hub id.

@@ -3,7 +3,7 @@
 
 For each half of a compressed layer: hand-off + chain + max(bytes / bandwidth, instructions / issue rate, products /
 tensor rate). Bytes are the packed words in tiles of 16 x 256; instructions a tile come from the machine code; the chain
-is the straight path of one warp. Its constants were read off an H200 (docs/notes.md, "CUDA kernels: one row").
+is the straight path of one warp. Its constants were read off an H200 (docs/notes/gpu.md, "CUDA kernels: one row").
 `STREAM`, `LINEARS` and `BLOCK_US` were fitted to whole decode steps measured there (docs/figures/gpu_decode.json, batch
 1, Qwen3-0.6B, Llama-3.2-1B and Qwen3-8B shapes); benchmarks/forecast.py prints what they miss.
 """
@@ -71,7 +71,7 @@ class Code:
         """What `python -m benchmarks.gpu_forecast` reads in sm_86, 87, 89 and 90 code, which differ by 4 % at most.
 
         For int8 tensor cores its instructions are taken 1.4 times: on the H200 the bit path was that much faster
-        (docs/notes.md); 16 products of m16n8k32 make two planes of a tile.
+        (docs/notes/gpu.md); 16 products of m16n8k32 make two planes of a tile.
         """
         return cls({1: (65.0, 2.0), 2: (34.0, 2.0)}, 369) if bits else cls({1: (91.0, 16.0), 2: (48.0, 16.0)}, 369)
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // ONNX Runtime's GroupQueryAttention spends most of a step's time on products of one row (see
-// docs/notes.md); this operator has its semantics where past and present are one buffer.
+// docs/notes/cpu.md); this operator has its semantics where past and present are one buffer.
 
 #include "attention_cpu.h"
 

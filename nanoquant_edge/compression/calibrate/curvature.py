@@ -9,7 +9,7 @@ Kronecker product L x R nearest to it in the sense of a matrix normal distributi
 so a token counts by how unusual its other half is. Both factors are updated from the previous pass at once (Jacobi),
 which takes one forward and backward pass each; they start from the diagonal importances. L is kept. R is measured again
 on the compressed stream just before a block's layers are factorized, every token alike: weighing them as the rule does
-loses the massive activations of first tokens, whose gradients are small (docs/notes.md).
+loses the massive activations of first tokens, whose gradients are small (docs/notes/quality.md).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _EPS = 1e-12
 #: bound on the largest eigenvalue that the solver takes is a few times too large, more so at a high rank.
 CONDITION, NEWTON_STEPS, _HIGH_RANK, _CONDITION_THERE, _NEWTON_STEPS_THERE = 100.0, 6, 1024, 200.0, 7
 #: Entries of both factors from which two processes take a side each; below, messages and single launches cost more
-#: than a side. By arithmetic (docs/notes.md): a 4096 x 4096 layer at 1 bit has twice as many.
+#: than a side. By arithmetic (docs/notes/gpu.md): a 4096 x 4096 layer at 1 bit has twice as many.
 _WORTH_SHARING = 1 << 23
 
 

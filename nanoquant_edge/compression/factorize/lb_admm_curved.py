@@ -30,7 +30,7 @@ _Map = Callable[[Tensor], Tensor]
 #: of 1.7B (method section 19.4).
 _POWER = 0.5
 #: Against solves by eigenvectors in float64, the final error of real layers is the same to the spread over starts from
-#: one step on (docs/notes.md).
+#: one step on (docs/notes/quality.md).
 _CG_STEPS = 2
 _TINY = 1e-30
 

@@ -9,7 +9,7 @@ namespace nq_cuda {
 
 namespace {
 
-// Where one family takes over from another, from times on an H200 (docs/notes.md).
+// Where one family takes over from another, from times on an H200 (docs/notes/gpu.md).
 constexpr int64_t kFewRows = 4;           // the matrix-vector kernels win,
 constexpr int64_t kFewRowsSmall = 8;      // up to here for layers of at most
 constexpr int64_t kSmallBytes = 1 << 19;  // so many packed bytes.

@@ -6,7 +6,7 @@ float32 graphs, which are for CPUs, also carry a bias that masks everything outs
 not, because the CUDA kernel takes no bias; with a window they ask for a runtime that counts as 1.31 does.
 
 Where this package's CPU kernels run the graph, its own attention takes the place of GroupQueryAttention, which needs 60
-to 550 microseconds a token and block for what takes 10 (docs/notes.md).
+to 550 microseconds a token and block for what takes 10 (docs/notes/cpu.md).
 """
 
 from __future__ import annotations
