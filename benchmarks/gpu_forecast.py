@@ -27,7 +27,8 @@ from nanoquant_edge.devices.forecast import gpu_of
 from nanoquant_edge.devices.gpu_time import Code, Gpu, half_us, layer_us
 from nanoquant_edge.models.rates import rank_for_rate
 
-SOURCE = Path(__file__).parents[1] / "plugins" / "kernels" / "cuda" / "gemv.cu"
+KERNELS = Path(__file__).parents[1] / "plugins" / "kernels"
+SOURCE = KERNELS / "cuda" / "gemv" / "forward.cu"
 
 #: share of the bandwidth that one layer alone reaches (assumed); whole decode steps reach less (devices/gpu_time.py)
 BANDWIDTH_SHARE = 0.85
@@ -75,9 +76,9 @@ def _kernel(kernels: dict[str, list[tuple[int, str]]], width: int, bits: bool) -
 
 def code_of(architecture: int, bits: bool, folder: Path) -> Code:
     """Read the machine code of the one-row kernels."""
-    kernels = disassemble(SOURCE, architecture, folder)
+    kernels = disassemble(SOURCE, architecture, folder, KERNELS)
     # Only sm_90 code marks where its straight path begins; it is taken for all.
-    marked = kernels if architecture == 90 else disassemble(SOURCE, 90, folder)
+    marked = kernels if architecture == 90 else disassemble(SOURCE, 90, folder, KERNELS)
     per_tile: dict[int, tuple[float, float]] = {}
     for width in (1, 2):
         code = _kernel(kernels, width, bits)

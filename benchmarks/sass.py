@@ -27,8 +27,8 @@ class Loop:
     weights: int
 
 
-def disassemble(source: Path, architecture: int, folder: Path) -> dict[str, list[tuple[int, str]]]:
-    """Compile a CUDA file for one architecture.
+def disassemble(source: Path, architecture: int, folder: Path, include: Path) -> dict[str, list[tuple[int, str]]]:
+    """Compile a CUDA file for one architecture, its headers found below `include`.
 
     Returns:
         mangled kernel name -> (address, instruction with its predicate) in order.
@@ -40,8 +40,8 @@ def disassemble(source: Path, architecture: int, folder: Path) -> dict[str, list
         if shutil.which(tool) is None:
             raise RuntimeError(f"{tool} was not found on PATH")
     cubin = folder / f"{source.stem}_{architecture}.cubin"
-    command = ["nvcc", "-std=c++17", "-O3", "-DNDEBUG", f"-arch=sm_{architecture}", "-cubin", "-o", cubin, source]
-    subprocess.run(command, check=True)
+    command = ["nvcc", "-std=c++17", "-O3", "-DNDEBUG", f"-arch=sm_{architecture}", f"-I{include}", "-cubin"]
+    subprocess.run([*command, "-o", cubin, source], check=True)
     text = subprocess.run(["cuobjdump", "-sass", cubin], check=True, capture_output=True, text=True).stdout
     kernels: dict[str, list[tuple[int, str]]] = {}
     name = ""

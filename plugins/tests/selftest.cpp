@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "../kernels/cpu/convert.h"
-#include "../kernels/cpu/isa_table.h"
+#include "../kernels/cpu/isa.h"
 #include "../kernels/nq_attention.h"
 #include "../kernels/nq_kernels.h"
 

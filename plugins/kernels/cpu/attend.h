@@ -10,8 +10,8 @@
 
 #include <string.h>
 
-#include "../nq_attention.h"
-#include "isa_table.h"
+#include "cpu/isa.h"
+#include "nq_attention.h"
 
 // Keys of one block of scores: what the widest micro-kernel takes.
 constexpr int64_t kKeyBlock = kPanelRows;

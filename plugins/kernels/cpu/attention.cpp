@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "../nq_attention.h"
-#include "attend.h"
-#include "isa_table.h"
+#include "cpu/attend.h"
+#include "cpu/isa.h"
+#include "nq_attention.h"
 
 extern "C" nq_status nq_attention_check(const nq_attention* attention) {
   if (attention == nullptr) return NQ_BAD_ARGUMENT;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "isa_table.h"
+#include "cpu/isa.h"
 
 namespace {
 

@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-#include "isa_table.h"
+#include "cpu/isa.h"
 
 namespace {
 

@@ -12,7 +12,7 @@
 #ifndef NQ_CPU_PANEL_H
 #define NQ_CPU_PANEL_H
 
-#include "isa_table.h"
+#include "cpu/isa.h"
 
 namespace {
 

@@ -2,8 +2,8 @@
 //
 // The C interface: checks what the caller says and chooses the kernels.
 
-#include "gemm_mma_plan.h"
-#include "internal.h"
+#include "cuda/internal.h"
+#include "cuda/mma/plan.h"
 
 namespace nq_cuda {
 

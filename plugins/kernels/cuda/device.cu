@@ -4,7 +4,7 @@
 
 #include <cstdio>
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace nq_cuda {
 

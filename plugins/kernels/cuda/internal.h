@@ -8,7 +8,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../nq_cuda.h"
+#include "nq_cuda.h"
 
 namespace nq_cuda {
 

@@ -7,7 +7,7 @@
 
 #include <utility>
 
-#include "internal.h"
+#include "cuda/internal.h"
 
 namespace nq_cuda {
 

@@ -2,7 +2,7 @@
 //
 // Copies and waits on a stream, for callers that have no CUDA runtime of their own.
 
-#include "internal.h"
+#include "cuda/internal.h"
 
 extern "C" nq_status nq_cuda_copy_rows(const void* from, size_t from_pitch, void* to,
                                        size_t to_pitch, size_t width, size_t rows, void* stream) {

@@ -2,7 +2,7 @@
 //
 // Layout 0 (row-major words) to layout 1 (tensor-core tiles) and back. See nq_kernels.h.
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace nq_cuda {
 

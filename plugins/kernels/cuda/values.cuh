@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "../nq_cuda.h"
+#include "nq_cuda.h"
 
 namespace nq_cuda {
 

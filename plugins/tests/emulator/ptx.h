@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What ptx.cuh and gemm_mma_instructions.cuh offer, for the emulator; included before everything
-// else in place of both.
+// What cuda/ptx.cuh and cuda/mma/instructions.cuh offer, for the emulator; included before
+// everything else in place of both.
 
 #ifndef NQ_EMULATOR_PTX_H
 #define NQ_EMULATOR_PTX_H
 #define NQ_CUDA_PTX_CUH
-#define NQ_CUDA_GEMM_MMA_INSTRUCTIONS_CUH
+#define NQ_CUDA_MMA_INSTRUCTIONS_CUH
 
 #include "cuda_runtime.h"
 

@@ -3,7 +3,7 @@
 // The product with a block shape of the test's choice per stage, and nothing of the other families:
 // what run.sh builds for check.py, measure.py and sanitize.cu.
 
-#include "../../kernels/cuda/gemm_mma_plan.h"
+#include "cuda/mma/plan.h"
 
 extern "C" {
 int nq_forced_shape[2] = {-1, -1};  // of the first and second stage; -1 leaves it to the model
@@ -27,4 +27,4 @@ nq_status gemv_forward(const nq_cuda_pass&, const nq_cuda_device&, bool, cudaStr
 }  // namespace nq_cuda
 
 #define choose_shape choose_or_force
-#include "../../kernels/cuda/gemm_mma.cu"
+#include "cuda/mma/forward.cu"

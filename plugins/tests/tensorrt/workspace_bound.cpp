@@ -6,7 +6,7 @@
 
 #include <stdio.h>
 
-#include "../../kernels/cuda/gemm_mma_plan.h"
+#include "cuda/mma/plan.h"
 
 namespace {
 

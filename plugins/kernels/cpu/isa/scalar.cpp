@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The plain C++ kernels: the reference for the others and the last resort on any processor.
+
+#include "cpu/attend.h"
+#include "cpu/convert.h"
+#include "cpu/isa.h"
+#include "cpu/lookup.h"
+#include "cpu/panel.h"
+
+namespace {
+
+// Four floats at a time, which any compiler maps on whatever the baseline offers.
+struct Plain {
+  static constexpr int kLanes = 4;
+  static constexpr int kVectors = 2;
+  static constexpr int kRows = 4;
+  struct Floats {
+    float v[kLanes];
+  };
+  struct Words {
+    uint32_t v[kLanes];
+  };
+
+  static Floats zero() { return Floats{}; }
+  static Floats load(const float* from) {
+    Floats out;
+    memcpy(out.v, from, sizeof out.v);
+    return out;
+  }
+  static void store(float* to, const Floats& value) { memcpy(to, value.v, sizeof value.v); }
+  static Floats fma(float a, const Floats& b, Floats c) {
+    for (int i = 0; i < kLanes; ++i) c.v[i] += a * b.v[i];
+    return c;
+  }
+  static Floats multiply_add(const Floats& a, const Floats& b, Floats c) {
+    for (int i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
+    return c;
+  }
+  static float total(const Floats& a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+  static Words load_words(const uint32_t* from) {
+    Words out;
+    memcpy(out.v, from, sizeof out.v);
+    return out;
+  }
+  static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
+    for (int w = 0; w < 4; ++w) {
+      for (int i = 0; i < kLanes; ++i) out[w].v[i] = rows[i][word + w];
+    }
+  }
+  static Floats sign_one(const Words& bits) {
+    Floats out;
+    for (int i = 0; i < kLanes; ++i) {
+      out.v[i] = bits_to_float((bits.v[i] & 0x80000000u) | 0x3f800000u);
+    }
+    return out;
+  }
+  static Words shift_up(Words bits) {
+    for (int i = 0; i < kLanes; ++i) bits.v[i] <<= 1;
+    return bits;
+  }
+};
+
+void to_float(const void* src, nq_type type, int64_t count, float* dst) {
+  const uint16_t* narrow = static_cast<const uint16_t*>(src);
+  if (type == NQ_FLOAT32) {
+    memcpy(dst, src, static_cast<size_t>(count) * sizeof(float));
+  } else if (type == NQ_FLOAT16) {
+    for (int64_t i = 0; i < count; ++i) dst[i] = half_to_float(narrow[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) dst[i] = bfloat_to_float(narrow[i]);
+  }
+}
+
+void from_float(const float* src, nq_type type, int64_t count, void* dst) {
+  uint16_t* narrow = static_cast<uint16_t*>(dst);
+  if (type == NQ_FLOAT32) {
+    memcpy(dst, src, static_cast<size_t>(count) * sizeof(float));
+  } else if (type == NQ_FLOAT16) {
+    for (int64_t i = 0; i < count; ++i) narrow[i] = float_to_half(src[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) narrow[i] = float_to_bfloat(src[i]);
+  }
+}
+
+}  // namespace
+
+const NqIsa kIsaScalar = {"scalar",          to_float,      from_float,
+                          kNibbleFloats,     nibble_tables, nibble_gemv,
+                          Panel<Plain>::run, nullptr,       Attend<Plain, Panel<Plain>>::run};

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the attention kernels share: one head's norm and rotation by a warp, checks, and launches
+// that may overlap the kernel before (programmatic dependent launch, sm_90 and newer).
+
+#ifndef NQ_CUDA_DECODE_ATTENTION_CUH
+#define NQ_CUDA_DECODE_ATTENTION_CUH
+
+#include "cuda/launch.h"
+#include "cuda/ptx.cuh"
+#include "cuda/values.cuh"
+#include "nq_cuda_decode.h"
+
+namespace nq_cuda {
+
+__device__ __forceinline__ float warp_max(float value) {
+  for (int step = 16; step > 0; step /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
+  }
+  return value;
+}
+
+__device__ __forceinline__ void prefetch_to_l2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
+// Cosines and sines of one position; lane l has the channel pairs l, l + 32, ...
+template <int D>
+struct Rotation {
+  float cosine[D / 64], sine[D / 64];
+
+  __device__ Rotation(const float* frequencies, int64_t position, int lane) {
+#pragma unroll
+    for (int j = 0; j < D / 64; ++j) {
+      // The angle is rounded to float32, as PyTorch's tables are.
+      sincosf(static_cast<float>(position) * frequencies[lane + 32 * j], &sine[j], &cosine[j]);
+    }
+  }
+};
+
+// One head in a warp's registers: channel pairs (i, i + D / 2).
+template <nq_type Type, int D>
+struct Head {
+  float low[D / 64], high[D / 64];
+
+  __device__ Head(const void* x, int64_t begin, int lane) {
+#pragma unroll
+    for (int j = 0; j < D / 64; ++j) {
+      low[j] = load_value(x, begin + lane + 32 * j, Type);
+      high[j] = load_value(x, begin + lane + 32 * j + D / 2, Type);
+    }
+  }
+
+  // x / sqrt(mean(x^2) + eps) * weight; nothing without a weight.
+  __device__ void norm(const void* weight, float eps, int lane) {
+    if (weight == nullptr) return;
+    float sum = 0.0f;
+#pragma unroll
+    for (int j = 0; j < D / 64; ++j) sum += low[j] * low[j] + high[j] * high[j];
+    const float factor = rsqrtf(warp_sum(sum) / D + eps);
+#pragma unroll
+    for (int j = 0; j < D / 64; ++j) {
+      low[j] *= factor * load_value(weight, lane + 32 * j, Type);
+      high[j] *= factor * load_value(weight, lane + 32 * j + D / 2, Type);
+    }
+  }
+
+  __device__ void rotate(const Rotation<D>& by) {
+#pragma unroll
+    for (int j = 0; j < D / 64; ++j) {
+      const float a = low[j], b = high[j];
+      low[j] = a * by.cosine[j] - b * by.sine[j];
+      high[j] = b * by.cosine[j] + a * by.sine[j];
+    }
+  }
+
+  __device__ void store(void* y, int64_t begin, nq_type type, int lane, float scale = 1.0f) const {
+#pragma unroll
+    for (int j = 0; j < D / 64; ++j) {
+      store_value(y, begin + lane + 32 * j, type, low[j] * scale);
+      store_value(y, begin + lane + 32 * j + D / 2, type, high[j] * scale);
+    }
+  }
+};
+
+template <typename Kernel>
+nq_status launch_overlapping(Kernel kernel, dim3 grid, int threads, const nq_cuda_device& device,
+                             cudaStream_t stream, const nq_cuda_attention& attention) {
+  return launch({"attention", grid, threads, 0, may_overlap(device)}, stream, kernel, attention);
+}
+
+// Sizes and types, and then what pointers must be too; in rotary_append.cu.
+nq_status check_attention_shape(const nq_cuda_attention& a);
+nq_status check_attention(const nq_cuda_attention& a);
+
+}  // namespace nq_cuda
+
+#endif  // NQ_CUDA_DECODE_ATTENTION_CUH
