@@ -31,6 +31,7 @@ VERBS = {
     "devices": "List devices; say whether a model fits one and how fast it will be.",
     "deploy": "Write all that a board needs to run a bundle into one folder.",
     "doctor": "Say what is here, what is missing, and what to do about it.",
+    "completion": "Print the script that lets bash, zsh or fish complete verbs and options.",
     "demo": "Run the whole path on SmolLM2-135M and print what came out.",
 }
 
