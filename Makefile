@@ -16,9 +16,7 @@ NATIVE := nanoquant_edge/_native/libnanoquant_ort.so
 # GPUs that the CUDA kernels are compiled for, where nvcc is found; "all" takes minutes on two cores.
 CUDA_ARCHS ?= 86;90
 NATIVE_SOURCES := $(shell find plugins -name tests -prune -o -type f -print)
-# Headers for the TensorRT plugin where neither JetPack nor an SDK has brought them, and the TensorRTs that tests load
-# it into: a builder that needs no GPU, and the lean runtime.
-TENSORRT_HEADERS ?= kernel-lens==2.0.1
+# The TensorRTs that tests load the plugin into: a builder that needs no GPU, and the lean runtime.
 TENSORRT_WHEELS ?= tensorrt-rtx-cu13==1.7.1.116 tensorrt-lean-cu13==11.4.0.106 cuda-bindings==13.*
 # Runs exported folders in tests; it works with the onnxruntime that is there.
 GENAI_WHEEL ?= onnxruntime-genai==0.18.0
@@ -29,7 +27,8 @@ HEADERS := build/tensorrt-headers
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: help setup native native-cuda-all demo test test-all test-gpu test-lowest lint actionlint format bench wheel wheel-aarch64 wheel-check clean
+.PHONY: help setup setup-demo native native-cuda-all demo test test-all test-gpu test-lowest lint actionlint format \
+	bench wheel wheel-aarch64 wheel-check clean
 
 help:
 	@echo "make demo         compress, export, validate and run a real model (about 8 minutes)"
@@ -42,40 +41,58 @@ help:
 	@echo "make wheel-check  build the wheel, install it alone and use it"
 	@echo "make wheel-aarch64  the wheel for 64-bit Arm boards, cross-compiled"
 
-setup: $(VENV)/.ready $(NATIVE)
+# What the demo needs: the package, PyTorch and the CPU library. Tests need more: `setup`.
+setup-demo: $(VENV)/.package $(NATIVE)
 
-$(VENV)/.ready: pyproject.toml
+setup: $(VENV)/.ready native
+
+$(VENV)/.package: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --upgrade "pip>=23.1"
 	$(PIP) install -q $(TORCH_ARGS) "$(TORCH)"
 	$(PIP) install -q wheel setuptools "scikit-build-core>=0.10" "ninja>=1.11"
+	$(PIP) install -q --no-build-isolation -C wheel.cmake=false -e ".[cpu,compress,export]"
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.package
 	$(PIP) install -q --no-build-isolation -C wheel.cmake=false -e ".[cpu,compress,export,plots,dev]"
 	$(PIP) install -q $(GENAI_WHEEL) || echo "without ONNX Runtime GenAI: its tests are skipped"
 	$(PIP) install -q --no-build-isolation $(TENSORRT_WHEELS) || echo "without TensorRT: its tests are skipped"
 	touch $@
 
-native: $(NATIVE)
-
-$(HEADERS)/.ready:
+# Headers for the TensorRT plugin where neither JetPack nor an SDK has brought them. The file pins them by hash and
+# says what was compared with NVIDIA's own.
+$(HEADERS)/.ready: .ci/tensorrt-headers.txt
 	mkdir -p $(HEADERS)
-	$(PIP) install -q --no-deps --upgrade --target $(HEADERS) $(TENSORRT_HEADERS) && touch $@ \
+	$(PIP) install -q --no-deps --upgrade --target $(HEADERS) --require-hashes -r $< && touch $@ \
 	  || echo "without TensorRT's headers: the plugin is built only where they are installed"
 
 # Installed beside the old files and renamed, so that a running process keeps the library it mapped.
-$(NATIVE): $(NATIVE_SOURCES) | $(HEADERS)/.ready
-	cmake -S plugins -B build/native -DCMAKE_BUILD_TYPE=Release "-DNQ_CUDA_ARCHITECTURES=$(CUDA_ARCHS)"
+INSTALL_NATIVE = rm -rf build/native/stage && cmake --install build/native --prefix build/native/stage && \
+	mkdir -p $(dir $(NATIVE)) && for file in build/native/stage/*.so; do \
+	  cp $$file $(dir $(NATIVE))new-$${file\#\#*/} && \
+	  mv $(dir $(NATIVE))new-$${file\#\#*/} $(dir $(NATIVE))$${file\#\#*/} || exit 1; done
+
+# The CPU library alone: what the demo runs.
+$(NATIVE): $(NATIVE_SOURCES)
+	cmake -S plugins -B build/native -DCMAKE_BUILD_TYPE=Release -DNQ_CUDA=OFF
 	cmake --build build/native -j $(JOBS)
-	rm -rf build/native/stage
-	cmake --install build/native --prefix build/native/stage
-	mkdir -p $(dir $@)
-	for file in build/native/stage/*.so; do \
-	  cp $$file $(dir $@)new-$${file##*/} && mv $(dir $@)new-$${file##*/} $(dir $@)$${file##*/} || exit 1; done
+	$(INSTALL_NATIVE)
+
+# With the CUDA kernels and the TensorRT plugin, where nvcc is found.
+native: build/native/.all
+
+build/native/.all: $(NATIVE) | $(HEADERS)/.ready
+	cmake -S plugins -B build/native -DCMAKE_BUILD_TYPE=Release -DNQ_CUDA=AUTO "-DNQ_CUDA_ARCHITECTURES=$(CUDA_ARCHS)"
+	cmake --build build/native -j $(JOBS)
+	$(INSTALL_NATIVE)
+	touch $@
 
 # Every GPU from Turing to Blackwell that this nvcc knows.
 native-cuda-all:
-	$(MAKE) -B $(NATIVE) "CUDA_ARCHS=all"
+	$(MAKE) -B build/native/.all "CUDA_ARCHS=all"
 
-demo: setup
+demo: setup-demo
 	$(BIN)/nq-edge demo --output build/demo $(if $(wildcard $(TEXTS)),--texts $(TEXTS))
 
 test: setup
@@ -143,17 +160,26 @@ wheel-aarch64: setup
 	$(BIN)/python -m wheel tags --remove --platform-tag $(WHEEL_TAG)_aarch64 build/wheels-aarch64/*.whl
 	mkdir -p dist && mv build/wheels-aarch64/*.whl dist/
 
-# In an environment that has never seen PyTorch: a tiny model generates with the library of the wheel.
+# In an environment that has never seen PyTorch, a tiny model generates with the library of the wheel; then every verb
+# runs outside of the source tree, with the wheel and its extras. A wheel that is built from the source distribution
+# must hold the same files.
 wheel-check: wheel
-	rm -rf build/wheel-venv build/wheel-model && $(PYTHON) -m venv build/wheel-venv
+	rm -rf build/wheel-venv build/wheel-inputs build/sdist && $(PYTHON) -m venv build/wheel-venv
 	build/wheel-venv/bin/python -m pip install -q --disable-pip-version-check \
 	  "$$(ls -t dist/*$$(uname -m).whl | head -1)[cpu]"
 	cd build && wheel-venv/bin/python -c "from nanoquant_edge.system.native import ort_library_info as i; print(i())"
-	cd build && wheel-venv/bin/nq-edge --version
 	$(BIN)/python -c "from pathlib import Path; from tests.tiny import tiny_checkpoint; \
-	  tiny_checkpoint(Path('build/wheel-model/checkpoint'), embedding='int8')"
-	$(BIN)/nq-edge export build/wheel-model/checkpoint --output build/wheel-model/bundle --json
-	cd build && wheel-venv/bin/nq-edge generate wheel-model/bundle -p "The quick brown fox" -n 8
+	  tiny_checkpoint(Path('build/wheel-inputs/checkpoint'), embedding='int8')"
+	$(BIN)/nq-edge export build/wheel-inputs/checkpoint --output build/wheel-inputs/bundle --json
+	cd build && wheel-venv/bin/nq-edge generate wheel-inputs/bundle -p "The quick brown fox" -n 8
+	$(BIN)/python -c "from scikit_build_core.build import build_sdist; print(build_sdist('build/sdist'))"
+	NQ_CUDA=OFF $(PIP) wheel -q --no-deps --no-build-isolation -w build/sdist build/sdist/*.tar.gz
+	$(BIN)/python .ci/check_wheel.py --same "$$(ls -t dist/*$$(uname -m).whl | head -1)" build/sdist/*.whl
+	build/wheel-venv/bin/python -m pip install -q --disable-pip-version-check $(TORCH_ARGS) "$(TORCH)"
+	build/wheel-venv/bin/python -m pip install -q --disable-pip-version-check \
+	  "$$(ls -t dist/*$$(uname -m).whl | head -1)[cpu,compress,export]"
+	PYTHONPATH=. $(BIN)/python .ci/every_verb.py --inputs build/wheel-inputs/verbs
+	$(BIN)/python .ci/every_verb.py build/wheel-inputs/verbs build/wheel-venv/bin/nq-edge
 
 clean:
 	rm -rf build dist nanoquant_edge/_native $(VENV) .venv-lowest

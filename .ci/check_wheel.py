@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the native libraries of a wheel, so that it deserves its platform tag: python .ci/check_wheel.py WHEEL
+"""Checks a wheel: that it holds the whole package, and that its libraries deserve its platform tag.
+
+    python .ci/check_wheel.py WHEEL
+    python .ci/check_wheel.py --same WHEEL OTHER     both hold the same files, libraries aside
 
 Every library is of the wheel's architecture, needs nothing but libc and asks for no symbol newer than GLIBC 2.35, which
 is what JetPack 6 and Ubuntu 22.04 have. Needs binutils' readelf, which reads files of any architecture.
@@ -14,6 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 NEWEST_GLIBC = (2, 35)
 MACHINES = {"x86_64": "X86-64", "aarch64": "AArch64"}
 ALLOWED = {"libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
@@ -43,6 +47,25 @@ def problems_of(path: Path, machine: str) -> list[str]:
     return [f"{path.name} {problem}" for problem in found]
 
 
+def package_files(wheel: str) -> set[str]:
+    """Names of a wheel's files in the package, its libraries aside."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if name.startswith("nanoquant_edge/") and "/_native/" not in name}
+
+
+def tree_files() -> set[str]:
+    """Names of the package's files as git knows them."""
+    listed = subprocess.run(["git", "ls-files", "nanoquant_edge"], cwd=ROOT, check=True, capture_output=True, text=True)
+    return set(listed.stdout.split())
+
+
+def same(wheel: str, other: str) -> int:
+    """Check that two wheels hold the same files; the exit status."""
+    different = sorted(package_files(wheel) ^ package_files(other))
+    print(f"PROBLEM: only one wheel holds {', '.join(different)}" if different else "both wheels hold the same files")
+    return 1 if different else 0
+
+
 def main(wheel: str) -> int:
     """Check one wheel; the exit status."""
     machine = next((name for name in MACHINES if Path(wheel).stem.endswith(name)), None)
@@ -52,6 +75,7 @@ def main(wheel: str) -> int:
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
         names = [name for name in archive.namelist() if name.endswith(".so")]
         problems = [] if REQUIRED in names else [f"the wheel lacks {REQUIRED}"]
+        problems += [f"the wheel lacks {name}" for name in sorted(tree_files() - package_files(wheel))]
         for name in names:
             problems += problems_of(Path(archive.extract(name, folder)), machine)
     for problem in problems:
@@ -60,4 +84,4 @@ def main(wheel: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(same(*sys.argv[2:]) if sys.argv[1] == "--same" else main(sys.argv[1]))

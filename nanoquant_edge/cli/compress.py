@@ -104,7 +104,9 @@ def command(
         from ..compression import compress
         from ..compression.resources import chosen_device
     except ModuleNotFoundError as error:
-        hint = "Install it: pip install 'nanoquant-edge[compress]'."
+        from ..system.extras import install_command
+
+        hint = f"Install it: {install_command('compress')}."
         raise NqEdgeError("NQ-MISSING", f"compress needs the package {error.name}.", hint) from error
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes that torchrun started, the first one reports

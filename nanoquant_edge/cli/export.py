@@ -94,7 +94,9 @@ def command(
         from ..exporters.genai.export import export_genai
         from ..exporters.onnx.export import export_onnx
     except ModuleNotFoundError as error:
-        hint = "Install them: pip install 'nanoquant-edge[export]'."
+        from ..system.extras import install_command
+
+        hint = f"Install them: {install_command('export')}."
         raise NqEdgeError("NQ-MISSING", f"export needs the package {error.name}.", hint) from error
 
     start = time.perf_counter()

@@ -30,7 +30,9 @@ def command(source: Path, base: str, output: Path, allow_pickle: bool, overwrite
 
         checkpoint = import_checkpoint(source, base, output, overwrite=overwrite, allow_pickle=allow_pickle)
     except ModuleNotFoundError as error:
-        hint = "Install it: pip install 'nanoquant-edge[compress]'."
+        from ..system.extras import install_command
+
+        hint = f"Install it: {install_command('compress')}."
         raise NqEdgeError("NQ-MISSING", f"import needs the package {error.name}.", hint) from error
     report = {
         "checkpoint": str(checkpoint.folder),

@@ -15,6 +15,7 @@ from ..devices.model import open_model
 from ..devices.profile import Target
 from ..errors import NqEdgeError
 from ..formats.bundle import Bundle
+from ..system.extras import install_command
 from ..system.files import new_folder, sha256_of, write_json
 from .deployment import Deployment
 from .native import copy_sources, provide_library
@@ -68,7 +69,7 @@ def deploy(
         raise NqEdgeError(
             "NQ-DEPLOY",
             f"deployment folders are for boards and processors, not for {target.title} with a {source.backend} bundle.",
-            "On a PC: pip install 'nanoquant-edge[rtx]', copy the bundle, and run nq-edge generate.",
+            f"On a PC: {install_command('rtx')}, copy the bundle, and run nq-edge generate.",
         )
     system = target.software[0] if target.software else {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
     version = python or _usable(system["python"])

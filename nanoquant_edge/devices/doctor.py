@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import NqEdgeError, first_line
 from ..system import native
+from ..system.extras import install_command
 from ..system.memory import memory_available
 from .power import find_sources
 from .profile import Target
@@ -114,7 +115,7 @@ def _onnxruntime(_here: _Here) -> Iterator[Check]:
         yield Check("ONNX Runtime", PROBLEM, " and ".join(installed), advice)
         return
     if not installed:
-        advice = "pip install 'nanoquant-edge[cpu]', unless only TensorRT engines run here."
+        advice = f"{install_command('cpu')}, unless only TensorRT engines run here."
         yield Check("ONNX Runtime", NOTE, "not installed", advice)
         return
     name = next(name for name, version in found.items() if version)
@@ -157,9 +158,7 @@ def _gpus(here: _Here) -> Iterator[Check]:
     machine, target = here.machine, here.target
     board = bool(target and target.jetpack and target.flavour != "none")
     if _version("nvidia-ml-py") is None and not board:
-        advice = (
-            "pip install 'nanoquant-edge[devices]' to see GPUs and their energy." if shutil.which("nvidia-smi") else ""
-        )
+        advice = f"{install_command('devices')} to see GPUs and their energy." if shutil.which("nvidia-smi") else ""
         yield Check("NVIDIA GPU", NOTE, "not looked for: nvidia-ml-py is not installed", advice)
     elif not machine.gpus and not board:
         driver = "a driver is there, but shows no GPU" if shutil.which("nvidia-smi") else "none"
@@ -186,10 +185,10 @@ def _gpus(here: _Here) -> Iterator[Check]:
             advice = "" if good else "TensorRT 10.0 or newer has the plugin interface that ours needs."
             yield Check(name, OK if good else PROBLEM, found, advice)
     if not any(_module_version(name) for name in ("tensorrt", "tensorrt_rtx")):
-        install = "sudo apt-get install nvidia-jetpack" if board else "pip install 'nanoquant-edge[rtx]'"
+        install = "sudo apt-get install nvidia-jetpack" if board else install_command("rtx")
         yield Check("TensorRT", NOTE, "its Python package is not there", f"For engines: {install}.")
     binding = _version("cuda-python") or _version("cuda-bindings")
-    advice = "" if binding else "For engines: pip install 'nanoquant-edge[tensorrt]'."
+    advice = "" if binding else f"For engines: {install_command('tensorrt')}."
     yield Check("CUDA's Python binding", OK if binding else NOTE, binding or "not installed", advice)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import NqEdgeError
 from ..formats.safetensors_file import TensorFile
+from ..system.extras import install_command
 from .layers import PARTS
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _torch(path: Path) -> Arrays:
     try:
         import torch
     except ImportError as error:
-        hint = "Install it: pip install 'nanoquant-edge[compress]'."
+        hint = f"Install it: {install_command('compress')}."
         raise NqEdgeError("NQ-MISSING", "reading a torch.save file needs the package torch.", hint) from error
     from ..models.torch_archive import load_tensors
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import NqEdgeError, first_line
 from ..formats.gguf_header import GgufHeader, read_gguf_header
+from ..system.extras import install_command
 from .config_reader import read_config
 from .families import family_of
 from .source import SourceModel, load_dense, load_tokenizer
@@ -56,7 +57,7 @@ _USEFUL = (
 _ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 #: From a GGUF of Gemma-3-270M, 5.17 makes a model of perplexity 562; 5.23 one of 18.8, as it should be.
 _LEAST_TRANSFORMERS = "5.23"
-_INSTALL = "Install them: pip install 'nanoquant-edge[compress]'."
+_INSTALL = f"Install them: {install_command('compress')}."
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError, first_line
+from ..system.extras import install_command
 from ..system.files import path_in_snapshot, read_json
 from .config_reader import read_config
 
@@ -92,7 +93,7 @@ def _client() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        hint = "Install it: pip install 'nanoquant-edge[compress]'."
+        hint = f"Install it: {install_command('compress')}."
         raise NqEdgeError("NQ-MISSING", "huggingface_hub is not installed.", hint) from error
     return huggingface_hub
 

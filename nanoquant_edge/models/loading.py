@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import NqEdgeError
+from ..system.extras import install_command
 from .source import SourceModel, not_streamed
 
 __all__ = ["SourceModel", "load_model"]
 
-_INSTALL = "Install it: pip install 'nanoquant-edge[compress]'."
+_INSTALL = f"Install it: {install_command('compress')}."
 
 
 @contextlib.contextmanager

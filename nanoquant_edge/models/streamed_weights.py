@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import NqEdgeError, first_line
 from ..formats.checkpoint import TensorFile
+from ..system.extras import install_command
 
 __all__ = ["StoredWeights", "hollow_model"]
 
@@ -102,7 +103,7 @@ def hollow_model(folder: Path) -> Any:
     try:
         from accelerate import init_empty_weights
     except ImportError as error:
-        hint = "Install it: pip install 'nanoquant-edge[compress]'."
+        hint = f"Install it: {install_command('compress')}."
         raise NqEdgeError("NQ-MISSING", "streamed weights need the package accelerate.", hint) from error
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -17,6 +17,7 @@ from ..errors import NqEdgeError
 from ..formats.bundle import Bundle
 from ..formats.checkpoint import Checkpoint
 from ..runtimes import Backend, load_tokenizer, open_backend, remarks
+from ..system.extras import install_command
 from .expected import Reference
 from .ladder import INNER, LIMITS, rung_greedy, rung_inner, rungs_logits
 from .recorded import RecordedReference, Recorder
@@ -123,7 +124,7 @@ def _torch_reference(checkpoint: Checkpoint, threads: int | None, embedding: str
         raise NqEdgeError(
             "NQ-MISSING",
             f"comparing with a checkpoint needs PyTorch and transformers ({error}).",
-            "Run pip install 'nanoquant-edge[compress]', or validate against a recorded reference.",
+            f"Run {install_command('compress')}, or validate against a recorded reference.",
         ) from error
     return TorchReference(checkpoint, threads, embedding)
 

@@ -73,7 +73,7 @@ def test_a_missing_package_names_the_extra(
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
     assert run("export", "c", "--output", tmp_path / "b") == 2
     shown = capsys.readouterr().err
-    assert "[NQ-MISSING] export needs the package onnx_ir" in shown and "nanoquant-edge[export]" in shown
+    assert "[NQ-MISSING] export needs the package onnx_ir" in shown and "'onnx-ir>=" in shown
 
 
 def test_the_choices_are_those_of_the_exporter() -> None:

@@ -249,4 +249,4 @@ def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(NqEdgeError, match="transformers is not installed") as caught, load_model(tmp_path):
         pass
     assert caught.value.code == "NQ-MISSING"
-    assert "nanoquant-edge[compress]" in caught.value.hint
+    assert "'transformers>=" in caught.value.hint

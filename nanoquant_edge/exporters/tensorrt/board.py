@@ -29,7 +29,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 output=${{1:-"$here/../engine"}}
 
 python3 -c 'import tensorrt' || {{ echo "TensorRT's Python package is missing: {install}" >&2; exit 1; }}
-command -v nq-edge >/dev/null || {{ echo "nq-edge is missing: pip install nanoquant-edge=={version}" >&2; exit 1; }}
+command -v nq-edge >/dev/null || {{
+  echo "nq-edge is missing: copy the wheel of nanoquant-edge {version} here (make wheel-aarch64), pip install it" >&2
+  exit 1
+}}
 
 # The plugin: the installed one, or built here for this GPU. NQ_EDGE_NATIVE_DIR names its folder, at run time too.
 if [ -z "${{NQ_EDGE_NATIVE_DIR:-}}" ] && ! python3 -c \\

@@ -16,6 +16,7 @@ from ...errors import NqEdgeError
 from ...formats.bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle, KvLayout
 from ...formats.checkpoint import COMPANION_FILES
 from ...formats.engine import ENGINE_FILE, EngineInfo, PluginInfo
+from ...system.extras import install_command
 from ...system.files import check_new_folder, new_folder, read_json, sha256_of
 from ...system.native import tensorrt_library_path
 from .board import BUILD_BACKEND, write_board_files
@@ -81,14 +82,14 @@ def build_engine(
         raise NqEdgeError(
             "NQ-MISSING",
             f"building for {targets[0].name} needs the package tensorrt_rtx.",
-            "Install it: pip install wheel setuptools, then pip install --no-build-isolation 'nanoquant-edge[rtx]'.",
+            f"Install it: {install_command('rtx')}.",
         )
     plugin = _library(library) if here else None
     try:
         from .graph import plan_graph
         from .source import open_source
     except ModuleNotFoundError as error:
-        hint = "Install them: pip install 'nanoquant-edge[export]'."
+        hint = f"Install them: {install_command('export')}."
         raise NqEdgeError("NQ-MISSING", f"writing a graph needs the package {error.name}.", hint) from error
     report = progress or (lambda _fraction, _text: None)
     report(0.0, "reading the model")

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import NqEdgeError
 from ...formats.bundle import Bundle
+from ...system.extras import install_command
 from ...system.native import cuda_library_path
 
 __all__ = ["CPU", "CUDA", "PROVIDERS", "check_started", "provider_list"]
@@ -53,7 +54,7 @@ def provider_list(runtime: Any, bundle: Bundle, provider: str) -> list[Any]:
         raise NqEdgeError(
             "NQ-BACKEND",
             f"onnxruntime {runtime.__version__} has no CUDA provider.",
-            "Run pip uninstall onnxruntime, then pip install 'nanoquant-edge[cuda]'; or use the CPU.",
+            f"Run pip uninstall onnxruntime, then {install_command('cuda')}; or use the CPU.",
         )
     cuda_library_path()
     if hasattr(runtime, "preload_dlls"):

@@ -15,6 +15,7 @@ from ...errors import NqEdgeError
 from ...formats.bundle import Bundle
 from ...formats.onnx_file import ModelSummary, strip_functions, summarize
 from ...formats.onnx_outputs import FOLDER_OPTION, with_extra_outputs
+from ...system.extras import install_command
 from ...system.files import path_inside
 from ...system.native import ort_library_path
 from .providers import CPU, check_started, provider_list
@@ -39,7 +40,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise NqEdgeError(
-            "NQ-MISSING", f"onnxruntime cannot be imported ({error}).", "Run pip install 'nanoquant-edge[cpu]'."
+            "NQ-MISSING", f"onnxruntime cannot be imported ({error}).", f"Run {install_command('cpu')}."
         ) from error
     return onnxruntime
 

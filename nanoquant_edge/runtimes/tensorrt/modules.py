@@ -8,6 +8,7 @@ import importlib.util
 from typing import Any
 
 from ...errors import NqEdgeError
+from ...system.extras import install_command
 
 __all__ = ["EXTRAS", "MODULES", "import_cuda", "import_tensorrt"]
 
@@ -35,9 +36,7 @@ def import_tensorrt(flavour: str) -> Any:
         build = "Run `nq-edge build` for this device"
         if flavour == "standard":
             build += "; on a Jetson TensorRT comes with JetPack, elsewhere from NVIDIA's package index"
-        hint = f"Run pip install 'nanoquant-edge[{EXTRAS[flavour]}]'."
-        if flavour == "rtx":  # its wheels are built on the spot and name nothing that they need for it
-            hint = "Run pip install wheel setuptools, then pip install --no-build-isolation 'nanoquant-edge[rtx]'."
+        hint = f"Run {install_command(EXTRAS[flavour])}."
         if importlib.util.find_spec(MODULES[other]) is not None:
             raise NqEdgeError(
                 "NQ-BACKEND",
@@ -64,5 +63,5 @@ def import_cuda(flavour: str = "rtx") -> Any:
         raise NqEdgeError(
             "NQ-MISSING",
             f"cuda-python cannot be imported ({error}).",
-            f"Run pip install 'nanoquant-edge[{EXTRAS[flavour]}]'.",
+            f"Run {install_command(EXTRAS[flavour])}.",
         ) from error

@@ -118,7 +118,7 @@ def test_missing_packages_and_libraries(
     monkeypatch.setattr(build, "can_build", lambda flavour: False)
     with pytest.raises(NqEdgeError, match="needs the package tensorrt_rtx") as caught:
         build_engine(checkpoint.folder, tmp_path / "e", target="sm_86")
-    assert caught.value.code == "NQ-MISSING" and "nanoquant-edge[rtx]" in caught.value.hint
+    assert caught.value.code == "NQ-MISSING" and "tensorrt-rtx-cu13" in caught.value.hint
     monkeypatch.setattr(build, "can_build", lambda flavour: True)
     with pytest.raises(NqEdgeError, match="does not exist") as caught:
         build_engine(checkpoint.folder, tmp_path / "e", target="sm_86", library=tmp_path / "absent.so")

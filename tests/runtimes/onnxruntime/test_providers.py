@@ -52,7 +52,7 @@ def test_a_runtime_without_cuda_is_refused(half_bundle: Bundle) -> None:
     error = refusal(half_bundle, "cuda", "CPUExecutionProvider")
     assert error.code == "NQ-BACKEND"
     assert "has no CUDA provider" in error.message
-    assert "nanoquant-edge[cuda]" in error.hint
+    assert "pip install 'onnxruntime-gpu>=" in error.hint
 
 
 def test_missing_kernels_are_refused(half_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

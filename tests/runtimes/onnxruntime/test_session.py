@@ -240,4 +240,4 @@ def test_a_missing_onnxruntime_names_the_extra(tiny_bundle: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     error = _refusal(tiny_bundle)
     assert error.code == "NQ-MISSING"
-    assert "nanoquant-edge[cpu]" in error.hint
+    assert "pip install 'onnxruntime>=" in error.hint

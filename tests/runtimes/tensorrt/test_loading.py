@@ -21,6 +21,7 @@ from nanoquant_edge.formats.engine import EngineInfo
 from nanoquant_edge.runtimes.tensorrt import loading
 from nanoquant_edge.runtimes.tensorrt.loading import deserialize, make_logger, open_engine, register_plugin
 from nanoquant_edge.runtimes.tensorrt.modules import MODULES, import_cuda, import_tensorrt
+from nanoquant_edge.system.extras import install_command
 from nanoquant_edge.system.files import sha256_of
 from nanoquant_edge.system.native import TENSORRT_LIBRARY_NAME, tensorrt_library_path
 from tests.runtimes.tensorrt.conftest import engine_info, write_engine_bundle
@@ -192,7 +193,7 @@ def test_packages_that_are_not_installed(flavour: str, monkeypatch: pytest.Monke
     for function in (import_tensorrt, import_cuda):
         with pytest.raises(NqEdgeError, match="cannot be imported") as caught:
             function(flavour)
-        assert caught.value.code == "NQ-MISSING" and f"'nanoquant-edge[{extra}]'" in caught.value.hint
+        assert caught.value.code == "NQ-MISSING" and install_command(extra) in caught.value.hint
 
 
 def test_the_other_flavour_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +286,7 @@ _REGISTER = """
 import sys
 import tensorrt_rtx
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.system.extras import install_command
 from nanoquant_edge.runtimes.tensorrt.loading import make_logger, register_plugin
 log = []
 runtime = tensorrt_rtx.Runtime(make_logger(tensorrt_rtx, log))
