@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import NqEdgeError
+from ..system.children import run_python
 
 if TYPE_CHECKING:
     from ..bench import BenchOptions
@@ -92,9 +92,10 @@ def _measure(folder: str, options: BenchOptions) -> dict[str, Any]:
     if bundle.backend != "onnxruntime" or options.provider != "cpu" or report["kernel"] != "nanoquant":
         return report
     from ..system.native import ort_library_info
+    from ..system.processors import default_threads
 
     report["isa"] = ort_library_info()["isa"]
-    rates = machine_rates(options.threads or _cores())
+    rates = machine_rates(options.threads or default_threads())
     context = max(options.lengths) + options.new_tokens // 2
     steps = profile_step(folder, options, context)
     floor = floor_of(bundle, rates, steps.nodes, context)
@@ -102,11 +103,6 @@ def _measure(folder: str, options: BenchOptions) -> dict[str, Any]:
     report["floor"] = {**floor.to_dict(), "context": context, "share": floor.total_ms / decoded, "rates": vars(rates)}
     report["profile"] = steps.to_dict()
     return report
-
-
-def _cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_turn(folders: list[str], options: BenchOptions) -> list[dict[str, Any]]:
@@ -124,12 +120,11 @@ def _in_turn(folders: list[str], options: BenchOptions) -> list[dict[str, Any]]:
     found: list[list[dict[str, Any]]] = [[] for _ in folders]
     for _ in range(_ROUNDS):
         for place, folder in enumerate(folders):
-            line = [sys.executable, "-m", "nanoquant_edge", "bench", folder, *arguments]
-            done = subprocess.run(line, capture_output=True, text=True)
+            done = run_python("nanoquant_edge", "bench", Path(folder).absolute(), *arguments, capture_output=True)
             if done.returncode != 0:
                 click.echo(done.stderr.rstrip(), err=True)
                 sys.exit(done.returncode)
-            found[place].append(json.loads(done.stdout))
+            found[place].append({**json.loads(done.stdout), "bundle": folder})
     return [merged(reports) for reports in found]
 
 

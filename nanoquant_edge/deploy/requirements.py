@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from ..errors import NqEdgeError
+from ..system.children import run_python
 
 __all__ = ["PINS", "fetch_wheels", "requirement_lines"]
 
@@ -53,7 +52,7 @@ def fetch_wheels(folder: Path, lines: list[str], python: str, architecture: str,
     Raises:
         NqEdgeError: NQ-DEPLOY with pip's last words.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
+    command = ["download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
     command += [
         "--implementation",
         "cp",
@@ -67,7 +66,7 @@ def fetch_wheels(folder: Path, lines: list[str], python: str, architecture: str,
     command += ["--platform", f"manylinux2014_{architecture}"]
     for minor in range(17, glibc + 1):
         command += ["--platform", f"manylinux_2_{minor}_{architecture}"]
-    done = subprocess.run([*command, *lines], capture_output=True, text=True, check=False)
+    done = run_python("pip", *command, *lines, capture_output=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["ERROR: no message"]
         raise NqEdgeError(

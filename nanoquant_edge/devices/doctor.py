@@ -78,6 +78,11 @@ def _machine(here: _Here) -> Iterator[Check]:
     machine, target = here.machine, here.target
     title = target.title if target else f"{machine.model}, no profile of its own"
     yield Check("device", OK, f"{title}; {machine.architecture}, {machine.cores} cores, {machine.memory / 1e9:.1f} GB")
+    if machine.usable_cores is not None or machine.memory_limit is not None:
+        parts = [] if machine.usable_cores is None else [f"{machine.usable_cores} of {machine.cores} cores"]
+        parts += [] if machine.memory_limit is None else [f"{machine.memory_limit / 1e9:.1f} GB of memory"]
+        advice = "Affinity, or the limits of a container or service; forecasts for `this` count what is allowed."
+        yield Check("limits of this process", NOTE, " and ".join(parts), advice)
     free = memory_available()
     if free is not None:
         low = free < 500_000_000

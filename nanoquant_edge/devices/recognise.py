@@ -7,11 +7,14 @@ import contextlib
 import os
 import platform
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError
+from ..system.cgroup import memory_limit
+from ..system.processors import usable_processors
 from .profile import Cpu, Target
 from .targets import TARGETS, target_named
 
@@ -43,6 +46,8 @@ class Machine:
         isa, cores, ghz: of the processor; ghz is 0 where it is not told.
         memory: bytes; 0 where it is not told.
         gpus: NVIDIA GPUs that NVML sees.
+        usable_cores: processors that this process may use (affinity, quota); None where that is all of them.
+        memory_limit: bytes that this process and its control group may take; None without a limit.
     """
 
     architecture: str
@@ -54,10 +59,17 @@ class Machine:
     ghz: float
     memory: int
     gpus: tuple[Nvidia, ...]
+    usable_cores: int | None = None
+    memory_limit: int | None = None
 
 
 def describe_machine(root: Path = Path("/"), gpus: tuple[Nvidia, ...] | None = None) -> Machine:
-    """Read the device tree and /proc below `root`; `gpus` stands in for NVML in tests."""
+    """Read what this machine says of itself, and what this process may use of it.
+
+    Args:
+        root: folder that holds `proc`, `sys` and `etc`; tests pass one of their own, whose affinity is not asked for.
+        gpus: its GPUs; None asks NVML.
+    """
     tree = root / "proc/device-tree"
     cpuinfo = _text(root / "proc/cpuinfo")
     fields = dict(re.findall(r"^([\w ]+?)\s*:[ \t]*(.*)$", cpuinfo, re.MULTILINE))
@@ -65,6 +77,9 @@ def describe_machine(root: Path = Path("/"), gpus: tuple[Nvidia, ...] | None = N
     kilobytes = re.search(r"^MemTotal:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
     release = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release"))
     cores = len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE)) or os.cpu_count() or 1
+    usable = usable_processors(root, None if root == Path("/") else range(cores))
+    memory = int(kilobytes[1]) * 1024 if kilobytes else 0
+    limit = memory_limit(root)
     return Machine(
         architecture=platform.machine(),
         compatible=tuple(name for name in _text(tree / "compatible").split("\0") if name),
@@ -73,8 +88,10 @@ def describe_machine(root: Path = Path("/"), gpus: tuple[Nvidia, ...] | None = N
         isa=next((isa for flag, isa in _ISAS if flag in flags), "scalar"),
         cores=cores,
         ghz=_ghz(root, fields),
-        memory=int(kilobytes[1]) * 1024 if kilobytes else 0,
+        memory=memory,
         gpus=nvidia_gpus() if gpus is None else gpus,
+        usable_cores=usable if usable < cores else None,
+        memory_limit=limit if limit is not None and limit < memory else None,
     )
 
 
@@ -94,11 +111,17 @@ def recognise(machine: Machine) -> Target | None:
 
 
 def this_target(machine: Machine | None = None) -> Target:
-    """The recognised profile, or one made up from what /proc says, for the processor alone."""
+    """The recognised profile, or one made up from what /proc says, for the processor alone.
+
+    Fewer processors or less memory than the machine has are counted where this process may not use more: it runs in a
+    container, in a service with limits or under `taskset`.
+    """
     machine = machine or describe_machine()
     found = recognise(machine)
-    if found is not None:
-        return found
+    return _limited(_made_up(machine) if found is None else found, machine)
+
+
+def _made_up(machine: Machine) -> Target:
     # No file tells a PC's memory bandwidth: the plain laptop's stands in, and `sources` says so.
     plain = TARGETS["x86-laptop"]
     return Target(
@@ -119,6 +142,21 @@ def this_target(machine: Machine | None = None) -> Target:
             "bandwidth_gbs": f"assumed: as of {plain.name}",
         },
     )
+
+
+def _limited(target: Target, machine: Machine) -> Target:
+    """A profile of this machine as far as this process may use it. A graphics card's memory is not the host's."""
+    limit, cores = machine.memory_limit, machine.usable_cores
+    sources, notes = dict(target.sources), list(target.notes)
+    if target.cpu is not None and cores is not None and cores < target.cpu.cores:
+        notes.append(f"This process may use {cores} of {target.cpu.cores} processor cores.")
+        sources["cpu"] = f"{sources.get('cpu', 'profile')}; cores: affinity or quota of this process"
+        target = replace(target, cpu=replace(target.cpu, cores=cores))
+    if limit is not None and target.unified and limit < (target.memory_bytes or sys.maxsize):
+        notes.append(f"This process may take {limit / (1 << 30):.1f} GB of the machine's memory.")
+        sources["memory_gb"] = sources["reserved_gb"] = "limit of this process's control group, which holds no system"
+        target = replace(target, memory_gb=limit / (1 << 30), reserved_gb=0.0)
+    return replace(target, sources=sources, notes=tuple(notes))
 
 
 def nvidia_gpus() -> tuple[Nvidia, ...]:

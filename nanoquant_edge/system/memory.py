@@ -8,7 +8,9 @@ import ctypes
 import sys
 from pathlib import Path
 
-__all__ = ["memory_available", "peak_memory_mb", "resident_memory_mb", "return_freed_memory"]
+from .cgroup import memory_headroom, memory_limit
+
+__all__ = ["memory_available", "memory_total", "peak_memory_mb", "resident_memory_mb", "return_freed_memory"]
 
 
 def peak_memory_mb() -> float:
@@ -46,12 +48,52 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def memory_available() -> int | None:
-    """Bytes of host memory that a new process can take (Linux, `MemAvailable`); None where that is not told."""
+def memory_total(root: Path = Path("/")) -> int | None:
+    """Bytes of memory that this process could have if nothing else ran: the machine's, or its control group's limit.
+
+    Args:
+        root: folder that holds `proc` and `sys`; tests pass one of their own.
+
+    Returns:
+        None where the system does not tell (it is not Linux).
+    """
+    return _least(_meminfo("MemTotal:", root), memory_limit(root))
+
+
+def memory_available(root: Path = Path("/"), address_space: int | None = None) -> int | None:
+    """Bytes of memory that this process can still take.
+
+    The least of what the machine has left (`MemAvailable`), what the limit of the control group leaves, and what the
+    limit of the address space (`ulimit -v`) leaves.
+
+    Args:
+        root: folder that holds `proc` and `sys`.
+        address_space: most bytes of address space; None asks the system.
+
+    Returns:
+        None where the system does not tell (it is not Linux).
+    """
+    limit = _address_space_limit() if address_space is None else address_space
+    left = None if limit is None else max(0, limit - int(_status_mb("VmSize:") * 1e6))
+    return _least(_meminfo("MemAvailable:", root), memory_headroom(root), left)
+
+
+def _least(*sizes: int | None) -> int | None:
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def _address_space_limit() -> int | None:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _meminfo(field: str, root: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (root / "proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(field):
                 return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
     return None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,24 @@ def test_an_unknown_pc_is_described_from_proc(tmp_path: Path) -> None:
 def test_an_empty_machine_and_this_one(tmp_path: Path) -> None:
     assert this_target(describe_machine(tmp_path, gpus=())).cpu is not None
     assert this_target().memory_gb
+
+
+def test_what_this_process_may_use_counts(tmp_path: Path) -> None:
+    """A container with one and a half processors and 2 GiB on a board and on a PC; a card's memory is its own."""
+    machine(tmp_path, "nvidia,p3767-0000|")
+    for name, text in {
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/cpu.max": "110000 100000\n",
+        "sys/fs/cgroup/memory.max": f"{2 << 30}\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    board = describe_machine(tmp_path, gpus=())
+    assert (board.cores, board.usable_cores, board.memory, board.memory_limit) == (2, 1, 8 << 30, 2 << 30)
+    for found in (board, replace(board, compatible=())):
+        target = this_target(found)
+        assert target.memory_bytes == 2 << 30 and target.cpu is not None and target.cpu.cores == 1
+        assert len(target.notes) >= 2 and "limit" in target.sources["memory_gb"]
+    card = replace(board, compatible=(), gpus=(Nvidia("NVIDIA GeForce RTX 4060", "8.9", 8 << 30, "580.1"),))
+    assert this_target(card).memory_gb == 8
+    assert this_target(replace(board, memory_limit=64 << 30)).memory_gb == 16

@@ -16,7 +16,7 @@ if [ -f engine/nq_bundle.json ] && [ "${1:-}" != "--force" ]; then
   exit 0
 fi
 [ -f .venv/.nq-ready ] || die "run $here/setup.sh first"
-.venv/bin/python -c 'import tensorrt' 2>/dev/null || die "TensorRT's Python package is missing: sudo apt-get install nvidia-jetpack"
+.venv/bin/python -I -c 'import tensorrt' 2>/dev/null || die "TensorRT's Python package is missing: sudo apt-get install nvidia-jetpack"
 
 if [ ! -f local/libnanoquant_tensorrt.so ]; then
   [ -d plugins ] || die "there is neither local/libnanoquant_tensorrt.so nor its sources"

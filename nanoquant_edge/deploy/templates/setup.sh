@@ -20,7 +20,7 @@ sha256sum --check --quiet SHA256SUMS || die "files differ from SHA256SUMS: copy 
 python=""
 for candidate in python@PYTHON@ python3; do
   if command -v "$candidate" >/dev/null 2>&1 &&
-    [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = "@PYTHON@" ]; then
+    [ "$("$candidate" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = "@PYTHON@" ]; then
     python=$candidate
     break
   fi
@@ -32,20 +32,20 @@ if [ -f .venv/.nq-ready ] && [ "$(cat .venv/.nq-ready)" = "$state" ]; then
   say "nothing to install"
 else
   rm -rf .venv
-  "$python" -m venv @VENV_OPTIONS@ .venv ||
+  "$python" -I -m venv @VENV_OPTIONS@ .venv ||
     die "no virtual environment could be made: sudo apt-get install python3-venv"
   if [ -f wheels/.complete ]; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --find-links wheels \
+    .venv/bin/python -I -m pip install --quiet --disable-pip-version-check --no-index --find-links wheels \
       --requirement requirements.txt
   else
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --find-links wheels \
+    .venv/bin/python -I -m pip install --quiet --disable-pip-version-check --find-links wheels \
       --requirement requirements.txt
   fi
 fi
 
 # The operator's library: the one that came along, or built from plugins/ here. local/ is what runs.
 loads() {
-  NQ_EDGE_NATIVE_DIR="$here/$1" .venv/bin/python -c \
+  NQ_EDGE_NATIVE_DIR="$here/$1" .venv/bin/python -I -c \
     'from nanoquant_edge.system.native import ort_library_info as info; print("setup: kernels", info()["isa"])' >&2
 }
 mkdir -p local

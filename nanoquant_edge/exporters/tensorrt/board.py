@@ -28,15 +28,16 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 output=${{1:-"$here/../engine"}}
 
-python3 -c 'import tensorrt' || {{ echo "TensorRT's Python package is missing: {install}" >&2; exit 1; }}
+# From the root: python3 -c imports from the working folder first.
+(cd / && python3 -c 'import tensorrt') || {{ echo "TensorRT's Python package is missing: {install}" >&2; exit 1; }}
 command -v nq-edge >/dev/null || {{
   echo "nq-edge is missing: copy the wheel of nanoquant-edge {version} here (make wheel-aarch64), pip install it" >&2
   exit 1
 }}
 
 # The plugin: the installed one, or built here for this GPU. NQ_EDGE_NATIVE_DIR names its folder, at run time too.
-if [ -z "${{NQ_EDGE_NATIVE_DIR:-}}" ] && ! python3 -c \\
-  'from nanoquant_edge.system.native import tensorrt_library_path as path; path()' 2>/dev/null; then
+if [ -z "${{NQ_EDGE_NATIVE_DIR:-}}" ] && ! (cd / && python3 -c \\
+  'from nanoquant_edge.system.native import tensorrt_library_path as path; path()') 2>/dev/null; then
   PATH="$PATH:/usr/local/cuda/bin"
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT

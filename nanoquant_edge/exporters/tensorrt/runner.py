@@ -9,19 +9,19 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ...errors import CATALOGUE, NqEdgeError
+from ...system.children import NEUTRAL_FOLDER, child_environment, python_command
 from .compile import MODULES
 
 __all__ = ["can_build", "run_compiler"]
 
 #: The module that the child runs; tests put others in its place.
-COMPILER = [sys.executable, "-m", "nanoquant_edge.exporters.tensorrt.compile"]
+COMPILER = python_command("nanoquant_edge.exporters.tensorrt.compile")
 _STDERR_BYTES = 2000
 
 Progress = Callable[[float, str], None]
@@ -51,15 +51,21 @@ def run_compiler(
         NqEdgeError: what the compiler reported; NQ-FIT when it was killed, NQ-ENGINE when it died otherwise.
     """
     request = {
-        "folder": str(folder),
-        "output": str(output),
-        "library": str(library),
-        "timing_cache": None if timing_cache is None else str(timing_cache),
+        "folder": str(folder.absolute()),
+        "output": str(output.absolute()),
+        "library": str(library.absolute()),
+        "timing_cache": None if timing_cache is None else str(timing_cache.absolute()),
     }
     result: dict[str, Any] | None = None
     with _environment() as environment, tempfile.TemporaryFile() as said:
         child = subprocess.Popen(
-            COMPILER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment, encoding="utf-8"
+            COMPILER,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env=environment,
+            cwd=NEUTRAL_FOLDER,
+            encoding="utf-8",
         )
         try:
             assert child.stdin is not None and child.stdout is not None
@@ -145,9 +151,7 @@ def _environment() -> Iterator[dict[str, str]]:
     At the first plugin node TensorRT for RTX's parser opens the library by its unversioned name, which the wheel does
     not contain, and the process aborts. A link of that name in a folder of ours, on the library path, mends it.
     """
-    environment = dict(os.environ)
-    root = str(Path(__file__).resolve().parents[3])
-    environment["PYTHONPATH"] = os.pathsep.join(part for part in (root, environment.get("PYTHONPATH", "")) if part)
+    environment = child_environment()
     with tempfile.TemporaryDirectory(prefix="nq-edge-") as links:
         library = _rtx_library()
         if library is not None:
