@@ -38,6 +38,7 @@ CALLS = {
     "bench": [["bench", "bundle", "--lengths", "16", "--new-tokens", "8"]],
     "build": [["build", "bundle", "--target", "jetson-orin-nano-8gb", "--output", "board"]],
     "deploy": [["deploy", "bundle", "--device", "raspberry-pi-5", "--output", "folder"]],
+    "completion": [["completion", "bash"]],
     # The demo fetches a model and takes minutes; `make demo` runs it in the source tree.
     "demo": [["demo", "--help"]],
 }
