@@ -3,8 +3,8 @@
 
     python -m benchmarks.admm_speed --shape 576x576 --shape 1536x576 --bpw 1.0 --device cuda --append
 
-The weight has a decaying spectrum and uneven rows and columns, as real ones do (method section 21, case S). Each
-setting runs once to make its CUDA graph, then `--repeats` times; the median counts.
+The weight has a decaying spectrum and uneven rows and columns, as real ones do (problem S of docs/METHOD.md, section
+5.5). Each setting runs once to make its CUDA graph, then `--repeats` times; the median counts.
 """
 
 from __future__ import annotations

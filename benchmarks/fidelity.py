@@ -3,11 +3,11 @@
 
     python -m benchmarks.fidelity OFFICIAL.pt --base MODEL --append
 
-Windows are those of method section 21.1. `error` is the plain squared relative error of the weight, which the official
-code logs (its log leaves out the spread that the exported scales lose, so it is a little lower); `weighted` the same
-under our importances. Ours are before tuning, the official ones after it, so only like sizes can be expected. `units`
-is the root of the official input times output importances over ours, as the scales' ratio gives it (method section
-13.1): it decides what one step of the latents means. Ranks are the official checkpoint's.
+Windows and ranks are the official checkpoint's (docs/METHOD.md, section 13). `error` is the plain squared relative
+error of the weight, which the official code logs (its log leaves out the spread that the exported scales lose, so it is
+a little lower); `weighted` the same under our importances. Ours are before tuning, the official ones after it, so only
+like sizes can be expected. `units` is the root of the official input times output importances over ours, as the scales'
+ratio gives it (docs/METHOD.md, section 5.4): it decides what one step of the latents means.
 """
 
 from __future__ import annotations

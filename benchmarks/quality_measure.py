@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is measured of a model in the quality table, in one pass over each text's windows.
 
-Perplexity is exp of the mean over windows of the mean next-token loss (method section 10); KL (dense to compressed) and
-agreement of the most likely token are over all positions of the first windows of the first corpus. Everything is
-float32; windows and positions are taken together as far as memory allows, which changes no definition.
+Perplexity is exp of the mean over windows of the mean next-token loss (docs/METHOD.md, section 3.2); KL (dense to
+compressed) and agreement of the most likely token are over all positions of the first windows of the first corpus.
+Everything is float32; windows and positions are taken together as far as memory allows, which changes no definition.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 
 
 def corpus_windows(tokenizer: Any, config: Mapping[str, Any], text: str, count: int, window: int = WINDOW) -> Tensor:
-    """The first windows of a text, tokenized once; the rest is dropped (method section 10).
+    """The first windows of a text, tokenized once; the rest is dropped (docs/METHOD.md, section 3.2).
 
     Gemma's windows are BOS and window - 1 tokens each. Other models' begin where the last one ended, and what the
     tokenizer itself puts in front stands at the start of the text only.

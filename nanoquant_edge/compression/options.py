@@ -20,27 +20,27 @@ _RATES = ("fp_epochs", "ste_epochs", "kd_epochs", "fp_lr", "ste_lr", "ste_scale_
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of the pipeline; defaults are the official ones (method section 11).
+    """Settings of the pipeline; defaults are the official ones. Sections are those of docs/METHOD.md; 14 compares all.
 
     Attributes:
         name: preset this came from.
         windows, window_length: calibration windows and their length in tokens.
         window_choice: "distinct" draws without repetition; "random" as the official code does, at random offsets and
             then with replacement, which repeats 39 % of them; "spread" takes evenly spaced ones off the grid.
-        gamma: shrinkage of the importances toward their mean (method section 7). The paper has 0.2 for Llama and
-            Qwen and 0.6 for Gemma-3, the official code 0.4 for all.
-        refresh_inputs: measure the input importances of a block again on the compressed stream (method section 19).
+        gamma: shrinkage of the importances toward their mean (section 4). The paper has 0.2 for Llama and Qwen and 0.6
+            for Gemma-3, the official code 0.4 for all.
+        refresh_inputs: measure the input importances of a block again on the compressed stream (section 4).
         rank_depth, rank_types: non-uniform ranks at equal bits: bits grow with depth by exp(rank_depth) from first
-            to last block, and are shifted between kinds of layers (method section 19).
-        rank_sensitivity: instead of by kind, shift bits by what they are measured to save in a layer (`sensitivity`).
-        admm_steps, admm_schedule, admm_ridge, svid_steps: LB-ADMM (method section 8.2); schedule "linear" or "cubic".
+            to last block, and are shifted between kinds of layers (section 11).
+        rank_sensitivity: instead of by kind, shift bits by what they are measured to save in a layer (section 11).
+        admm_steps, admm_schedule, admm_ridge, svid_steps: LB-ADMM (section 5); schedule "linear" or "cubic".
         admm_unit_size: LB-ADMM brings its target to unit size first, which the official code does not.
-        curvature: LB-ADMM under dense curvature factors instead of diagonal importances (`curvature`, method section
-            19.4); those of the inputs are measured on the compressed stream, as with `refresh_inputs`.
-        fp_epochs, fp_lr, fp_batch: TuneFP (method section 8.1).
-        ste_epochs, ste_lr, ste_batch: TuneLatentSTE (method section 8.4), learning rate of the latent signs.
+        curvature: LB-ADMM under dense curvature factors instead of diagonal importances (section 10); those of the
+            inputs are measured on the compressed stream, as with `refresh_inputs`.
+        fp_epochs, fp_lr, fp_batch: TuneFP (section 6).
+        ste_epochs, ste_lr, ste_batch: TuneLatentSTE (section 7), learning rate of the latent signs.
         ste_scale_lr: learning rate of the scales and the bias in TuneLatentSTE.
-        kd_epochs, kd_lr, kd_batch: scale distillation (method section 9).
+        kd_epochs, kd_lr, kd_batch: scale distillation (section 9).
         relative_lr: learning rates of weights, latents and scales are multiples of the trained tensor's own root mean
             square instead of absolute numbers. Short schedules need it: an absolute 1e-5 moves nothing in 16 steps.
     """
@@ -136,8 +136,8 @@ _DEFAULT: dict[str, Any] = {
     "relative_lr": True,
 }
 
-#: The short schedule on which recipes are compared (method section 21.1): 64 sequences a stage and layer for both.
-#: The default recipe spends them on twice the windows, once each.
+#: The short schedule on which recipes are compared (docs/METHOD.md, section 14): 64 sequences a stage and layer for
+#: both. The default recipe spends them on twice the windows, once each.
 REDUCED: dict[str, dict[str, Any]] = {
     "official": {
         "windows": 32,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole of NanoQuant: importances, blocks in order, scale distillation, a checkpoint (method section 5)."""
+"""The whole of NanoQuant: importances, blocks, scale distillation, a checkpoint (docs/METHOD.md, section 8)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All blocks in order, the dense and the compressed stream side by side (method section 5)."""
+"""All blocks in order, the dense and the compressed stream side by side (docs/METHOD.md, section 8)."""
 
 from __future__ import annotations
 

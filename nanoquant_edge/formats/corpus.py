@@ -11,7 +11,7 @@ __all__ = ["join_rows", "read_corpus"]
 
 
 def join_rows(text: str) -> str:
-    """A corpus file as published perplexities see it (method section 10): its rows joined with two newlines.
+    """A corpus file as published perplexities see it (docs/METHOD.md, section 3.2): its rows joined with two newlines.
 
     A line is a row. In the data set a row keeps its line end and a blank row is empty, so that paragraphs end up
     three newlines apart; joining bare lines gives other token counts.

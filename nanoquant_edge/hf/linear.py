@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A linear layer that computes with its packed sign factors, as a PyTorch module.
 
-The forward pass follows `y = scale_out * (U (scale_mid * (V (scale_in * x)))) + bias` from right to left (method
-section 2), so the dense weight never exists.
+The forward pass follows `y = scale_out * (U (scale_mid * (V (scale_in * x)))) + bias` from right to left
+(docs/METHOD.md, section 1), so the dense weight never exists.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Family:
         model_types: values of config.json's `model_type`.
         models: models of this family, for messages and documents.
         blocks: module path of the list of decoder blocks.
-        linears: compressed layers inside a block, in the method's processing order (method section 3).
+        linears: compressed layers inside a block, in the method's processing order (docs/METHOD.md, section 8).
         query, key, value, output, gate, up, down: what each of them does; `gate` is "" where the feed-forward network
             has no gate.
         norm: "rms"; "rms_plus_one", whose weights are stored less one (Gemma); "layer", with mean and bias (OPT).
@@ -69,7 +69,7 @@ class Family:
 
     @property
     def last_linear(self) -> str:
-        """The layer whose output importances weigh the block loss (method section 5)."""
+        """The layer whose output importances weigh the block loss (docs/METHOD.md, section 6)."""
         return self.down
 
     @property

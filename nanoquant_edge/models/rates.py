@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a target rate to the rank of a layer (method section 4); plain arithmetic, for forecasts too."""
+"""From a target rate to the rank of a layer (docs/METHOD.md, section 2); plain arithmetic, for forecasts too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["layer_bits", "rank_for_rate"]
 
 _SCALE_BITS = 16
 _WORD = 32
-#: Above this rate min(m, n) no longer suffices, so the cap is dropped; below it over-complete ranks hurt (section 19).
+#: Above this rate min(m, n) no longer suffices, so the cap is dropped; below it over-complete ranks hurt.
 _CAPPED_UP_TO = 1.25
 
 

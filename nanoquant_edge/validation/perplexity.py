@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perplexity over windows: exp of the mean of the windows' mean next-token losses (method section 10).
+"""Perplexity over windows: exp of the mean of the windows' mean next-token losses (docs/METHOD.md, section 3.2).
 
 The tokens are cut into windows side by side and the rest is dropped. Pass only as many tokens as shall be counted:
 running perplexity moves from article to article, so figures compare at equal windows only.

@@ -83,7 +83,7 @@ def test_compression_keeps_the_function_better_at_more_bits(tmp_path: Path) -> N
 
 
 def test_the_streams_of_later_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Targets come from the dense model's own stream, inputs from hardened layers (method section 5).
+    # Targets come from the dense model's own stream, inputs from hardened layers (docs/METHOD.md, section 8).
     calls = []
     original = sequence.reconstruct_block
 

@@ -35,7 +35,7 @@ GGUF_NAMES = {
 
 
 def words(signs: np.ndarray) -> np.ndarray:
-    """Method section 15.1, written out: column c is bit c mod 32 of word c div 32, -1 is a set bit."""
+    """docs/FORMAT.md, "Packed words", written out: column c is bit c mod 32 of word c div 32, -1 is a set bit."""
     packed = np.zeros((signs.shape[0], -(-signs.shape[1] // 32)), np.uint32)
     for column in range(signs.shape[1]):
         packed[:, column // 32] |= (signs[:, column] < 0).astype(np.uint32) << np.uint32(column % 32)
@@ -64,7 +64,7 @@ def bfloat16(array: np.ndarray) -> torch.Tensor:
 
 
 def official_state(foreign: Foreign) -> dict[str, torch.Tensor]:
-    """The flat dictionary of the official code (method section 15.1); with a mid scale, arelath's bridge to it."""
+    """The official code's flat dictionary (docs/METHOD.md, section 13); with a mid scale, arelath's bridge to it."""
     state = {}
     for name, part in foreign.layers.items():
         state[f"{name}.scale_pre"] = bfloat16(part["pre"])[None]
@@ -83,7 +83,7 @@ def paired_rows(array: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf_factors(path: Path, foreign: Foreign, architecture: str, exact: bool = False) -> None:
-    """A GGUF file with the tensors of method section 15.4."""
+    """A GGUF file with the tensors of arelath/NanoQuant (docs/METHOD.md, section 13)."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_uint32("quantization.nanoquant.version", 1)
     for name, part in foreign.layers.items():

@@ -103,5 +103,5 @@ def test_every_linear_of_a_block_is_compressed_once() -> None:
     names = family.layer_names(2)
     assert len(set(names)) == 14
     assert names[0] == "model.layers.0.self_attn.q_proj"
-    # q, v, o, k, gate, up, down: the method's order (section 3).
+    # q, v, o, k, gate, up, down: the method's order (docs/METHOD.md, section 8).
     assert [name.split(".")[-1][0] for name in names[7:]] == list("qvokgud")

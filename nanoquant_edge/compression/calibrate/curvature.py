@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curvature of the loss around each linear layer: two dense factors instead of two diagonals (method section 19.4).
+"""Curvature of the loss around each layer: two dense factors instead of two diagonals (docs/METHOD.md, section 10).
 
 With inputs x_t and output gradients d_t, the per-token Fisher of a weight is the mean of (d_t d_t^T) x (x_t x_t^T). The
 Kronecker product L x R nearest to it in the sense of a matrix normal distribution satisfies
@@ -30,7 +30,7 @@ from .importances import GRADIENT_UNIT, Importance
 
 __all__ = ["bytes_needed", "input_factors", "no_room", "shrunk", "with_curvature"]
 
-#: Alternating passes and shrinkage toward the identity (method section 19.4).
+#: Alternating passes and shrinkage toward the identity (docs/METHOD.md, section 10).
 _PASSES, _SHRINK = 3, 0.2
 
 
@@ -44,7 +44,7 @@ def shrunk(total: Tensor, what: str) -> Tensor:
     if not bool(torch.isfinite(total).all()):
         raise NqEdgeError("NQ-NUMERIC", f"the curvature of {what} holds NaN or infinity.")
     found = torch.eye(total.shape[0], device=total.device)
-    # A layer that never saw a gradient counts every channel equally (method section 13.5).
+    # A layer that never saw a gradient counts every channel equally (docs/METHOD.md, section 4).
     return found if mean <= 0 else found.mul_(_SHRINK).add_(0.5 * (total + total.T), alpha=(1 - _SHRINK) / mean)
 
 
@@ -66,7 +66,7 @@ class _Fit:
         """Forward hook: adds the window once its gradient is there."""
         if output.requires_grad:
             x = arguments[0].detach().flatten(0, -2)
-            # In the units of the importances: squares of smaller gradients leave float32 (method section 13.5).
+            # In the units of the importances: squares of smaller gradients leave float32 (docs/METHOD.md, section 4).
             output.register_hook(lambda gradient: self.add(x.float(), gradient.flatten(0, -2).float() * GRADIENT_UNIT))
 
     @torch.no_grad()

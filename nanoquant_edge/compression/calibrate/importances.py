@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Channel importances: second moments of inputs and output gradients, outlier tokens clipped (method section 7)."""
+"""Channel importances: clipped second moments of inputs and output gradients (docs/METHOD.md, section 4)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 #: Gradients are squared in these units, which also set the size of the latents and so what one step of the latent
-#: optimizer means (method section 13.1).
+#: optimizer means (docs/METHOD.md, section 5.4).
 GRADIENT_UNIT = 1e6
 #: The official hook sees the inputs of each window twice, as activation checkpointing repeats the forward pass. That
 #: too sets the size of the latents; docs/figures/fidelity.json has the official checkpoint's.
@@ -87,7 +87,7 @@ class Moment:
     def shrunk(self, windows: int, channels: int, gamma: float, unit: float = _INPUT_UNIT) -> Tensor:
         """Mean over windows times `unit`, shrunk, float32 on the CPU; ones when only zeros, or nothing, was seen."""
         mean = torch.zeros(channels) if self.total is None else self.total.cpu() / windows
-        # A layer that only ever saw zeros counts every channel equally (method section 13.5).
+        # A layer that only ever saw zeros counts every channel equally (docs/METHOD.md, section 4).
         return shrink(mean * unit if bool((mean > 0).any()) else torch.ones_like(mean), gamma)
 
 

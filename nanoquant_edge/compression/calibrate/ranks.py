@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks of a model's layers: the same rate for all (method section 4), or shifted between layers at equal bits."""
+"""Ranks of a model's layers: equal rates, or bits shifted between layers (docs/METHOD.md, sections 2 and 11)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["allocate_ranks", "layer_bits", "rank_for_rate"]
 _WORD = 32
 #: Up to this rate ranks stay within min(m, n), as in `rank_for_rate`.
 _CAPPED_UP_TO = 1.25
-#: Multipliers of the bits by kind of layer (method section 19, item 1).
+#: Multipliers of the bits by kind of layer (docs/METHOD.md, section 11).
 _KINDS = {"q_proj": 0.85, "k_proj": 0.9, "v_proj": 1.1, "up_proj": 1.05, "down_proj": 1.15, "fc2": 1.15}
 
 
@@ -29,7 +29,7 @@ def allocate_ranks(
     """Ranks of all layers of a model.
 
     With depth 0, no kinds and no shares every layer has `rank_for_rate`. Otherwise each layer's part of the bits is
-    multiplied by exp(depth (b / (B - 1) - 1/2)), its kind's factor and its share (method section 19, item 1), in whole
+    multiplied by exp(depth (b / (B - 1) - 1/2)), its kind's factor and its share (docs/METHOD.md, section 11), in whole
     words of rank, and the total is no more than that of the equal rates.
 
     Args:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a layer's bits are worth: a short LB-ADMM at three ranks, a power law, equal loss per bit (method section 19).
+"""What a layer's bits are worth: LB-ADMM at three ranks, a power law, equal loss per bit (docs/METHOD.md, section 11).
 
 The squared importance-weighted error || D_out (W - W^) D_in ||_F^2, with importances that are no multiples of their
 layer's mean, is the diagonal-Fisher estimate of the loss that a factorization adds, up to one factor for the whole

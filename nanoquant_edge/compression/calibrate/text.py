@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration windows: distinct stretches of a text, or text that the model itself writes (method section 6)."""
+"""Calibration windows: stretches of a text, or text that the model itself writes (docs/METHOD.md, section 3.1)."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def text_windows(tokenizer: Any, text: str, windows: int, length: int, seed: int
         length: tokens a window, the start token included.
         seed: of the draw.
         choice: "distinct": on a grid without overlap where the text is long enough, otherwise at distinct random
-            offsets. "spread": evenly spaced on that grid (method section 21.1). "random": as the official loader, at
-            random offsets, of which as many are then drawn with replacement, which repeats 39 % (method section 6).
+            offsets. "spread": evenly spaced on that grid. "random": as the official loader, at random offsets, of
+            which as many are then drawn with replacement, which repeats 39 % of them.
 
     Returns:
         int64 (windows, length).

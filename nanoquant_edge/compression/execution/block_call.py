@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calling one decoder block of a model as the model itself does (method section 13.7)."""
+"""Calling one decoder block of a model as the model itself does (docs/METHOD.md, section 8)."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def cross_entropy(hidden: Tensor, head: Head, labels: Tensor, backward: bool) ->
 
 
 def distillation_loss(hidden: Tensor, teacher_hidden: Tensor, head: Head, backward: bool) -> Tensor:
-    """Mean forward KL (teacher || student) over the full vocabulary, temperature 1 (method section 9).
+    """Mean forward KL (teacher || student) over the full vocabulary, temperature 1 (docs/METHOD.md, section 9).
 
     Args:
         hidden, teacher_hidden: (positions, hidden_size) student and teacher inputs of the shared head.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LB-ADMM: the importance-weighted factorization of a weight into two sign matrices (method sections 8.2 and 8.3).
+"""LB-ADMM: the importance-weighted factorization of a weight into two sign matrices (docs/METHOD.md, section 5).
 
 Memory: about 8 matrices of the factors' size and 3 of the weight's, float32.
 """
@@ -44,7 +44,7 @@ _WORTH_SHARING = 1 << 23
 
 @dataclass(frozen=True)
 class AdmmSettings:
-    """How LB-ADMM runs (method section 8.2).
+    """How LB-ADMM runs (docs/METHOD.md, section 5.2).
 
     Attributes:
         steps: iterations K.
@@ -52,7 +52,7 @@ class AdmmSettings:
         ridge: lambda, absolute on a Gram with unit diagonal.
         svid_steps: power iterations of each projection.
         dtype: type in which Grams and right-hand sides are multiplied; solves are always float32. bfloat16 costs
-            nothing measurable (method section 13.4) and is several times faster where there are matrix units.
+            nothing measurable (docs/METHOD.md, section 5.5) and is several times faster where there are matrix units.
         unit_size: bring the target to unit size first. The N(0, 1) start otherwise swamps real targets.
         solver: of the ridge regressions: "cholesky", "products", or "auto", which takes products on a GPU.
         together: all processes of the team factorize this layer at the same time, so that a large one's two sides can
@@ -375,7 +375,7 @@ def factorized(
 
 
 def _root(importance: Tensor) -> Tensor:
-    """Square root of the importances; a layer that never saw a gradient counts every channel equally (section 13.5)."""
+    """Square root of the importances; all ones where no gradient was seen (docs/METHOD.md, section 4)."""
     value = importance.detach().float()
     if not bool((value > 0).any()):
         return torch.ones_like(value)
@@ -383,7 +383,7 @@ def _root(importance: Tensor) -> Tensor:
 
 
 def _export(target: Tensor, d_in: Tensor, d_out: Tensor, left: FactorState, right: FactorState, size: float) -> Factors:
-    """Magnitude balancing (paper Eq. 7) and the two scale vectors (method section 8.3)."""
+    """Magnitude balancing (paper Eq. 7) and the two scale vectors (docs/METHOD.md, section 5.3)."""
     a_hat = size * left.signed.T / d_out[:, None]
     b_hat = size * right.signed / d_in[None, :]
     eta = (b_hat.norm() / a_hat.norm().clamp_min(_EPS)).sqrt()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LB-ADMM under dense curvature factors: the data term is tr(L E R E^T) (method section 19.4).
+"""LB-ADMM under dense curvature factors: the data term is tr(L E R E^T) (docs/METHOD.md, section 10).
 
 Each side solves L A G + (rho + ridge) A = L W~ R Bn^T + rho (Z - Dual) with G = Bn R Bn^T. In the eigenbasis of L,
 which is found once a layer, every channel i has a system of its own, (l_i G + (rho + ridge) I) a_i = b_i. All of them
@@ -27,7 +27,7 @@ __all__ = ["Metric", "factorize_curved", "metric"]
 _Map = Callable[[Tensor], Tensor]
 
 #: Exponent of the eigenvalues of the unit-diagonal factors: perplexity 17.04, 16.72, 17.37 with 1, 1/2, 1/4 on a model
-#: of 1.7B (method section 19.4).
+#: of 1.7B (docs/METHOD.md, section 10).
 _POWER = 0.5
 #: Against solves by eigenvectors in float64, the final error of real layers is the same to the spread over starts from
 #: one step on (docs/notes/quality.md).
@@ -175,7 +175,7 @@ def factorize_curved(
         weight: (m, n), any floating type.
         inputs: (n, n) factor R, positive definite.
         outputs: (m, m) factor L, positive definite.
-        sizes: mean input and output importance, which set the units of the latents (method section 13.1).
+        sizes: mean input and output importance, which set the units of the latents (docs/METHOD.md, section 5.4).
         rank: inner dimension r >= 1; may exceed min(m, n).
         settings: of the iteration; None takes the official ones.
         seed: of the Gaussian start.

@@ -106,7 +106,7 @@ class _WeightedSquares(torch.autograd.Function):
 
 
 def weighted_squares(found: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
-    """The block loss: weighted squares, a sum over tokens and channels, a mean over the batch (method section 8.1).
+    """Block loss: weighted squares, summed over tokens and channels, a mean over windows (docs/METHOD.md, section 6).
 
     Args:
         found, wanted: float32 (batch, length, channels).

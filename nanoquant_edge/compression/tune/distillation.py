@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scale-only reconstruction of the whole model: KL to the dense model, signs frozen (method section 9).
+"""Scale-only reconstruction of the whole model: KL to the dense model, signs frozen (docs/METHOD.md, section 9).
 
 The dense model is not run: block reconstruction ends with the states that its head is given, and the logits are
 recomputed from them, so that nothing of the size of the vocabulary is stored.

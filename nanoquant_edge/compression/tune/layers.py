@@ -24,7 +24,7 @@ __all__ = [
 
 
 class _StraightThroughSign(torch.autograd.Function):
-    """sign(x) in a compute type, 0 as +1; backward is the identity without a clipping window (method section 8.4)."""
+    """sign(x) in a compute type, 0 as +1; backward is the identity everywhere (docs/METHOD.md, section 7)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:

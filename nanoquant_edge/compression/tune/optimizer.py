@@ -17,7 +17,7 @@ __all__ = ["Outcome", "ParameterGroup", "Tuner", "train"]
 
 _BETAS = (0.9, 0.99)
 _ADAM_EPS = 1e-6
-#: The cosine ends at this fraction of the start (method section 8.1).
+#: The cosine ends at this fraction of the start (docs/METHOD.md, section 6).
 _FINAL_FRACTION = 1e-4
 #: A large tensor is handed to a GPU's optimizer in up to so many parts of at least so many values.
 _MOST_PARTS, _LEAST_PART = 32, 4096
@@ -101,7 +101,7 @@ class Tuner:
         """Tune for some epochs, each a new permutation of the samples.
 
         Losses, tensors and optimizer moments are looked at after each epoch. When one is not finite, the tensors go
-        back to the last epoch after which all were, and the stage ends (method section 13.5).
+        back to the last epoch after which all were, and the stage ends (docs/METHOD.md, section 6).
         """
         if epochs == 0:
             return Outcome(math.nan, math.nan)

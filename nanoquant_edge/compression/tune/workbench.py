@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reconstruction of one decoder block: tune, factorize, tune again, layer by layer (method sections 5 and 8).
+"""Reconstruction of one decoder block: tune, factorize, tune again, layer by layer (docs/METHOD.md, sections 5 to 8).
 
 The target is the dense block's output on the dense model's own stream; the input is the compressed model's stream.
 """

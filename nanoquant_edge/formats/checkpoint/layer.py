@@ -15,7 +15,7 @@ __all__ = ["PackedLayer"]
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """The factors of `W ~ diag(scale_out) U diag(scale_mid) V diag(scale_in)` (method section 2).
+    """The factors of `W ~ diag(scale_out) U diag(scale_mid) V diag(scale_in)` (docs/METHOD.md, section 1).
 
     Attributes:
         u_packed: int32 (out_features, ceil(rank / 32)).

@@ -2,8 +2,8 @@
 """Sign matrices to 32-bit words and back (docs/FORMAT.md, "Packed words").
 
 Row-major, least significant bit first: column c of a row is bit `c mod 32` of word `c div 32`; a 0 bit is +1, a 1 bit
-is -1, and the bits after the last column are 0. This is the layout of the official NanoQuant checkpoints (method
-section 15.1).
+is -1, and the bits after the last column are 0. This is the layout of the official NanoQuant checkpoints
+(docs/METHOD.md, section 13).
 """
 
 from __future__ import annotations

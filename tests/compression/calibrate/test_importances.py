@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Importances against a float64 computation written from the method's text (section 7)."""
+"""Importances against a float64 computation written from the text of docs/METHOD.md, section 4."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_importances_equal_a_float64_computation(count: int, length: int, change
     grew = []
     for name in linears_of(model):
         i, i_grew = clipped_moment([inputs[name] for inputs, _ in seen])
-        # In units of a mean over 2048 tokens, times 1e6 (section 13.1).
+        # In units of a mean over 2048 tokens, times 1e6 (section 4).
         o, o_grew = clipped_moment([1e6 * gradients[name] * length / 2048 for _, gradients in seen])
-        i, o = 2 * i, o / 1e6  # the official hook counts each input twice (section 7)
+        i, o = 2 * i, o / 1e6  # the official hook counts each input twice (section 4)
         for ours, theirs in ((found[name].inputs, i), (found[name].outputs, o)):
             theirs = 0.8 * theirs + 0.2 * theirs.mean()
             np.testing.assert_allclose(ours.numpy(), theirs, rtol=2e-3, atol=1e-4 * theirs.mean())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rank rule against the method's table (section 4) and against bytes."""
+"""The rank rule against known ranks and rates (docs/METHOD.md, section 2) and against bytes."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_the_seed_chooses_windows() -> None:
 
 
 def test_spread_windows_are_those_of_the_official_run() -> None:
-    # 114 whole windows, of which 32 at linspace(0, 113, 32) truncated (method section 21.1); here 12 and 5.
+    # 114 whole windows, of which 32 at linspace(0, 113, 32) truncated (docs/METHOD.md, section 3.1); here 12 and 5.
     found = text_windows(Words(), numbers(12 * 4 + 3), 5, 4, 7, "spread")
     assert found[:, 0].tolist() == [0, 2 * 4, 5 * 4, 8 * 4, 11 * 4]
     with pytest.raises(NqEdgeError, match="need at least 24"):

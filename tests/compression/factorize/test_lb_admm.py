@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LB-ADMM against a second implementation in NumPy, known figures, and its symmetries (method 8.2, 8.3, 21)."""
+"""LB-ADMM against a second implementation in NumPy, known figures, its symmetries (docs/METHOD.md, section 5)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plain(weight: torch.Tensor, rank: int, **options: object) -> Factors:
 
 
 def numpy_error(w: np.ndarray, i: np.ndarray, o: np.ndarray, rank: int, steps: int, seed: int, cubic: bool) -> float:
-    """Weighted error of section 8.2/8.3 written out in float64, with exact singular vectors; m >= n."""
+    """Weighted error of sections 5.1 to 5.3 written out in float64, with exact singular vectors; m >= n."""
     rng = np.random.default_rng(seed)
     d_in, d_out = np.sqrt(i), np.sqrt(o)
     target = d_out[:, None] * w * d_in

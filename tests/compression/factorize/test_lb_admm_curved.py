@@ -41,7 +41,7 @@ def unit_half(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def numpy_error(w: Tensor, r: Tensor, l: Tensor, rank: int, steps: int, seed: int) -> float:  # noqa: E741
-    """Curved error of section 19.4 written out in float64, every system solved as one Kronecker product; m >= n."""
+    """Curved error of docs/METHOD.md, section 10, in float64, systems solved as one Kronecker product; m >= n."""
     rng = np.random.default_rng(seed)
     d_in, inp = unit_half(r.double().numpy())
     d_out, out = unit_half(l.double().numpy())
