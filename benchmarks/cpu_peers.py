@@ -130,7 +130,7 @@ def perplexity_of(peer: Peer, ids: np.ndarray, window: int) -> float | None:
 
     backend = open_backend(Bundle.open(peer.files, verify=False), max_context=window)
     try:
-        return backend_perplexity(backend, ids, window)
+        return backend_perplexity(backend, ids, window=window)
     finally:
         backend.close()
 

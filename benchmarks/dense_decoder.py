@@ -7,8 +7,6 @@ ones: what remains to be compared is the linear layers.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch.nn import functional as F
 
@@ -46,11 +44,9 @@ class DenseGroup:
             torch.addmm(residual, x, self.weight.T, out=out)
 
 
-def dense_decoder(config: DecoderConfig, *, head_norms: bool, layers: int | None = None) -> DecoderModel:
+def dense_decoder(config: DecoderConfig, *, head_norms: bool) -> DecoderModel:
     """A decoder of random bfloat16 weights on the current GPU."""
     device, dtype = torch.device("cuda", torch.cuda.current_device()), torch.bfloat16
-    if layers is not None:
-        config = dataclasses.replace(config, num_layers=layers)
 
     def random(rows: int, columns: int) -> torch.Tensor:
         return torch.empty((rows, columns), dtype=dtype, device=device).normal_(0.0, columns**-0.5)

@@ -51,13 +51,13 @@ def run_layer(layer: str, rows: int, way: str) -> None:
     import torch
 
     from benchmarks.gpu_kernels import SHAPES, WAYS
-    from nanoquant_edge.runtimes.torch.layers import TiledLayer
+    from benchmarks.random_decoder import random_layer
     from nanoquant_edge.runtimes.torch.passes import LinearGroup, Workspace
 
     shape = next(shape for shape in SHAPES if shape.name == layer)
     algorithm, precision = WAYS[way]
     generator = torch.Generator("cuda").manual_seed(0)
-    tiled = TiledLayer.random(shape.out, shape.into, shape.rank, generator=generator, scale_dtype=torch.bfloat16)
+    tiled = random_layer(shape.out, shape.into, rank=shape.rank, generator=generator, scale_dtype=torch.bfloat16)
     group = LinearGroup([tiled], Workspace(torch.device("cuda")), algorithm=algorithm, precision=precision)
     x = torch.randn(rows, shape.into, device="cuda", dtype=torch.bfloat16)
     out = torch.empty(rows, group.width, device="cuda", dtype=torch.bfloat16)

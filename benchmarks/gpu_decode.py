@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ import torch
 
 from benchmarks.dense_decoder import dense_decoder
 from benchmarks.figures import append_rows, figures_option, listed
+from benchmarks.random_decoder import SHAPES, random_decoder
 from nanoquant_edge.compression.calibrate.ranks import layer_bits, rank_for_rate
-from nanoquant_edge.runtimes.torch import SHAPES, DecoderModel, TorchBackend, random_model
+from nanoquant_edge.runtimes.torch import DecoderModel, TorchBackend
 
 FIRST_REPETITIONS = 5
 #: the energy counter is updated some ten times a second, so a row decodes at least this long
@@ -53,23 +55,19 @@ class Energy:
 
 def true_bpw(name: str, bpw: float) -> float:
     """Stored bits per weight of all compressed layers at the ranks of a target rate."""
-    shapes = SHAPES[name][0].linear_shapes().values()
+    shapes = SHAPES[name].config.linear_shapes().values()
     bits = sum(layer_bits(m, n, rank_for_rate(m, n, bpw)) for m, n in shapes)
     return bits / sum(m * n for m, n in shapes)
 
 
 def build(name: str, bpw: float | None, layers: int | None, host_embedding: bool = False) -> DecoderModel:
     """A model with random bits at that rate, or in bfloat16."""
-    config, head_norms = SHAPES[name]
+    shape = SHAPES[name]
+    if layers is not None:
+        shape = replace(shape, config=replace(shape.config, num_layers=layers))
     if bpw is None:
-        return dense_decoder(config, head_norms=head_norms, layers=layers)
-    return random_model(
-        config,
-        lambda m, n: rank_for_rate(m, n, bpw),
-        head_norms=head_norms,
-        layers=layers,
-        host_embedding=host_embedding,
-    )
+        return dense_decoder(shape.config, head_norms=shape.head_norms)
+    return random_decoder(shape, lambda m, n: rank_for_rate(m, n, bpw), host_embedding=host_embedding)
 
 
 def measure(backend: TorchBackend, batch: int, prompt: int, new: int, energy: Energy) -> dict[str, Any]:

@@ -24,9 +24,9 @@ import click
 import torch
 
 from benchmarks.figures import append_rows, figures_option, listed
+from benchmarks.random_decoder import random_layer
 from nanoquant_edge.compression.calibrate.ranks import rank_for_rate
 from nanoquant_edge.runtimes.cuda.binding import Algorithm, Precision
-from nanoquant_edge.runtimes.torch.layers import TiledLayer
 from nanoquant_edge.runtimes.torch.passes import LinearGroup, Workspace
 
 ROTATED_BYTES = 150e6
@@ -155,7 +155,7 @@ def kernel_us(shape: Shape, rows: int, way: str) -> tuple[float, float, float]:
     workspace = Workspace(torch.device("cuda"))
     groups = [
         LinearGroup(
-            [TiledLayer.random(shape.out, shape.into, shape.rank, generator=generator, scale_dtype=torch.bfloat16)],
+            [random_layer(shape.out, shape.into, rank=shape.rank, generator=generator, scale_dtype=torch.bfloat16)],
             workspace,
             algorithm=algorithm,
             precision=precision,

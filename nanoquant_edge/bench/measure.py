@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import NqEdgeError
 from ..formats.bundle import Bundle
 from ..runtimes.backend import Backend
-from ..runtimes.onnxruntime.providers import CPU
+from ..runtimes.options import OpenOptions
 from ..runtimes.selection import open_backend
 from ..runtimes.tokenizer import load_tokenizer
 from ..system.memory import peak_memory_mb, resident_memory_mb
@@ -24,36 +24,27 @@ from ..system.memory import peak_memory_mb, resident_memory_mb
 __all__ = ["BenchOptions", "Timing", "measure_bundle", "summary"]
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """What is measured.
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(OpenOptions):
+    """What is measured, and how the bundle is opened for it.
 
     Attributes:
         lengths: prompt lengths, tokens.
         new_tokens: tokens decoded after each prompt.
         repetitions: of every length.
-        threads: worker threads; None takes the backend's default.
-        spin: let idle worker threads wait busily.
-        provider: "cpu" or "cuda".
-        allow_portable: run the slow body where the kernels are missing.
-        trust_bundle_code: let machine code inside of an engine run.
         power: read the machine's energy counters too.
 
     Raises:
-        NqEdgeError: NQ-OPTION for counts below 1.
+        NqEdgeError: NQ-OPTION for counts below 1, and as `OpenOptions`.
     """
 
     lengths: tuple[int, ...] = (32, 256)
     new_tokens: int = 64
     repetitions: int = 5
-    threads: int | None = None
-    spin: bool = True
-    provider: str = CPU
-    allow_portable: bool = False
-    trust_bundle_code: bool = False
     power: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.lengths or min(*self.lengths, self.new_tokens, self.repetitions, 1 << 30) < 1:
             raise NqEdgeError("NQ-OPTION", "lengths, new tokens and repetitions must be whole numbers above 0.")
 
@@ -105,14 +96,7 @@ def measure_bundle(folder: str | Path, options: BenchOptions) -> dict[str, Any]:
             "Pass shorter --lengths.",
         )
     load_tokenizer(bundle.folder)
-    backend = open_backend(
-        bundle,
-        threads=options.threads,
-        allow_portable=options.allow_portable,
-        spin=options.spin,
-        provider=options.provider,
-        trust_bundle_code=options.trust_bundle_code,
-    )
+    backend = open_backend(bundle, options)
     loaded = time.perf_counter() - begin
     try:
         memory = {"loaded": resident_memory_mb()}

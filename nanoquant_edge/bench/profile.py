@@ -46,20 +46,14 @@ def profile_step(folder: str | Path, options: BenchOptions, context: int) -> Pro
         NqEdgeError: as `OnnxRuntimeBackend`.
     """
     bundle = Bundle.open(folder, verify=False)
-    with tempfile.TemporaryDirectory() as scratch:
-        backend = OnnxRuntimeBackend(
-            bundle,
-            threads=options.threads,
-            allow_portable=options.allow_portable,
-            spin=options.spin,
-            provider=options.provider,
-            profile_prefix=str(Path(scratch, "profile")),
-        )
-        with backend:
-            backend.forward(np.ones((1, context), np.int64))
-            for _ in range(_STEPS):
-                backend.forward(np.ones((1, 1), np.int64))
-            events = json.loads(Path(backend.end_profile()).read_text(encoding="utf-8"))
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        OnnxRuntimeBackend(bundle, options, profile_prefix=str(Path(scratch, "profile"))) as backend,
+    ):
+        backend.forward(np.ones((1, context), np.int64))
+        for _ in range(_STEPS):
+            backend.forward(np.ones((1, 1), np.int64))
+        events = json.loads(Path(backend.end_profile()).read_text(encoding="utf-8"))
     return _read(events)
 
 

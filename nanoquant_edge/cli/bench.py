@@ -12,6 +12,7 @@ import click
 
 from ..errors import NqEdgeError
 from ..system.children import run_python
+from .opening import opening_options
 
 if TYPE_CHECKING:
     from ..bench import BenchOptions
@@ -35,13 +36,9 @@ def _lengths(_context: click.Context, _option: click.Parameter, text: str) -> tu
 @click.option("--lengths", default="32,256", show_default=True, callback=_lengths, help="Prompt lengths, tokens.")
 @click.option("-n", "--new-tokens", type=int, default=64, show_default=True, help="Tokens decoded after a prompt.")
 @click.option("-r", "--repetitions", type=int, default=5, show_default=True, help="Of every length.")
-@click.option("-t", "--threads", type=int, help="Worker threads; all physical cores by default.")
-@click.option("--no-spin", is_flag=True, help="Let idle threads sleep: slower alone, faster on a shared machine.")
-@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where.")
+@opening_options
 @click.option("--power", is_flag=True, help="Read the machine's energy counters, if it has any.")
 @click.option("--profile", is_flag=True, help="Show where a decoded token's time goes.")
-@click.option("--allow-portable", is_flag=True, help="Run without the native kernels if they are missing (slow).")
-@click.option("--trust-bundle-code", is_flag=True, help="Let machine code inside of a TensorRT engine run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: str, against: str | None, profile: bool, as_json: bool, **options: Any) -> None:
     """Measure BUNDLE: prefill and decode, first token, loading, memory, and the floor that this machine sets.
@@ -51,10 +48,7 @@ def command(bundle: str, against: str | None, profile: bool, as_json: bool, **op
     """
     from ..bench import BenchOptions
 
-    names = ("lengths", "new_tokens", "repetitions", "provider", "allow_portable", "trust_bundle_code", "power")
-    chosen = BenchOptions(
-        **{name: options[name] for name in names}, spin=not options["no_spin"], threads=options["threads"]
-    )
+    chosen = BenchOptions(**options)
     if against is None:
         report = _measure(bundle, chosen)
         if as_json:
@@ -119,12 +113,12 @@ def _in_turn(folders: list[str], options: BenchOptions) -> list[dict[str, Any]]:
     arguments += [flag for flag, wanted in flags.items() if wanted]
     found: list[list[dict[str, Any]]] = [[] for _ in folders]
     for _ in range(_ROUNDS):
-        for place, folder in enumerate(folders):
+        for index, folder in enumerate(folders):
             done = run_python("nanoquant_edge", "bench", Path(folder).absolute(), *arguments, capture_output=True)
             if done.returncode != 0:
                 click.echo(done.stderr.rstrip(), err=True)
                 sys.exit(done.returncode)
-            found[place].append({**json.loads(done.stdout), "bundle": folder})
+            found[index].append({**json.loads(done.stdout), "bundle": folder})
     return [merged(reports) for reports in found]
 
 

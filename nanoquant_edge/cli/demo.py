@@ -16,7 +16,8 @@ from typing import Any
 import click
 
 from ..system.children import run_python
-from .progress import Report, shown_progress
+from ..system.progress import Progress
+from .progress import shown_progress
 
 __all__ = ["command"]
 
@@ -102,7 +103,7 @@ def _compress(
     calibration: Path | None,
     test: Path | None,
     output: Path,
-    show: Report,
+    show: Progress,
 ) -> dict[str, Any]:
     """Compress, and measure the dense model while it is loaded."""
     import torch
@@ -171,7 +172,7 @@ def _export(output: Path) -> None:
     click.echo(f"{bundle.folder}: {bundle.compressed_linears} compressed layers, dialect {bundle.dialect}", err=True)
 
 
-def _validate(output: Path, text: Path, show: Report) -> dict[str, Any]:
+def _validate(output: Path, text: Path, show: Progress) -> dict[str, Any]:
     from ..validation import validate
 
     report = validate(
@@ -197,7 +198,7 @@ def _print(report: dict[str, Any], output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    rungs = {rung["number"]: rung for rung in report["validation"]["rungs"]}
+    steps = report["validation"]["steps"]
     generation, files = report["generation"], report["files"]
     table = Table(title=f"{report['model']} at {report['bpw']['target']} bits per weight, preset {report['preset']}")
     table.add_column("")
@@ -209,9 +210,9 @@ def _print(report: dict[str, Any], output: Path) -> None:
     table.add_row(
         f"perplexity, {WINDOWS} x {LENGTH} tokens of {report['text']}",
         f"{report['perplexity_dense']:.2f}",
-        f"{rungs[6]['figures']['bundle']:.2f}",
+        f"{steps['perplexity']['figures']['bundle']:.2f}",
     )
-    table.add_row("greedy tokens equal to PyTorch's", "", _agreement(rungs[5]["figures"]))
+    table.add_row("greedy tokens equal to PyTorch's", "", _agreement(steps["greedy"]["figures"]))
     table.add_row(
         "decode, tokens/s", f"{report['torch_fp32_decode_tps']:.1f} (PyTorch)", f"{generation['decode_tps']:.1f}"
     )
@@ -222,8 +223,8 @@ def _print(report: dict[str, Any], output: Path) -> None:
     table.add_row("validation", "", report["validation"]["status"])
     console = Console(width=110)
     console.print(table)
-    steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
-    console.print(f"{steps}. Everything is in {output}.", highlight=False)
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
+    console.print(f"{times}. Everything is in {output}.", highlight=False)
     if report["preset"] == "quick":
         console.print(
             "The quick preset shows the path, not the quality: perplexity is far from the dense model's. "

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..errors import NqEdgeError
+from .opening import OPENING, opening_options
 
 __all__ = ["command"]
 
@@ -31,18 +32,8 @@ MAX_PROMPT_BYTES = 64 << 20
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1 avoids repetition.")
 @click.option("--seed", type=int, help="Equal seeds give equal text.")
 @click.option("--stop", multiple=True, help="End the text before this string; may be given several times.")
-@click.option("-t", "--threads", type=int, help="Worker threads; all physical cores by default.")
-@click.option("--no-spin", is_flag=True, help="Let idle threads sleep: slower alone, faster on a shared machine.")
-@click.option(
-    "--provider",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="Where to compute; cuda needs an NVIDIA GPU, onnxruntime-gpu and a float16 bundle.",
-)
+@opening_options
 @click.option("--max-context", type=int, help="Most tokens of prompt and text together.")
-@click.option("--allow-portable", is_flag=True, help="Run without the native kernels if they are missing (slow).")
-@click.option("--trust-bundle-code", is_flag=True, help="Let machine code inside of a TensorRT engine run.")
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def command(bundle: str, **options: Any) -> None:
@@ -51,24 +42,16 @@ def command(bundle: str, **options: Any) -> None:
     The text goes to standard output as it comes, a line of figures to standard error.
     """
     from ..formats.bundle import Bundle
-    from ..runtimes import Generator, SamplingConfig, remarks
+    from ..runtimes import Generator, OpenOptions, SamplingConfig, remarks
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     sampling = SamplingConfig(**{name: options[name] for name in names})
+    opening = OpenOptions(**{name: options[name] for name in (*OPENING, "max_context")})
     prompt = _read_prompt(options["prompt"], options["prompt_file"])
     chat = options["chat"] or options["system"] is not None
     for remark in remarks(Bundle.open(bundle, verify=False)):
         click.echo(f"note: {remark}", err=True)
-    with Generator.from_bundle(
-        bundle,
-        threads=options["threads"],
-        allow_portable=options["allow_portable"],
-        verify=True if options["verify"] else None,
-        max_context=options["max_context"],
-        spin=not options["no_spin"],
-        provider=options["provider"],
-        trust_bundle_code=options["trust_bundle_code"],
-    ) as generator:
+    with Generator.from_bundle(bundle, opening, verify=True if options["verify"] else None) as generator:
         run = generator.stream(
             [{"role": "user", "content": prompt}] if chat else prompt,
             system=options["system"],

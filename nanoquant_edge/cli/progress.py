@@ -1,62 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress that is visible everywhere: a bar on a terminal, a line now and then in a log."""
+"""`Progress` that is visible everywhere: as a bar on a terminal, as a line now and then in a log."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+
+from ..system.progress import Progress
 
 __all__ = ["shown_progress"]
 
 #: In a log, a line this often (seconds), and whenever the kind of work changes.
 _LINE_SECONDS = 15.0
 
-Report = Callable[[float, str], None]
-
 
 @contextlib.contextmanager
-def shown_progress(title: str, hidden: bool = False) -> Iterator[Report]:
-    """A function to call with (fraction done, what is being done), shown on standard error with an estimate.
+def shown_progress(title: str, hidden: bool = False) -> Iterator[Progress]:
+    """A step's progress, shown on standard error with an estimate of the time that is left.
 
     Args:
         title: what the whole is.
         hidden: show nothing.
     """
     if hidden:
-        yield lambda _fraction, _text: None
+        yield Progress()
     elif sys.stderr.isatty():
-        with _bar(title) as report:
-            yield report
+        with _bar(title) as progress:
+            yield progress
     else:
-        yield _Lines(title)
+        yield Progress(_Lines(title))
 
 
 @contextlib.contextmanager
-def _bar(title: str) -> Iterator[Report]:
+def _bar(title: str) -> Iterator[Progress]:
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn(title),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        TextColumn("{task.description}"),
+        rich.TextColumn(title),
+        rich.BarColumn(),
+        rich.TaskProgressColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(elapsed_when_finished=False),
+        rich.TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=1.0)
-        yield lambda fraction, text: bar.update(task, completed=fraction, description=text)
+        yield Progress(lambda fraction, text: bar.update(task, completed=fraction, description=text))
 
 
 class _Lines:

@@ -10,6 +10,7 @@ from .backend import Backend
 from .chat_template import ChatTemplate, load_chat_template
 from .generator import Generation, Generator, TextRun
 from .onnxruntime.backend import OnnxRuntimeBackend
+from .options import OpenOptions
 from .sampling import SamplingConfig
 from .selection import open_backend, remarks
 from .streaming import StopMatcher, TextStream
@@ -21,6 +22,7 @@ __all__ = [
     "Generation",
     "Generator",
     "OnnxRuntimeBackend",
+    "OpenOptions",
     "SamplingConfig",
     "StopMatcher",
     "TextRun",

@@ -1,19 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend is: a model with a key/value cache that turns token ids into logits, numpy in and numpy out."""
+"""What a backend is: a model with a key/value cache that turns token ids into logits, numpy in and numpy out.
+
+`Backend` is the promise, `SerialBackend` the part of it that does not depend on what computes.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Backend"]
+from ..errors import NqEdgeError
+from .inputs import check_inputs
+
+__all__ = ["Backend", "SerialBackend"]
+
+Self = TypeVar("Self", bound="SerialBackend")
 
 
 @runtime_checkable
 class Backend(Protocol):
     """A loaded model and its cache. One sequence or a batch; calls continue the cache until `reset`.
+
+    Several threads may call it: a call waits for the one before it, `close` too.
 
     Attributes:
         name: "onnxruntime", "tensorrt" or "torch".
@@ -56,7 +70,7 @@ class Backend(Protocol):
 
         Raises:
             NqEdgeError: NQ-PROMPT when the tokens do not fit the cache or are not in the vocabulary, NQ-OPTION when the
-                shapes contradict each other or the batch size differs from the cache's.
+                shapes contradict each other, the batch size differs from the cache's, or the backend is closed.
         """
         ...
 
@@ -65,7 +79,7 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back all memory; the backend is of no use afterwards. May be called twice."""
+        """Give back all memory, once the call that runs has ended; further calls are refused. May be called twice."""
         ...
 
     def __enter__(self) -> Backend: ...
@@ -73,3 +87,103 @@ class Backend(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
+
+
+class SerialBackend(ABC):
+    """What all backends do alike: one call at a time, checked arguments, and being closed.
+
+    Native sessions, caches and graphs are not made for two threads at once, and one that is closed while it computes
+    takes the process with it. So every call that touches them holds one lock.
+
+    Args:
+        vocab_size, max_context: see `Backend`.
+    """
+
+    name: str
+    kernel: str
+
+    def __init__(self, vocab_size: int, max_context: int) -> None:
+        self.vocab_size, self.max_context = vocab_size, max_context
+        self.extra: dict[str, np.ndarray] = {}
+        self._lock = threading.RLock()
+        self._closed = False
+
+    @property
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """Tokens in the cache for each sequence, int64 [batch]; a copy."""
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """Tokens for which cache memory is held."""
+
+    def forward(
+        self, input_ids: np.ndarray, positions: np.ndarray | None = None, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Append tokens and compute logits; see `Backend.forward`.
+
+        A batch is prefilled at once and then continues one token at a time; a single sequence may be continued by any
+        number of tokens.
+        """
+        with self._computing():
+            return self._forward(*self._checked(input_ids, positions, lengths))
+
+    def reset(self) -> None:
+        """Forget all tokens; memory stays."""
+        with self._lock:
+            self.extra = {}
+            if not self._closed:
+                self._reset()
+
+    def close(self) -> None:
+        """Give back all memory; waits for the call that runs."""
+        with self._lock:
+            self.extra = {}
+            if not self._closed:
+                self._closed = True
+                self._close()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Hold the model for one call.
+
+        Raises:
+            NqEdgeError: NQ-OPTION when it is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise NqEdgeError("NQ-OPTION", "the backend is closed.", "Open the bundle or checkpoint again.")
+            yield
+
+    def _checked(
+        self, input_ids: np.ndarray, positions: np.ndarray | None, lengths: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return check_inputs(
+            input_ids,
+            positions,
+            lengths=lengths,
+            past=self.lengths,
+            vocab_size=self.vocab_size,
+            max_context=self.max_context,
+        )
+
+    @abstractmethod
+    def _forward(self, input_ids: np.ndarray, positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """`forward` with arguments that `check_inputs` has completed; the lock is held."""
+
+    @abstractmethod
+    def _reset(self) -> None:
+        """Forget all tokens; the lock is held."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Give back all memory; called once, with the lock held."""

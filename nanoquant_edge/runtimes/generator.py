@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from ..system.files import path_inside, read_json
 from ..system.memory import peak_memory_mb
 from .backend import Backend
 from .chat_template import ChatTemplate, load_chat_template
+from .options import OpenOptions
 from .sampling import SamplingConfig, make_sampler
 from .selection import open_backend
 from .streaming import StopMatcher, TextStream
@@ -99,43 +100,33 @@ class Generator:
     def from_bundle(
         cls,
         path: str | Path,
+        options: OpenOptions | None = None,
         *,
-        threads: int | None = None,
-        allow_portable: bool = False,
         verify: bool | None = None,
-        max_context: int | None = None,
-        spin: bool = True,
-        provider: str = "cpu",
-        trust_bundle_code: bool = False,
+        backend: Backend | None = None,
+        **keywords: Any,
     ) -> Generator:
         """Open a bundle that `nq-edge export` wrote.
 
         Args:
             path: the bundle's folder.
-            threads: worker threads; None takes the backend's default.
-            allow_portable: run without the native kernels if they are missing, slowly.
+            options: how it is opened.
             verify: True hashes every file, False none, None hashes at the first load only.
-            max_context: most tokens of prompt and text together; None takes the model's limit.
-            spin: let idle worker threads wait busily; False on a machine that others use too.
-            provider: where ONNX Runtime computes: "cpu", or "cuda" for an NVIDIA GPU and a float16 bundle.
-            trust_bundle_code: let machine code inside of a TensorRT engine run.
+            backend: the model, when it is open already; the generator closes it.
+            **keywords: fields of `OpenOptions`, instead of those in `options`.
 
         Raises:
             NqEdgeError: NQ-BUNDLE, NQ-HASH, NQ-TOKENIZER, NQ-TEMPLATE, and what `open_backend` raises.
+
+        Example:
+            >>> with Generator.from_bundle("bundle", threads=2) as generator:
+            ...     print(generator.generate("The sky is", max_new_tokens=16).text)
         """
+        options = replace(options or OpenOptions(), **keywords)
         bundle = Bundle.open(path, verify=verify)
         tokenizer = load_tokenizer(bundle.folder)
         template = load_chat_template(bundle.folder, tokenizer)
-        backend = open_backend(
-            bundle,
-            threads=threads,
-            allow_portable=allow_portable,
-            max_context=max_context,
-            spin=spin,
-            provider=provider,
-            trust_bundle_code=trust_bundle_code,
-        )
-        return cls(backend, tokenizer, read_eos_ids(bundle, tokenizer), template)
+        return cls(backend or open_backend(bundle, options), tokenizer, read_eos_ids(bundle, tokenizer), template)
 
     def encode(self, prompt: Prompt, system: str | None = None) -> list[int]:
         """Token ids of a text, or of a chat through the model's template.

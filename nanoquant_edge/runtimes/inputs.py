@@ -13,8 +13,8 @@ __all__ = ["check_inputs"]
 def check_inputs(
     input_ids: np.ndarray,
     positions: np.ndarray | None,
-    lengths: np.ndarray | None,
     *,
+    lengths: np.ndarray | None,
     past: np.ndarray,
     vocab_size: int,
     max_context: int,

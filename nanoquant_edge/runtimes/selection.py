@@ -3,44 +3,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 from ..errors import NqEdgeError
 from ..formats.bundle import Bundle
 from .backend import Backend
-from .onnxruntime.providers import CPU
+from .options import OpenOptions
 
 __all__ = ["open_backend", "remarks"]
 
 
 def open_backend(
     bundle: Bundle,
+    options: OpenOptions | None = None,
     *,
-    threads: int | None = None,
-    allow_portable: bool = False,
-    max_context: int | None = None,
     extra_outputs: tuple[str, ...] = (),
-    spin: bool = True,
-    provider: str = CPU,
-    trust_bundle_code: bool = False,
+    engine_opener: Callable[..., Any] | None = None,
+    **keywords: Any,
 ) -> Backend:
     """Open a bundle with ONNX Runtime or TensorRT, whichever it was made for.
 
     Args:
         bundle: an opened bundle.
-        threads, allow_portable, spin, provider: for ONNX Runtime, see `OnnxRuntimeBackend`; an engine has no use for
-            them.
-        max_context: most tokens of a sequence; None takes the bundle's limit.
+        options: how it is opened.
         extra_outputs: inner values to return beside the logits.
-        trust_bundle_code: let machine code inside of an engine run.
+        engine_opener: what opens an engine instead of `runtimes.tensorrt.open_engine`.
+        **keywords: fields of `OpenOptions`, instead of those in `options`.
 
     Raises:
         NqEdgeError: NQ-BACKEND for a backend that this program does not know, and whatever opening raises.
-    """
-    if bundle.backend in ("tensorrt", "tensorrt-rtx"):
-        from .tensorrt import TensorRTBackend
 
-        return TensorRTBackend(
-            bundle, max_context=max_context, extra_outputs=extra_outputs, trust_bundle_code=trust_bundle_code
-        )
+    Example:
+        >>> with open_backend(Bundle.open(folder), threads=2) as backend:
+        ...     print(backend.kernel)
+    """
+    options = replace(options or OpenOptions(), **keywords)
+    if bundle.backend in ("tensorrt", "tensorrt-rtx"):
+        from .tensorrt import TensorRTBackend, open_engine
+
+        return TensorRTBackend(bundle, options, extra_outputs=extra_outputs, opener=engine_opener or open_engine)
     if bundle.backend == "tensorrt-build":
         raise NqEdgeError(
             "NQ-BACKEND",
@@ -56,15 +59,7 @@ def open_backend(
         )
     from .onnxruntime.backend import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(
-        bundle,
-        threads=threads,
-        allow_portable=allow_portable,
-        max_context=max_context,
-        extra_outputs=extra_outputs,
-        spin=spin,
-        provider=provider,
-    )
+    return OnnxRuntimeBackend(bundle, options, extra_outputs=extra_outputs)
 
 
 def remarks(bundle: Bundle) -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from .options import ValidationOptions
 from .perplexity import backend_perplexity, perplexity
-from .report import Report, Rung
+from .report import Report, Step
 from .run import validate
 
-__all__ = ["Report", "Rung", "backend_perplexity", "perplexity", "validate"]
+__all__ = ["Report", "Step", "ValidationOptions", "backend_perplexity", "perplexity", "validate"]

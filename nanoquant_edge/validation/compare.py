@@ -72,6 +72,7 @@ class LogitFigures:
         self,
         top_ids: NDArray[np.int64],
         top_logits: NDArray[np.float32],
+        *,
         log_sum: NDArray[np.float64],
         found: NDArray[np.float32],
     ) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the reference side hands to the ladder, whether PyTorch computes it now or a file recorded it."""
+"""What the reference side hands to the steps, whether PyTorch computes it now or a file recorded it."""
 
 from __future__ import annotations
 

@@ -8,12 +8,13 @@ running perplexity moves from article to article, so figures compare at equal wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..system.progress import Progress
 from .compare import next_token_loss
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ __all__ = ["backend_perplexity", "chunked_logits", "head_logits", "perplexity", 
 #: Bytes of float32 logits held at once.
 LOGIT_BYTES = 32 << 20
 
-Progress = Callable[[float, str], None]
-
 
 def _windows(ids: ArrayLike, window: int) -> NDArray[np.int64]:
     flat = np.asarray(ids, np.int64).reshape(-1)
@@ -35,9 +34,9 @@ def _windows(ids: ArrayLike, window: int) -> NDArray[np.int64]:
     return flat[: count * window].reshape(count, window)
 
 
-def rows_at_once(vocab_size: int) -> int:
-    """Positions whose logits fit `LOGIT_BYTES`."""
-    return max(1, LOGIT_BYTES // (4 * vocab_size))
+def rows_at_once(vocab_size: int, logit_bytes: int = LOGIT_BYTES) -> int:
+    """Positions whose float32 logits fit so many bytes."""
+    return max(1, logit_bytes // (4 * vocab_size))
 
 
 def head_logits(model: Any, states: Any) -> Any:
@@ -47,12 +46,13 @@ def head_logits(model: Any, states: Any) -> Any:
     return logits if cap is None else cap * (logits / cap).tanh()
 
 
-def chunked_logits(model: Any, ids: Any) -> Iterator[tuple[int, Any]]:
+def chunked_logits(model: Any, ids: Any, logit_bytes: int = LOGIT_BYTES) -> Iterator[tuple[int, Any]]:
     """Logits of a transformers model a few positions at a time.
 
     Args:
         model: causal language model.
         ids: int64 tensor (batch, length).
+        logit_bytes: float32 logits held at once.
 
     Yields:
         First position, and float32 logits (batch, positions, vocabulary).
@@ -61,12 +61,20 @@ def chunked_logits(model: Any, ids: Any) -> Iterator[tuple[int, Any]]:
 
     with torch.inference_mode():
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        step = max(1, rows_at_once(model.get_output_embeddings().weight.shape[0]) // len(ids))
+        step = max(1, rows_at_once(model.get_output_embeddings().weight.shape[0], logit_bytes) // len(ids))
         for start in range(0, hidden.shape[1], step):
             yield start, head_logits(model, hidden[:, start : start + step])
 
 
-def perplexity(model: Any, ids: Any, window: int = 2048, batch: int = 1, progress: Progress | None = None) -> float:
+def perplexity(
+    model: Any,
+    ids: Any,
+    *,
+    window: int = 2048,
+    batch: int = 1,
+    logit_bytes: int = LOGIT_BYTES,
+    progress: Progress | None = None,
+) -> float:
     """Perplexity of a transformers causal language model.
 
     Args:
@@ -74,10 +82,14 @@ def perplexity(model: Any, ids: Any, window: int = 2048, batch: int = 1, progres
         ids: token ids, one-dimensional (a tensor, an array or a list).
         window: tokens a window.
         batch: windows at once.
-        progress: called with the fraction done and a text.
+        logit_bytes: float32 logits held at once.
+        progress: told how far it is.
 
     Raises:
         ValueError: when there is not one whole window.
+
+    Example:
+        >>> perplexity(model, tokenizer(text).input_ids, window=2048)
     """
     import torch
 
@@ -86,9 +98,9 @@ def perplexity(model: Any, ids: Any, window: int = 2048, batch: int = 1, progres
     for start in range(0, len(cut), batch):
         part = cut[start : start + batch]
         losses = torch.zeros(len(part), dtype=torch.float64)
-        for place, logits in chunked_logits(model, part):
-            logits = logits[:, : window - 1 - place]
-            targets = part[:, place + 1 : place + 1 + logits.shape[1]]
+        for first, logits in chunked_logits(model, part, logit_bytes):
+            logits = logits[:, : window - 1 - first]
+            targets = part[:, first + 1 : first + 1 + logits.shape[1]]
             flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
             losses += flat.view_as(targets).double().sum(1).cpu()
         means += (losses / (window - 1)).tolist()
@@ -97,26 +109,36 @@ def perplexity(model: Any, ids: Any, window: int = 2048, batch: int = 1, progres
     return math.exp(sum(means) / len(means))
 
 
-def window_logits(backend: Backend, ids: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def window_logits(
+    backend: Backend, ids: NDArray[np.int64], logit_bytes: int = LOGIT_BYTES
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Logits of a bundle on one window, a few positions at a time; the cache is forgotten first.
 
     Args:
         backend: an open backend.
         ids: int64 (length,).
+        logit_bytes: float32 logits held at once.
 
     Yields:
         First position, and float32 logits (positions, vocabulary).
     """
     backend.reset()
-    step = rows_at_once(backend.vocab_size)
+    step = rows_at_once(backend.vocab_size, logit_bytes)
     for start in range(0, len(ids), step):
         piece = ids[None, start : start + step]
         positions = np.arange(piece.shape[1], dtype=np.int64)[None]
         yield start, backend.forward(piece, positions)[0]
 
 
-def backend_perplexity(backend: Backend, ids: ArrayLike, window: int = 2048, progress: Progress | None = None) -> float:
-    """Perplexity of a bundle, as `perplexity` measures it.
+def backend_perplexity(
+    backend: Backend,
+    ids: ArrayLike,
+    *,
+    window: int = 2048,
+    logit_bytes: int = LOGIT_BYTES,
+    progress: Progress | None = None,
+) -> float:
+    """Perplexity of a bundle, as `perplexity` measures it, with the same arguments.
 
     Raises:
         ValueError: when there is not one whole window.
@@ -125,7 +147,7 @@ def backend_perplexity(backend: Backend, ids: ArrayLike, window: int = 2048, pro
     means: list[float] = []
     for row in cut:
         total = 0.0
-        for start, logits in window_logits(backend, row):
+        for start, logits in window_logits(backend, row, logit_bytes):
             targets = row[start + 1 : start + 1 + len(logits)]
             total += next_token_loss(logits[: len(targets)], targets)
         means.append(total / (window - 1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reference.safetensors`: PyTorch's side of the ladder, stored so that a board without PyTorch can compare.
+"""`reference.safetensors`: PyTorch's side of a validation, stored so that a board without PyTorch can compare.
 
 | tensor | type | shape | |
 | --- | --- | --- | --- |

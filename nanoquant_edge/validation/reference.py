@@ -56,7 +56,7 @@ class TorchReference:
         self._width += 4 * self.model.config.hidden_size * len(self._blocks)
 
     def use(
-        self, windows: NDArray[np.int64], text: str, prompts: list[NDArray[np.int64]], new_tokens: int
+        self, windows: NDArray[np.int64], text: str, *, prompts: list[NDArray[np.int64]], new_tokens: int
     ) -> TorchReference:
         """Set what is compared: windows int64 (count, length), prompts int64 (p,) each."""
         self.windows, self.text = windows, text
@@ -95,9 +95,9 @@ class TorchReference:
 
             return hook
 
-        places = [(self.model.get_submodule(name), linear_output(name)) for name in self._layers]
-        places += [(block, block_output(index)) for index, block in enumerate(self._blocks)]
-        handles = [module.register_forward_hook(keep(name)) for module, name in places]
+        modules = [(self.model.get_submodule(name), linear_output(name)) for name in self._layers]
+        modules += [(block, block_output(index)) for index, block in enumerate(self._blocks)]
+        handles = [module.register_forward_hook(keep(name)) for module, name in modules]
         try:
             with torch.inference_mode():
                 ids = torch.from_numpy(self.windows[:1, : self.inner_tokens].copy())
@@ -142,7 +142,8 @@ class TorchReference:
 
 def _round_tables(model: Any, kind: str) -> None:
     """Round embedding and head of a dense model as `export --embedding` rounds a 16-bit table."""
-    tables = {id(end.weight): end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = {id(module.weight): module.weight for module in modules}
     for weight in tables.values():
         rounded = quantize_table(weight.detach().numpy(), kind).dense(np.float32)
         weight.data.copy_(torch.from_numpy(np.array(rounded)))

@@ -1,36 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outcome of a validation: one entry a rung, and the table that users see."""
+"""The outcome of a validation: one entry a step, and the table that users see."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["FAIL", "PASS", "SKIPPED", "Report", "Rung"]
+__all__ = ["FAIL", "GREEDY", "LAYERS", "LOGITS", "PASS", "PERPLEXITY", "SKIPPED", "Report", "Step"]
 
 PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
+LAYERS, LOGITS, GREEDY, PERPLEXITY = "layers", "logits", "greedy", "perplexity"
+
+#: Step -> what it compares. "packing" and "kernel" come before these; they are tests of the code, not of a bundle.
+_TITLES = {
+    LAYERS: "layer and block outputs",
+    LOGITS: "logits",
+    GREEDY: "greedy tokens",
+    PERPLEXITY: "perplexity",
+}
+#: Numbers by which earlier versions knew the steps; the JSON field `rungs` still has them.
+_NUMBERS = {LAYERS: 3, LOGITS: 4, GREEDY: 5, PERPLEXITY: 6}
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One rung of the ladder.
+class Step:
+    """One step of a validation.
 
     Attributes:
-        number: 3 to 6, as in the documentation.
-        name: what was compared.
+        name: "layers", "logits", "greedy" or "perplexity".
         status: "pass", "fail" or "skipped".
         figures: measured values.
         limits: what each was held against, by the same names.
         note: why it was skipped, or what failed.
     """
 
-    number: int
     name: str
     status: str
     figures: dict[str, float | int] = field(default_factory=dict)
     limits: dict[str, float | int] = field(default_factory=dict)
     note: str = ""
+
+    @property
+    def title(self) -> str:
+        """What the step compares, in words."""
+        return _TITLES.get(self.name, self.name)
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,7 @@ class Report:
         reference: "torch" or "recorded".
         text: where the windows come from.
         windows, window_length: how many tokens were compared.
-        rungs: the ladder.
+        steps: name -> step, in the order in which they ran.
         first_diverging: name of the first layer or block that differs, in order of computation; None when none does.
         seconds: how long it took.
         remarks: how far the backend itself is proved, where a passed validation does not say all.
@@ -57,34 +72,38 @@ class Report:
     text: str
     windows: int
     window_length: int
-    rungs: tuple[Rung, ...]
+    steps: Mapping[str, Step]
     first_diverging: str | None
     seconds: float
     remarks: tuple[str, ...] = ()
 
     @property
     def status(self) -> str:
-        """ "fail" when a rung failed, "incomplete" when one was skipped, else "pass"."""
-        states = {rung.status for rung in self.rungs}
+        """ "fail" when a step failed, "incomplete" when one was skipped, else "pass"."""
+        states = {step.status for step in self.steps.values()}
         if FAIL in states or not states:
             return FAIL
         return "incomplete" if SKIPPED in states else PASS
 
     @property
     def passed(self) -> bool:
-        """Whether every rung ran and passed."""
+        """Whether every step ran and passed."""
         return self.status == PASS
-
-    def rung(self, number: int) -> Rung:
-        """The entry of one rung."""
-        return next(rung for rung in self.rungs if rung.number == number)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; numbers that are not finite become null."""
-        entry = {"status": self.status, **asdict(self)}
-        cleaned = _finite(entry)
+        rungs = [
+            {"number": _NUMBERS.get(step.name, 0), **asdict(step), "name": step.title} for step in self.steps.values()
+        ]
+        cleaned = _finite({"status": self.status, **asdict(self), "rungs": rungs})
         assert isinstance(cleaned, dict)
         return cleaned
+
+    def summary(self) -> dict[str, Any]:
+        """The figures alone, as a bundle's manifest keeps them, JSON-ready."""
+        steps = {name: {"status": step.status, **step.figures} for name, step in self.steps.items()}
+        rungs = [{"rung": _NUMBERS.get(name, 0), **entry} for name, entry in steps.items()]
+        return {"status": self.status, "kernel": self.kernel, "text": self.text, "steps": steps, "rungs": rungs}
 
     def print(self, console: Any = None) -> None:
         """Print the table with rich."""
@@ -99,13 +118,13 @@ class Report:
         )
         console.print(Text(_printable(title)))
         table = Table()
-        for column in ("rung", "compared", "outcome", "measured (limit)"):
+        for column in ("step", "compared", "outcome", "measured (limit)"):
             table.add_column(column)
-        for rung in self.rungs:
-            lines = [f"{name} {_number(value)}{_limit(rung, name)}" for name, value in rung.figures.items()]
-            if rung.note:
-                lines.append(rung.note)
-            table.add_row(str(rung.number), rung.name, rung.status, Text(_printable("\n".join(lines))))
+        for step in self.steps.values():
+            lines = [f"{name} {_number(value)}{_limit(step, name)}" for name, value in step.figures.items()]
+            if step.note:
+                lines.append(step.note)
+            table.add_row(step.name, step.title, step.status, Text(_printable("\n".join(lines))))
         console.print(table, highlight=False, markup=False)
         if self.first_diverging:
             console.print(Text(_printable(f"first diverging: {self.first_diverging}")))
@@ -123,8 +142,8 @@ def _number(value: float | int) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
-def _limit(rung: Rung, name: str) -> str:
-    return f" ({_number(rung.limits[name])})" if name in rung.limits else ""
+def _limit(step: Step, name: str) -> str:
+    return f" ({_number(step.limits[name])})" if name in step.limits else ""
 
 
 def _finite(value: Any) -> Any:

@@ -38,10 +38,10 @@ def test_equal_logits_are_perfect() -> None:
     assert figures.cosine_min == pytest.approx(1, abs=1e-15)
 
 
-def _top(a: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _add_top(figures: LogitFigures, a: np.ndarray, b: np.ndarray, k: int) -> None:
     ids = np.argsort(-a, axis=-1)[:, :k]
     log_sum = torch.from_numpy(a).double().logsumexp(-1).numpy()
-    return ids, np.take_along_axis(a, ids, -1), log_sum
+    figures.add_top(ids, np.take_along_axis(a, ids, -1), log_sum=log_sum, found=b)
 
 
 def test_top_tokens_bound_the_kl_from_below() -> None:
@@ -50,7 +50,7 @@ def test_top_tokens_bound_the_kl_from_below() -> None:
     whole.add(a, b)
     for k in (1, 8, 50):
         part = LogitFigures()
-        part.add_top(*_top(a, k), b)
+        _add_top(part, a, b, k)
         assert part.top1 == whole.top1
         bounds.append(part.kl)
     assert bounds[0] < bounds[1] < bounds[2] == pytest.approx(whole.kl, rel=1e-9)
@@ -64,7 +64,7 @@ def test_top_tokens_see_mass_that_leaves_them() -> None:
     b = a.copy()
     b[0, 30] = 14
     part = LogitFigures()
-    part.add_top(*_top(a, 8), b)
+    _add_top(part, a, b, 8)
     assert part.kl > 1
     assert part.top1 == 0
     assert part.max_error == 0  # the known tokens themselves agree
@@ -76,7 +76,7 @@ def test_nan_is_never_good(row: int) -> None:
     b[row, 3] = np.nan
     whole, part = LogitFigures(), LogitFigures()
     whole.add(a, b)
-    part.add_top(*_top(a, 8), b)
+    _add_top(part, a, b, 8)
     for figures in (whole, part):
         assert not figures.kl <= 1e9
     assert not whole.cosine_min >= -2

@@ -13,16 +13,19 @@ import pytest
 from rich.console import Console
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.validation import Report, Rung
+from nanoquant_edge.validation import Report, Step
 from nanoquant_edge.validation.text import cut_windows, join_rows, read_text
+
+NAMES = ("layers", "logits", "greedy", "perplexity")
 
 
 def _report(*statuses: str) -> Report:
-    rungs = tuple(
-        Rung(number, f"rung {number}", status, {"count": 3, "error": math.nan}, {"error": 0.5}, "a note")
-        for number, status in enumerate(statuses, 3)
-    )
-    return Report("b", "float32", "nanoquant", "torch", "text", 2, 8, rungs, "model.layers.0", 1.0)
+    steps = [
+        Step(name, status, {"count": 3, "error": math.nan}, {"error": 0.5}, "a note")
+        for name, status in zip(NAMES, statuses, strict=False)
+    ]
+    named = {step.name: step for step in steps}
+    return Report("b", "float32", "nanoquant", "torch", "text", 2, 8, named, "model.layers.0", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -40,24 +43,44 @@ def test_status(statuses: tuple[str, ...], status: str) -> None:
     assert report.passed == (status == "pass")
 
 
-def test_json_has_no_nan() -> None:
-    entry = json.loads(json.dumps(_report("pass").to_dict(), allow_nan=False))
+def test_json_names_the_steps_and_has_no_nan() -> None:
+    entry = json.loads(json.dumps(_report("pass", "skipped").to_dict(), allow_nan=False))
+    assert entry["steps"]["layers"] == {
+        "name": "layers", "status": "pass", "figures": {"count": 3, "error": None}, "limits": {"error": 0.5},
+        "note": "a note",
+    }  # fmt: skip
+    assert entry["status"] == "incomplete"
+
+
+def test_json_keeps_the_numbers_of_earlier_versions() -> None:
+    entry = _report("pass", "skipped", "pass", "fail").to_dict()
+    assert [(rung["number"], rung["name"], rung["status"]) for rung in entry["rungs"]] == [
+        (3, "layer and block outputs", "pass"), (4, "logits", "skipped"), (5, "greedy tokens", "pass"),
+        (6, "perplexity", "fail"),
+    ]  # fmt: skip
     assert entry["rungs"][0]["figures"] == {"count": 3, "error": None}
-    assert entry["status"] == "pass"
 
 
 def test_table() -> None:
     console = Console(file=io.StringIO(), width=120)
     _report("pass", "skipped").print(console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for part in ("rung 3", "skipped", "error nan (0.5)", "a note", "first diverging: model.layers.0", "incomplete"):
+    for part in (
+        "layers",
+        "layer and block outputs",
+        "skipped",
+        "error nan (0.5)",
+        "a note",
+        "first diverging: model.layers.0",
+        "incomplete",
+    ):
         assert part in text
 
 
 def test_table_prints_no_control_sequences() -> None:
     console = Console(file=io.StringIO(), width=120)
-    rung = Rung(3, "x", "fail", note="[bold]layer\x1b[2J")
-    Report("b", "float32", "nanoquant", "torch", "t\x1b", 1, 2, (rung,), "l\x9b", 0).print(console)
+    step = Step("layers", "fail", note="[bold]layer\x1b[2J")
+    Report("b", "float32", "nanoquant", "torch", "t\x1b", 1, 2, {"layers": step}, "l\x9b", 0).print(console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[bold]layer?[2J" in text
     assert "\x1b" not in text

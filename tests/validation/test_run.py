@@ -16,7 +16,9 @@ import pytest
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.formats.bundle import Bundle
-from nanoquant_edge.validation import validate
+from nanoquant_edge.system.native import NATIVE_DIR_VARIABLE
+from nanoquant_edge.system.progress import Progress
+from nanoquant_edge.validation import ValidationOptions, validate
 from tests.tiny import TEXT, tiny_checkpoint
 from tests.validation.conftest import Proof
 
@@ -27,24 +29,26 @@ def test_everything_passes_against_torch(proof: Proof) -> None:
     report = proof.report
     assert report.status == "pass"
     assert (report.kernel, report.reference, report.first_diverging) == ("nanoquant", "torch", None)
-    assert [rung.number for rung in report.rungs] == [3, 4, 5, 6]
-    assert report.rung(3).figures["values"] == 3 * 8
-    assert report.rung(3).figures["largest error"] < 1e-5
-    assert report.rung(4).figures["positions"] == 4096
-    assert report.rung(5).figures["tokens"] == 4 * 32
+    assert list(report.steps) == ["layers", "logits", "greedy", "perplexity"]
+    assert report.steps["layers"].figures["values"] == 3 * 8
+    assert report.steps["layers"].figures["largest error"] < 1e-5
+    assert report.steps["logits"].figures["positions"] == 4096
+    assert report.steps["greedy"].figures["tokens"] == 4 * 32
     assert "sampled from the reference model" in report.text
 
 
 def test_everything_passes_against_the_record(proof: Proof) -> None:
     report = validate(proof.bundle, threads=1)
     assert (report.status, report.reference) == ("pass", "recorded")
-    assert report.rung(4).figures["whole rows"] == 64
-    assert report.rung(4).figures["positions"] == 4096
-    live = proof.report.rung(6).figures
-    assert report.rung(6).figures["reference"] == pytest.approx(live["reference"], rel=1e-12)
-    assert report.rung(6).figures["bundle"] == pytest.approx(live["bundle"], rel=1e-6)
+    assert report.steps["logits"].figures["whole rows"] == 64
+    assert report.steps["logits"].figures["positions"] == 4096
+    live = proof.report.steps["perplexity"].figures
+    assert report.steps["perplexity"].figures["reference"] == pytest.approx(live["reference"], rel=1e-12)
+    assert report.steps["perplexity"].figures["bundle"] == pytest.approx(live["bundle"], rel=1e-6)
     measured = Bundle.open(proof.bundle).measured["validation"]
     assert measured["status"] == "pass"
+    assert measured["steps"]["logits"]["positions"] == 4096
+    assert [entry["rung"] for entry in measured["rungs"]] == [3, 4, 5, 6]  # as earlier versions wrote them
     assert measured["rungs"][1]["positions"] == 4096
 
 
@@ -83,19 +87,19 @@ def test_one_wrong_bit_names_exactly_its_layer(proof: Proof, spoiled: Spoiler, l
     report = validate(spoiled(old, value.tobytes()), threads=1)
     assert report.first_diverging == layer
     assert report.status == "fail"
-    assert report.rung(3).status == "fail"
-    assert layer in report.rung(3).note
+    assert report.steps["layers"].status == "fail"
+    assert layer in report.steps["layers"].note
 
 
 def test_a_wrong_layer_is_named_against_torch_too(proof: Proof, spoiled: Spoiler) -> None:
     value = np.array(proof.checkpoint.layer("model.layers.1.mlp.gate_proj").v_packed)
     old = value.tobytes()
-    value[:, 0] ^= 0x0F0F0F0F  # enough for every rung
+    value[:, 0] ^= 0x0F0F0F0F  # enough for every step
     folder = spoiled(old, value.tobytes())
     report = validate(folder, proof.checkpoint, threads=1)
     assert report.first_diverging == "model.layers.1.mlp.gate_proj"
-    assert [rung.status for rung in report.rungs] == ["fail"] * 4
-    assert report.rung(5).figures["forgiven gap"] == 0
+    assert [step.status for step in report.steps.values()] == ["fail"] * 4
+    assert report.steps["greedy"].figures["forgiven gap"] == 0
 
 
 def test_a_wrong_norm_inside_a_block_is_seen(proof: Proof, spoiled: Spoiler) -> None:
@@ -105,11 +109,11 @@ def test_a_wrong_norm_inside_a_block_is_seen(proof: Proof, spoiled: Spoiler) -> 
     assert report.first_diverging == "model.layers.1.mlp.gate_proj"  # the first value that the norm reaches
 
 
-def test_a_wrong_final_norm_leaves_rung_three_alone(proof: Proof, spoiled: Spoiler) -> None:
+def test_a_wrong_final_norm_leaves_the_layers_alone(proof: Proof, spoiled: Spoiler) -> None:
     value = proof.checkpoint.tensor("model.norm.weight").astype(np.float32)
     report = validate(spoiled(value.tobytes(), value[::-1].copy().tobytes()), threads=1)
-    assert report.rung(3).status == "pass"
-    assert report.rung(4).status == "fail"
+    assert report.steps["layers"].status == "pass"
+    assert report.steps["logits"].status == "fail"
     assert report.status == "fail"
 
 
@@ -118,29 +122,25 @@ def test_tables_rounded_at_export_are_rounded_in_the_reference(proof: Proof, tmp
     export_onnx(proof.checkpoint, tmp_path / "b", embedding=kind)
     report = validate(tmp_path / "b", proof.checkpoint, threads=1)
     assert report.status == "pass"
-    assert report.rung(4).figures["positions"] == 4096
-    assert report.rung(3).figures["largest error"] < 1e-5
+    assert report.steps["logits"].figures["positions"] == 4096
+    assert report.steps["layers"].figures["largest error"] < 1e-5
 
 
 def test_float16_has_its_own_limits(proof: Proof, tmp_path: Path) -> None:
     export_onnx(proof.checkpoint, tmp_path / "half", dtype="float16")
     report = validate(tmp_path / "half", proof.checkpoint, threads=1)
     assert report.status == "pass"
-    assert report.rung(4).limits["smallest cosine"] == 0.999
-    assert report.rung(3).figures["largest error"] > 1e-5
+    assert report.steps["logits"].limits["smallest cosine"] == 0.999
+    assert report.steps["layers"].figures["largest error"] > 1e-5
 
 
 def test_the_portable_body_is_validated_only_when_allowed(
     proof: Proof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_onnx(proof.checkpoint, tmp_path / "portable", portable=True)
-
-    def missing() -> Path:
-        raise NqEdgeError("NQ-NATIVE-MISSING", "no library here.")
-
-    monkeypatch.setattr("nanoquant_edge.runtimes.onnxruntime.session.ort_library_path", missing)
+    monkeypatch.setenv(NATIVE_DIR_VARIABLE, str(tmp_path))
     options = {"windows": 1, "window_length": 32, "new_tokens": 4, "threads": 1}
-    with pytest.raises(NqEdgeError, match="no library here"):
+    with pytest.raises(NqEdgeError, match="does not exist"):
         validate(tmp_path / "portable", proof.checkpoint, **options)
     report = validate(tmp_path / "portable", proof.checkpoint, allow_portable=True, **options)
     assert (report.kernel, report.status) == ("portable", "incomplete")
@@ -161,17 +161,17 @@ def test_too_little_text_proves_nothing(proof: Proof, tmp_path: Path) -> None:
     )
     assert report.status == "incomplete"
     assert not report.passed
-    assert [rung.status for rung in report.rungs] == ["pass", "skipped", "pass", "skipped"]
-    assert "256 of the 4096 positions" in report.rung(4).note
-    assert "4 of the 16 windows" in report.rung(6).note
-    assert report.rung(5).figures["prompts"] == 2
+    assert [step.status for step in report.steps.values()] == ["pass", "skipped", "pass", "skipped"]
+    assert "256 of the 4096 positions" in report.steps["logits"].note
+    assert "4 of the 16 windows" in report.steps["perplexity"].note
+    assert report.steps["greedy"].figures["prompts"] == 2
     assert report.text == "text text.txt"
 
 
 def test_windows_are_cut_to_the_context_and_no_continuations_are_told(proof: Proof) -> None:
     report = validate(proof.bundle, proof.checkpoint, windows=1, window_length=999, new_tokens=0, threads=1)
     assert report.window_length == 256
-    assert report.rung(5).status == "skipped"
+    assert report.steps["greedy"].status == "skipped"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,11 @@ def test_windows_are_cut_to_the_context_and_no_continuations_are_told(proof: Pro
     [
         ({"record": True}, "NQ-OPTION", "need the checkpoint"),
         ({"text": "x"}, "NQ-OPTION", "need the checkpoint"),
-        ({"windows": 0}, "NQ-OPTION", "at least 1"),
+        ({"windows": 0}, "NQ-OPTION", "windows must be a whole number from 1"),
+        ({"window_length": 1}, "NQ-OPTION", "window_length must be a whole number from 2"),
+        ({"new_tokens": -1}, "NQ-OPTION", "new_tokens must be"),
+        ({"prompts": [3]}, "NQ-OPTION", "prompts must be texts"),
+        ({"provider": "rocm"}, "NQ-OPTION", "cpu, cuda"),
         ({"threads": 0}, "NQ-OPTION", "threads"),
     ],
 )
@@ -223,14 +227,18 @@ def test_without_torch_the_message_says_what_to_install(proof: Proof, monkeypatc
 def test_a_failed_outcome_is_recorded_in_full(proof: Proof, spoiled: Spoiler) -> None:
     value = np.array(proof.checkpoint.layer("model.layers.0.mlp.up_proj").scale_out)
     folder = spoiled(value.tobytes(), (2 * value).tobytes())
-    seen: list[str] = []
+    seen: list[tuple[float, str]] = []
     report = validate(
-        folder, proof.checkpoint, record=True, windows=2, threads=1, progress=lambda _done, what: seen.append(what)
+        folder,
+        proof.checkpoint,
+        options=ValidationOptions(record=True, windows=2, threads=1),
+        progress=Progress(lambda done, what: seen.append((done, what))),
     )
     assert report.status == "fail"
     assert Bundle.open(folder, verify=True).measured["validation"]["first_diverging"] == "model.layers.0.mlp.up_proj"
-    assert seen[0].startswith("rebuilding")
-    assert seen[-1] == "done"
+    assert seen[0] == (0.0, "rebuilding the dense model in PyTorch")
+    assert seen[-1] == (1.0, "done")
+    assert seen == sorted(seen, key=lambda entry: entry[0])
 
 
 def test_the_command(proof: Proof, spoiled: Spoiler, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ activations.
 
 from __future__ import annotations
 
-from types import TracebackType
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ import numpy as np
 from ...errors import NqEdgeError
 from ...formats.bundle import Bundle
 from ...system.memory import return_freed_memory
-from ..inputs import check_inputs
+from ..backend import SerialBackend
+from ..options import CUDA, OpenOptions
 from .cuda_kv_cache import CudaKvCache
-from .kv_cache import KvCache
-from .providers import CPU, CUDA
+from .kv_cache import START_CAPACITY, KvCache
 from .session import import_onnxruntime, open_session
 
 __all__ = ["PREFILL_CHUNK", "OnnxRuntimeBackend"]
@@ -29,22 +29,24 @@ PREFILL_CHUNK = 512
 _PAST, _PRESENT = "past_key_values.", "present."
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(SerialBackend):
     """A bundle in ONNX Runtime; see `Backend` for what its methods promise.
 
     Args:
         bundle: an opened bundle.
-        threads: worker threads; None takes ONNX Runtime's default.
-        allow_portable: see `open_session`.
-        max_context: most tokens the cache may hold; None takes the bundle's limit.
+        options: how it is opened; with "cuda" as provider the cache lies on the GPU too.
         extra_outputs: inner values to return beside the logits, such as "block.0.output".
         prefill_chunk: tokens of a single sequence that pass through the graph at once.
-        spin: let idle worker threads wait busily; False on a machine that others use too.
-        provider: "cpu", or "cuda" for an NVIDIA GPU, where the cache then lies too.
+        start_capacity: tokens that the first cache holds.
         profile_prefix: see `open_session`.
+        **keywords: fields of `OpenOptions`, instead of those in `options`.
 
     Raises:
         NqEdgeError: as `open_session`, and NQ-OPTION for a `max_context` beyond the bundle's.
+
+    Example:
+        >>> with OnnxRuntimeBackend(Bundle.open(folder), threads=2) as backend:
+        ...     logits = backend.forward(np.array([[1, 5, 7]]))
     """
 
     name = "onnxruntime"
@@ -52,40 +54,26 @@ class OnnxRuntimeBackend:
     def __init__(
         self,
         bundle: Bundle,
+        options: OpenOptions | None = None,
         *,
-        threads: int | None = None,
-        allow_portable: bool = False,
-        max_context: int | None = None,
         extra_outputs: tuple[str, ...] = (),
         prefill_chunk: int = PREFILL_CHUNK,
-        spin: bool = True,
-        provider: str = CPU,
+        start_capacity: int = START_CAPACITY,
         profile_prefix: str | None = None,
+        **keywords: Any,
     ) -> None:
-        limit = bundle.kv.max_capacity
-        if max_context is not None and not (isinstance(max_context, int) and 1 <= max_context <= limit):
-            raise NqEdgeError(
-                "NQ-OPTION", f"max_context must be from 1 to the bundle's {limit} tokens, got {max_context!r}."
-            )
-        self.vocab_size = bundle.vocab_size
-        self.max_context = limit if max_context is None else max_context
-        self.extra: dict[str, np.ndarray] = {}
+        options = replace(options or OpenOptions(), **keywords)
+        super().__init__(bundle.vocab_size, options.context(bundle.kv.max_capacity, "bundle"))
         self._extra_names = tuple(extra_outputs)
         self._chunk = prefill_chunk
         self._session: Any
         self._session, self.kernel = open_session(
-            bundle,
-            threads=threads,
-            allow_portable=allow_portable,
-            extra_outputs=self._extra_names,
-            spin=spin,
-            provider=provider,
-            profile_prefix=profile_prefix,
+            bundle, options, extra_outputs=self._extra_names, profile_prefix=profile_prefix
         )
-        self.provider = provider
-        self._cache = KvCache(bundle.kv, self.max_context)
-        if provider == CUDA:
-            self._cache = CudaKvCache(bundle.kv, self.max_context, import_onnxruntime())
+        self.provider = options.provider
+        self._cache = KvCache(bundle.kv, self.max_context, start_capacity)
+        if self.provider == CUDA:
+            self._cache = CudaKvCache(bundle.kv, self.max_context, start_capacity, runtime=import_onnxruntime())
         self._binding: Any = None
         self._check_interface(bundle)
 
@@ -99,24 +87,7 @@ class OnnxRuntimeBackend:
         """Tokens for which cache memory is held."""
         return self._cache.capacity
 
-    def forward(
-        self, input_ids: np.ndarray, positions: np.ndarray | None = None, lengths: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Append tokens and compute logits; see `Backend.forward`.
-
-        A batch is prefilled in one piece and then continues one token at a time, which is what the attention
-        operator can do; a single sequence may be continued by any number of tokens.
-        """
-        if self._session is None:
-            raise NqEdgeError("NQ-OPTION", "the backend is closed.", "Open the bundle again.")
-        input_ids, positions, lengths = check_inputs(
-            input_ids,
-            positions,
-            lengths,
-            past=self._cache.lengths,
-            vocab_size=self.vocab_size,
-            max_context=self.max_context,
-        )
+    def _forward(self, input_ids: np.ndarray, positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         batch, sequence = input_ids.shape
         cache = self._cache
         past = cache.lengths if cache.lengths.size else np.zeros(batch, dtype=np.int64)
@@ -145,27 +116,16 @@ class OnnxRuntimeBackend:
 
     def end_profile(self) -> str:
         """Stop recording and return the profile's path; only with `profile_prefix`."""
-        return str(self._session.end_profiling())
+        with self._computing():
+            return str(self._session.end_profiling())
 
-    def reset(self) -> None:
-        """Forget all tokens; the buffers stay."""
+    def _reset(self) -> None:
         self._cache.clear()
-        self.extra = {}
 
-    def close(self) -> None:
-        """Give back the session's and the cache's memory."""
+    def _close(self) -> None:
         self._binding = self._session = None
-        self.extra = {}
         self._cache.release()
         return_freed_memory()
-
-    def __enter__(self) -> OnnxRuntimeBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _check_interface(self, bundle: Bundle) -> None:
         """Refuse a graph whose inputs and outputs are not the ones this backend fills."""
@@ -224,9 +184,9 @@ class OnnxRuntimeBackend:
                     binding.bind_ortvalue_input(_PAST + name, buffer)
                     binding.bind_ortvalue_output(_PRESENT + name, buffer)
                     continue
-                place = ("cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
-                binding.bind_input(_PAST + name, *place)
-                binding.bind_output(_PRESENT + name, *place)
+                memory = ("cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+                binding.bind_input(_PAST + name, *memory)
+                binding.bind_output(_PRESENT + name, *memory)
             self._output_order = [_PRESENT + name for name, _ in self._cache.named()]
             self._output_order += ["logits", *self._extra_names]
             self._binding = binding

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...formats.bundle import KvLayout
-from .kv_cache import KvCache
+from .kv_cache import START_CAPACITY, KvCache
 
 __all__ = ["CudaKvCache"]
 
@@ -21,11 +21,12 @@ class CudaKvCache(KvCache):
     Args:
         layout: from the manifest.
         limit: most tokens a sequence may have.
+        start_capacity: tokens of the first allocation.
         runtime: the onnxruntime module.
     """
 
-    def __init__(self, layout: KvLayout, limit: int, runtime: Any) -> None:
-        super().__init__(layout, limit)
+    def __init__(self, layout: KvLayout, limit: int, start_capacity: int = START_CAPACITY, *, runtime: Any) -> None:
+        super().__init__(layout, limit, start_capacity)
         self._runtime = runtime
 
     @property

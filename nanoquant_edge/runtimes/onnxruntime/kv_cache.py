@@ -26,6 +26,7 @@ class KvCache:
     Args:
         layout: from the manifest.
         limit: most tokens a sequence may have.
+        start_capacity: tokens of the first allocation.
 
     Attributes:
         lengths: tokens held for each sequence, int64 [batch].
@@ -33,8 +34,8 @@ class KvCache:
         keys, values: one buffer a layer, in the layout's type: arrays here, GPU memory in `CudaKvCache`.
     """
 
-    def __init__(self, layout: KvLayout, limit: int) -> None:
-        self._layout = layout
+    def __init__(self, layout: KvLayout, limit: int, start_capacity: int = START_CAPACITY) -> None:
+        self._layout, self._start = layout, start_capacity
         self._dtype = np.dtype(layout.dtype)
         self.limit = limit
         self.lengths = np.zeros(0, dtype=np.int64)
@@ -58,7 +59,7 @@ class KvCache:
         if same_batch and tokens <= self.capacity:
             return False
         old = self.capacity if same_batch else 0
-        capacity = max(START_CAPACITY, old)
+        capacity = max(self._start, old)
         while capacity < tokens:
             capacity *= 2
         self.capacity = capacity = min(capacity, self.limit)

@@ -13,11 +13,10 @@ from ...errors import NqEdgeError
 from ...formats.bundle import Bundle
 from ...system.extras import install_command
 from ...system.native import cuda_library_path
+from ..options import CPU, CUDA, PROVIDERS
 
-__all__ = ["CPU", "CUDA", "PROVIDERS", "check_started", "provider_list"]
+__all__ = ["check_started", "provider_list"]
 
-CPU, CUDA = "cpu", "cuda"
-PROVIDERS = (CPU, CUDA)
 _NAMES = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 
 

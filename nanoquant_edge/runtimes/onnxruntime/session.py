@@ -8,6 +8,7 @@ unless the caller allows them: without a body, a missing kernel is an error when
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from ...formats.onnx_outputs import FOLDER_OPTION, with_extra_outputs
 from ...system.extras import install_command
 from ...system.files import path_inside
 from ...system.native import ort_library_path
-from .providers import CPU, check_started, provider_list
+from ..options import OpenOptions
+from .providers import check_started, provider_list
 
 __all__ = ["KERNEL", "NO_KERNEL", "PORTABLE", "open_session"]
 
@@ -89,25 +91,22 @@ def check_versions(bundle: Bundle, found: str) -> None:
 
 def open_session(
     bundle: Bundle,
+    options: OpenOptions | None = None,
     *,
-    threads: int | None = None,
-    allow_portable: bool = False,
     extra_outputs: tuple[str, ...] = (),
-    spin: bool = True,
-    provider: str = CPU,
     profile_prefix: str | None = None,
+    runtime: Any = None,
+    **keywords: Any,
 ) -> tuple[Any, str]:
     """Make a session for a bundle's graph.
 
     Args:
         bundle: an opened bundle.
-        threads: worker threads; None takes ONNX Runtime's default, the physical cores.
-        allow_portable: run the operator's body in standard operators when the kernel library is not there.
+        options: how it is opened.
         extra_outputs: names of inner values that become outputs too.
-        spin: let idle worker threads wait busily, ONNX Runtime's default. With two threads on two cores it decoded
-            faster by a fifth when the machine was idle, and slower by a third when others used it.
-        provider: "cpu", or "cuda" for an NVIDIA GPU.
         profile_prefix: path and beginning of a file for ONNX Runtime's profile; None records none.
+        runtime: the onnxruntime module; None imports it.
+        **keywords: fields of `OpenOptions`, instead of those in `options`.
 
     Returns:
         The onnxruntime.InferenceSession, and which kernel runs: "nanoquant", "portable" or "none".
@@ -117,28 +116,29 @@ def open_session(
             NQ-BACKEND when versions do not fit, the provider is missing or ONNX Runtime refuses the graph; NQ-BUNDLE or
             NQ-PATH for a bad file.
     """
-    runtime = import_onnxruntime()
+    options = replace(options or OpenOptions(), **keywords)
+    runtime = runtime or import_onnxruntime()
     check_versions(bundle, runtime.__version__)
-    providers = provider_list(runtime, bundle, provider)
+    providers = provider_list(runtime, bundle, options.provider)
     path = path_inside(bundle.folder, MODEL_FILE)
     if not path.is_file() or path.stat().st_size > MAX_MODEL_BYTES:
         raise NqEdgeError("NQ-BUNDLE", f"{path} is missing or too large for a graph without its weights.")
     model = with_extra_outputs(path, extra_outputs, bundle.dtype) if extra_outputs else path.read_bytes()
     summary = summarize(model)
     _check_files(bundle, summary)
-    options = _options(runtime, bundle.folder, threads, spin)
+    settings = _settings(runtime, bundle.folder, options)
     if profile_prefix is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = profile_prefix
-    kernel, disabled = _register(options, bundle, summary, allow_portable), None
+        settings.enable_profiling = True
+        settings.profile_file_prefix = profile_prefix
+    kernel, disabled = _register(settings, bundle, summary, options.allow_portable), None
     if kernel == PORTABLE:
         disabled = ["ConstantFolding"]  # it would unpack every weight: 7 MB of bits become 1.5 GB
         # Seen with 1.23.2: the layout level aborts the process on an inlined body; the level below it does not.
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     else:
         model = strip_functions(model)
     try:
-        session = runtime.InferenceSession(model, options, providers, disabled_optimizers=disabled)
+        session = runtime.InferenceSession(model, settings, providers, disabled_optimizers=disabled)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         text = str(error).strip()
         if kernel == KERNEL and "com.nanoquant" in text and "not a registered" in text:
@@ -146,7 +146,7 @@ def open_session(
                 "NQ-NATIVE-MISSING", f"the kernel library has no kernel for this bundle: {text}"
             ) from error
         raise NqEdgeError("NQ-BACKEND", f"onnxruntime {runtime.__version__} refuses the graph: {text}") from error
-    check_started(runtime, session, provider)
+    check_started(runtime, session, options.provider)
     return session, kernel
 
 
@@ -157,24 +157,23 @@ def _check_files(bundle: Bundle, summary: ModelSummary) -> None:
             raise NqEdgeError("NQ-BUNDLE", f"the model needs {name!r}, which the manifest does not list.")
 
 
-def _options(runtime: Any, folder: Path, threads: int | None, spin: bool) -> Any:
-    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
-        raise NqEdgeError("NQ-OPTION", f"threads must be a whole number from 1 to 1024, got {threads!r}.")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails is raised as well, with a code
+def _settings(runtime: Any, folder: Path, options: OpenOptions) -> Any:
+    """ONNX Runtime's session options."""
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = int(options.threads or 0)
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4  # what fails is raised as well, with a code
     # Shapes change with each chunk and step: patterns would be recorded for nothing, and an arena would keep the
     # largest prefill's memory for good.
-    options.enable_mem_pattern = False
-    options.enable_cpu_mem_arena = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    options.add_session_config_entry(FOLDER_OPTION, str(folder.resolve()))
-    return options
+    settings.enable_mem_pattern = False
+    settings.enable_cpu_mem_arena = False
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
+    settings.add_session_config_entry(FOLDER_OPTION, str(folder.resolve()))
+    return settings
 
 
-def _register(options: Any, bundle: Bundle, summary: ModelSummary, allow_portable: bool) -> str:
-    """Add our operator library to the options; returns which kernel will run."""
+def _register(settings: Any, bundle: Bundle, summary: ModelSummary, allow_portable: bool) -> str:
+    """Add our operator library to the session options; returns which kernel will run."""
     if not summary.operators:
         if bundle.compressed_linears and not allow_portable:
             raise NqEdgeError(
@@ -186,7 +185,7 @@ def _register(options: Any, bundle: Bundle, summary: ModelSummary, allow_portabl
     try:
         path = ort_library_path()
         try:
-            options.register_custom_ops_library(str(path))
+            settings.register_custom_ops_library(str(path))
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise NqEdgeError("NQ-NATIVE-MISSING", f"{path} cannot be loaded: {str(error).strip()}") from error
     except NqEdgeError as error:

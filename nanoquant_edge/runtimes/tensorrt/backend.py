@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from types import TracebackType
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ...errors import NqEdgeError
 from ...formats.bundle import Bundle
 from ...formats.engine import EngineInfo
-from ..inputs import check_inputs
+from ..backend import SerialBackend
+from ..options import OpenOptions
 from .cache import DeviceCache, aligned
 from .device import Device
 from .engine import Engine
@@ -33,17 +35,17 @@ UNPROVED = (
 Opener = Callable[..., tuple[Device, Engine]]
 
 
-class TensorRTBackend:
+class TensorRTBackend(SerialBackend):
     """A bundle's engine; see `Backend` for what its methods promise.
 
     Args:
         bundle: an opened bundle with an engine.
-        max_context: most tokens of a sequence; None takes the engine's key/value capacity.
+        options: how it is opened; `max_context` is limited by the engine's key/value capacity.
         extra_outputs: inner values to return beside the logits; the engine must have been built with them.
-        trust_bundle_code: let machine code inside of the engine run.
         graphs: record decode steps into CUDA graphs.
         device_index: which GPU.
-        opener: how the engine is opened; for tests.
+        opener: what opens the engine, `open_engine` by default; tests put an imitation in its place.
+        **keywords: fields of `OpenOptions`, instead of those in `options`.
 
     Raises:
         NqEdgeError: as `open_engine`, NQ-BUNDLE when the engine is not the manifest's, NQ-OPTION for a `max_context`
@@ -55,23 +57,22 @@ class TensorRTBackend:
     def __init__(
         self,
         bundle: Bundle,
+        options: OpenOptions | None = None,
         *,
-        max_context: int | None = None,
         extra_outputs: tuple[str, ...] = (),
-        trust_bundle_code: bool = False,
         graphs: bool = True,
         device_index: int = 0,
-        opener: Opener | None = None,
+        opener: Opener = open_engine,
+        **keywords: Any,
     ) -> None:
+        options = replace(options or OpenOptions(), **keywords)
         info = engine_of(bundle)
-        _check_options(info, max_context, extra_outputs)
-        self.vocab_size = bundle.vocab_size
-        self.max_context = info.kv.capacity if max_context is None else max_context
+        super().__init__(bundle.vocab_size, _context(info, options))
+        _check_outputs(info, extra_outputs)
         self.kernel = "nanoquant" if info.plugin_layers else "none"
-        self.extra: dict[str, np.ndarray] = {}
         self._info, self._extra_names = info, tuple(extra_outputs)
         self._closers: list[Callable[[], None]] = []
-        device, engine = (opener or open_engine)(bundle, trusted=trust_bundle_code, device_index=device_index)
+        device, engine = opener(bundle, trusted=options.trust_bundle_code, device_index=device_index)
         self._closers += [device.close, engine.close]
         try:
             check_interface(engine, info, bundle.vocab_size)
@@ -104,17 +105,7 @@ class TensorRTBackend:
         """Why decode steps are enqueued one by one although graphs were asked for; "" when they are not."""
         return self._decode.graph_refusal
 
-    def forward(
-        self, input_ids: np.ndarray, positions: np.ndarray | None = None, lengths: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Append tokens and compute logits; see `Backend.forward`.
-
-        A batch is prefilled row by row and then continues one token at a time; a single sequence may be continued by
-        any number of tokens.
-        """
-        if not self._closers:
-            raise NqEdgeError("NQ-OPTION", "the backend is closed.", "Open the bundle again.")
-        input_ids, positions, lengths = self._checked(input_ids, positions, lengths)
+    def _forward(self, input_ids: np.ndarray, positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         batch, sequence = input_ids.shape
         check_batch(self._info, batch)
         if self._cache.batch != batch:
@@ -135,28 +126,16 @@ class TensorRTBackend:
         self._cache.lengths = past + lengths
         return logits
 
-    def reset(self) -> None:
-        """Forget all tokens; memory and graph stay."""
-        if self._closers:
-            self._cache.clear()
-        self.extra = {}
+    def _reset(self) -> None:
+        self._cache.clear()
 
-    def close(self) -> None:
-        """Give back graphs, contexts, cache, engine and the stream, in this order."""
+    def _close(self) -> None:
+        # Graphs, contexts, cache, engine and the stream, in this order.
         closers, self._closers = self._closers, []
-        self.extra = {}
         for closer in reversed(closers):
             # After an error of CUDA itself nothing can be freed singly; what follows is tried all the same.
             with contextlib.suppress(NqEdgeError):
                 closer()
-
-    def __enter__(self) -> TensorRTBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _execution(self, title: str, scratch: int, scratch_bytes: int, graphs: bool) -> Execution:
         device, engine = self._device, self._engine
@@ -169,14 +148,7 @@ class TensorRTBackend:
         self, input_ids: np.ndarray, positions: np.ndarray | None, lengths: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         try:
-            return check_inputs(
-                input_ids,
-                positions,
-                lengths,
-                past=self._cache.lengths,
-                vocab_size=self.vocab_size,
-                max_context=self.max_context,
-            )
+            return super()._checked(input_ids, positions, lengths)
         except NqEdgeError as error:
             if self.max_context < self._info.kv.capacity or "do not fit the context" not in error.message:
                 raise
@@ -248,14 +220,14 @@ class TensorRTBackend:
         return shapes
 
 
-def _check_options(info: EngineInfo, max_context: int | None, extra_outputs: tuple[str, ...]) -> None:
-    limit = info.kv.capacity
-    if max_context is not None and not (isinstance(max_context, int) and 1 <= max_context <= limit):
-        raise NqEdgeError(
-            "NQ-OPTION",
-            f"max_context must be from 1 to the engine's {limit} tokens, got {max_context!r}.",
-            f"For more run `{build_command()} --capacity N`.",
-        )
+def _context(info: EngineInfo, options: OpenOptions) -> int:
+    try:
+        return options.context(info.kv.capacity, "engine")
+    except NqEdgeError as error:
+        raise NqEdgeError(error.code, error.message, f"For more run `{build_command()} --capacity N`.") from error
+
+
+def _check_outputs(info: EngineInfo, extra_outputs: tuple[str, ...]) -> None:
     if missing := sorted(set(extra_outputs) - set(info.debug_outputs)):
         raise NqEdgeError(
             "NQ-OPTION",

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import NqEdgeError
@@ -23,7 +25,7 @@ from .engine import Engine, TensorRTEngine
 from .modules import import_cuda, import_tensorrt
 from .requirements import PLUGIN, build_command, check_capability, check_memory, check_plugin, check_software, engine_of
 
-__all__ = ["deserialize", "make_logger", "open_engine", "register_plugin"]
+__all__ = ["Software", "deserialize", "make_logger", "open_engine", "register_plugin"]
 
 #: Lines of TensorRT's log kept for messages.
 _LOG_LINES = 64
@@ -39,13 +41,30 @@ _SIGNS = (
 )
 
 
-def open_engine(bundle: Bundle, *, trusted: bool = False, device_index: int = 0) -> tuple[Device, Engine]:
+@dataclass(frozen=True)
+class Software:
+    """Where TensorRT, CUDA and the GPU come from; tests put others in their place.
+
+    Attributes:
+        import_tensorrt, import_cuda: flavour of an engine -> the module that runs it, and cuda-python's runtime.
+        open_device: (the CUDA module, which GPU) -> the GPU.
+    """
+
+    import_tensorrt: Callable[[str], Any] = import_tensorrt
+    import_cuda: Callable[[str], Any] = import_cuda
+    open_device: Callable[[Any, int], Device] = CudaDevice
+
+
+def open_engine(
+    bundle: Bundle, *, trusted: bool = False, device_index: int = 0, software: Software | None = None
+) -> tuple[Device, Engine]:
     """Check everything, then load the engine.
 
     Args:
         bundle: an opened bundle.
         trusted: code inside of the engine may run.
         device_index: which GPU.
+        software: other modules and another GPU than the installed ones.
 
     Returns:
         The GPU and the engine on it; the caller closes both.
@@ -53,15 +72,16 @@ def open_engine(bundle: Bundle, *, trusted: bool = False, device_index: int = 0)
     Raises:
         NqEdgeError: NQ-BACKEND, NQ-TRUST, NQ-MISSING, NQ-NATIVE-MISSING, NQ-PLUGIN, NQ-CUDA, NQ-MEMORY or NQ-ENGINE.
     """
+    software = software or Software()
     engine = engine_of(bundle)
-    module = import_tensorrt(engine.flavour)
+    module = software.import_tensorrt(engine.flavour)
     check_software(bundle, engine, str(module.__version__), trusted)
-    cuda = import_cuda(engine.flavour)
+    cuda = software.import_cuda(engine.flavour)
     library = None
     if not engine.plugin.embedded:
         library = tensorrt_library_path()
         check_plugin(engine, library)
-    device = CudaDevice(cuda, device_index)
+    device = software.open_device(cuda, device_index)
     try:
         check_capability(engine, device.compute_capability, device.name)
         cache = DeviceCache(device, engine.kv).bytes_for(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PyTorch backend: GPU kernels behind `torch.ops.nanoquant`, and a decoder whose step is one CUDA graph.
+"""The PyTorch backend: a decoder on the GPU kernels whose step is one CUDA graph.
 
 The only part of `runtimes` that imports PyTorch; nothing outside this folder imports it unasked.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from .backend import TorchBackend
 from .layers import TiledLayer
-from .linear import CudaNanoQuantLinear
 from .model import DecoderModel
-from .random_model import SHAPES, random_model
 
-__all__ = ["SHAPES", "CudaNanoQuantLinear", "DecoderModel", "TiledLayer", "TorchBackend", "random_model"]
+__all__ = ["DecoderModel", "TiledLayer", "TorchBackend"]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from ..cuda import binding as binding
+from ..cuda import binding
 from .layers import C_TYPES
 
-__all__ = ["Attention", "HeadNorms"]
+__all__ = ["Attention", "AttentionShape", "HeadNorms"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,23 @@ class HeadNorms:
     eps: float
 
 
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of a model's attention and of its cache: `capacity` tokens fit each of the `batch` sequences."""
+
+    batch: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    capacity: int
+
+
 class Attention:
     """Attention of all layers of one model for one batch: the cache, and scratch memory shared by the layers.
 
     Args:
-        batch, layers, heads, kv_heads, head_dim, capacity: sizes; `capacity` tokens fit each sequence.
+        shape: sizes.
         frequencies: float32 (head_dim / 2,), radians a position.
         dtype: float16 or bfloat16, of activations and cache.
         device: where everything lives.
@@ -42,32 +54,23 @@ class Attention:
     """
 
     def __init__(
-        self,
-        *,
-        batch: int,
-        layers: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        capacity: int,
-        frequencies: torch.Tensor,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, shape: AttentionShape, *, frequencies: torch.Tensor, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.batch, self.heads, self.kv_heads, self.head_dim = batch, heads, kv_heads, head_dim
-        self.capacity, self.scale = capacity, head_dim**-0.5
+        self.batch, self.heads, self.kv_heads, self.head_dim = shape.batch, shape.heads, shape.kv_heads, shape.head_dim
+        self.capacity, self.scale = shape.capacity, shape.head_dim**-0.5
         self.frequencies = frequencies.to(device)
-        self.cache = torch.zeros((layers, 2, batch, kv_heads, capacity, head_dim), dtype=dtype, device=device)
-        self.positions = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.offsets = (0, heads * head_dim, (heads + kv_heads) * head_dim)
+        sizes = (shape.layers, 2, shape.batch, shape.kv_heads, shape.capacity, shape.head_dim)
+        self.cache = torch.zeros(sizes, dtype=dtype, device=device)
+        self.positions = torch.zeros(shape.batch, dtype=torch.int64, device=device)
+        self.offsets = (0, self.heads * self.head_dim, (self.heads + self.kv_heads) * self.head_dim)
         self._described = binding.CAttention(
             type=C_TYPES[dtype],
-            batch=batch,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
+            batch=shape.batch,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
             tokens=1,
-            capacity=capacity,
+            capacity=shape.capacity,
             positions=self.positions.data_ptr(),
             frequencies=self.frequencies.data_ptr(),
             scale=self.scale,
@@ -76,7 +79,7 @@ class Attention:
         if device.type == "cuda":
             size = binding.library().nq_cuda_attend_workspace_bytes(self._described)
             if not size:
-                binding.check(binding.Status.NO_KERNEL, f"attention with heads of {head_dim} channels")
+                binding.check(binding.Status.NO_KERNEL, f"attention with heads of {shape.head_dim} channels")
             self._scratch = torch.zeros(size, dtype=torch.uint8, device=device)
 
     def decode(self, layer: int, qkv: torch.Tensor, out: torch.Tensor, norms: HeadNorms | None = None) -> None:
@@ -98,8 +101,8 @@ class Attention:
         queries = torch.empty_like(out)
         self.append(layer, qkv, queries, 1, norms)
         keys, values = self.cache[layer].float()
-        places = torch.arange(self.capacity, device=qkv.device)
-        mask = (places <= self.positions[:, None])[:, None, None]
+        slots = torch.arange(self.capacity, device=qkv.device)
+        mask = (slots <= self.positions[:, None])[:, None, None]
         shaped = queries.view(self.batch, self.heads, 1, self.head_dim).float()
         result = F.scaled_dot_product_attention(shaped, keys, values, attn_mask=mask, enable_gqa=True)
         out.copy_(result.reshape(out.shape))
@@ -121,23 +124,23 @@ class Attention:
             stream = torch.cuda.current_stream().cuda_stream
             binding.check(binding.library().nq_cuda_rotary_append(self._described, stream), "rotary embedding")
             return
-        places = self.positions[:, None] + torch.arange(tokens, device=qkv.device)
+        positions = self.positions[:, None] + torch.arange(tokens, device=qkv.device)
         heads = qkv.view(self.batch, tokens, -1, self.head_dim)
         query, key, value = heads.split((self.heads, self.kv_heads, self.kv_heads), 2)
-        query = self._rotate(query, places, None if norms is None else norms.query, norms)
-        key = self._rotate(key, places, None if norms is None else norms.key, norms)
+        query = self._rotate(query, positions, None if norms is None else norms.query, norms)
+        key = self._rotate(key, positions, None if norms is None else norms.key, norms)
         queries.copy_(query.reshape(queries.shape))
-        index = places[:, None, :, None].expand(-1, self.kv_heads, -1, self.head_dim)
+        index = positions[:, None, :, None].expand(-1, self.kv_heads, -1, self.head_dim)
         self.cache[layer, 0].scatter_(2, index, key.transpose(1, 2))
         self.cache[layer, 1].scatter_(2, index, value.transpose(1, 2))
 
     def _rotate(
-        self, x: torch.Tensor, places: torch.Tensor, weight: torch.Tensor | None, norms: HeadNorms | None
+        self, x: torch.Tensor, positions: torch.Tensor, weight: torch.Tensor | None, norms: HeadNorms | None
     ) -> torch.Tensor:
         wide = x.float()
         if weight is not None and norms is not None:
             wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norms.eps) * weight.float()
-        angles = places.float()[..., None, None] * self.frequencies
+        angles = positions.float()[..., None, None] * self.frequencies
         low, high = wide.chunk(2, -1)
         cosine, sine = angles.cos(), angles.sin()
         return torch.cat((low * cosine - high * sine, high * cosine + low * sine), -1).to(x.dtype)

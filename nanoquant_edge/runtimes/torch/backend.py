@@ -8,14 +8,14 @@ generate greedily without waiting for the device between tokens; `forward` is th
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
 
 from ...errors import NqEdgeError
-from ..inputs import check_inputs
-from .attention import Attention
+from ..backend import SerialBackend
+from ..options import OpenOptions
+from .attention import Attention, AttentionShape
 from .decoder import DecodeStep, logits_of, prefill
 from .model import DecoderModel
 from .prefill_graph import PrefillGraphs
@@ -27,10 +27,10 @@ PREFILL_ROWS = 2048
 #: Tokens that the first cache of a batch holds; doubled when it is full.
 START_CAPACITY = 512
 #: Rows of logits computed at once: float32 logits of a large vocabulary are 0.6 MB a row.
-_LOGIT_ROWS = 128
+LOGIT_ROWS = 128
 
 
-class TorchBackend:
+class TorchBackend(SerialBackend):
     """A decoder on a GPU (or, slowly, the CPU); see `Backend` for what its methods promise.
 
     Args:
@@ -38,6 +38,8 @@ class TorchBackend:
         max_context: most tokens a sequence may have; None takes the model's limit.
         start_capacity: tokens that the first cache holds.
         graphs: capture each batch size's decode step, and prompts of a few lengths, into CUDA graphs.
+        prefill_rows: rows (tokens of all sequences) that pass through the layers at once.
+        logit_rows: rows of logits computed at once.
 
     Raises:
         NqEdgeError: NQ-OPTION for a `max_context` beyond the model's.
@@ -52,18 +54,15 @@ class TorchBackend:
         max_context: int | None = None,
         start_capacity: int = START_CAPACITY,
         graphs: bool = True,
+        prefill_rows: int = PREFILL_ROWS,
+        logit_rows: int = LOGIT_ROWS,
     ) -> None:
-        limit = model.config.max_positions
-        if max_context is not None and not (isinstance(max_context, int) and 1 <= max_context <= limit):
-            raise NqEdgeError(
-                "NQ-OPTION", f"max_context must be from 1 to the model's {limit} tokens, got {max_context!r}."
-            )
+        context = OpenOptions(max_context=max_context).context(model.config.max_positions, "model")
+        super().__init__(model.config.vocab_size, context)
         self.model: DecoderModel | None = model
         self.kernel = model.kernel
-        self.vocab_size = model.config.vocab_size
-        self.max_context = limit if max_context is None else max_context
-        self.extra: dict[str, np.ndarray] = {}
         self._start_capacity, self._graphs = start_capacity, graphs
+        self._prefill_rows, self._logit_rows = prefill_rows, logit_rows
         self._lengths = np.zeros(0, dtype=np.int64)
         self._attention: Attention | None = None
         self._step: DecodeStep | None = None
@@ -94,23 +93,8 @@ class TorchBackend:
         return 0 if self._attention is None else self._attention.capacity
 
     @torch.inference_mode()
-    def forward(
-        self, input_ids: np.ndarray, positions: np.ndarray | None = None, lengths: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Append tokens and compute logits; see `Backend.forward`.
-
-        A batch is prefilled in one piece and then continues one token at a time; a single sequence may be continued by
-        any number of tokens.
-        """
-        model = self._open()
-        input_ids, positions, lengths = check_inputs(
-            input_ids,
-            positions,
-            lengths,
-            past=self._lengths,
-            vocab_size=self.vocab_size,
-            max_context=self.max_context,
-        )
+    def _forward(self, input_ids: np.ndarray, positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        model = self._loaded()
         batch, tokens = input_ids.shape
         step, _ = self._reserve(batch, tokens)
         if tokens == 1:
@@ -124,8 +108,8 @@ class TorchBackend:
             inside = (picks >= start) & (picks < start + hidden.shape[1])
             rows, columns = inside.nonzero(as_tuple=True)
             chosen = hidden[rows, picks[rows, columns] - start]
-            for first in range(0, chosen.shape[0], _LOGIT_ROWS):
-                piece = slice(first, first + _LOGIT_ROWS)
+            for first in range(0, chosen.shape[0], self._logit_rows):
+                piece = slice(first, first + self._logit_rows)
                 result[rows[piece].cpu(), columns[piece].cpu()] = logits_of(model, chosen[piece]).cpu()
         return result.numpy()
 
@@ -143,19 +127,18 @@ class TorchBackend:
         Raises:
             NqEdgeError: as `forward`.
         """
-        self.reset()
-        model = self._open()
-        input_ids, positions, lengths = check_inputs(
-            input_ids, None, lengths, past=self._lengths, vocab_size=self.vocab_size, max_context=self.max_context
-        )
-        step, _ = self._reserve(*input_ids.shape)
-        last = torch.from_numpy(positions[:, 0]).to(model.device)
-        for start, hidden in self._prefill(input_ids, lengths):
-            inside = ((last >= start) & (last < start + hidden.shape[1])).nonzero()[:, 0]
-            if inside.numel():
-                chosen = logits_of(model, hidden[inside, last[inside] - start]).argmax(-1)
-                step.tokens[inside] = chosen
-        return step.tokens.cpu().numpy().copy()
+        with self._computing():
+            self._reset()
+            model = self._loaded()
+            input_ids, positions, lengths = self._checked(input_ids, None, lengths)
+            step, _ = self._reserve(*input_ids.shape)
+            last = torch.from_numpy(positions[:, 0]).to(model.device)
+            for start, hidden in self._prefill(input_ids, lengths):
+                inside = ((last >= start) & (last < start + hidden.shape[1])).nonzero()[:, 0]
+                if inside.numel():
+                    chosen = logits_of(model, hidden[inside, last[inside] - start]).argmax(-1)
+                    step.tokens[inside] = chosen
+            return step.tokens.cpu().numpy().copy()
 
     @torch.inference_mode()
     def extend(self, count: int) -> np.ndarray:
@@ -167,19 +150,19 @@ class TorchBackend:
         Raises:
             NqEdgeError: NQ-OPTION before `start`, NQ-PROMPT when the tokens do not fit the context.
         """
-        self._open()
-        if self._step is None or not self._lengths.size:
-            raise NqEdgeError("NQ-OPTION", "extend needs a prompt.", "Call start first.")
-        before, total = self._lengths.copy(), int(self._lengths.max()) + count
-        if count < 1 or total > self.max_context:
-            raise NqEdgeError("NQ-PROMPT", f"{total} tokens do not fit the context of {self.max_context} tokens.")
-        tokens = self._step.tokens
-        step, moved = self._reserve(before.size, count)
-        if moved:
-            step.tokens.copy_(tokens)
-        self._advance(step, count)
-        chosen = step.chosen.cpu().numpy()
-        return np.stack([chosen[row, first : first + count] for row, first in enumerate(before)])
+        with self._computing():
+            if self._step is None or not self._lengths.size:
+                raise NqEdgeError("NQ-OPTION", "extend needs a prompt.", "Call start first.")
+            before, total = self._lengths.copy(), int(self._lengths.max()) + count
+            if count < 1 or total > self.max_context:
+                raise NqEdgeError("NQ-PROMPT", f"{total} tokens do not fit the context of {self.max_context} tokens.")
+            tokens = self._step.tokens
+            step, moved = self._reserve(before.size, count)
+            if moved:
+                step.tokens.copy_(tokens)
+            self._advance(step, count)
+            chosen = step.chosen.cpu().numpy()
+            return np.stack([chosen[row, first : first + count] for row, first in enumerate(before)])
 
     @torch.inference_mode()
     def rewind(self, length: int) -> None:
@@ -188,31 +171,23 @@ class TorchBackend:
         Raises:
             NqEdgeError: NQ-OPTION when a sequence is not as long.
         """
-        if self._attention is None or not self._lengths.size or not 0 < length <= self._lengths.min():
-            raise NqEdgeError("NQ-OPTION", f"cannot go back to {length} tokens.", "Pass at most the current length.")
-        self._lengths = np.full_like(self._lengths, length)
-        self._attention.positions.fill_(length)
+        with self._computing():
+            if self._attention is None or not self._lengths.size or not 0 < length <= self._lengths.min():
+                raise NqEdgeError(
+                    "NQ-OPTION", f"cannot go back to {length} tokens.", "Pass at most the current length."
+                )
+            self._lengths = np.full_like(self._lengths, length)
+            self._attention.positions.fill_(length)
 
-    def reset(self) -> None:
-        """Forget all tokens; cache and graphs stay."""
+    def _reset(self) -> None:
         self._lengths = np.zeros(0, dtype=np.int64)
 
-    def close(self) -> None:
-        """Give back the cache and the weights."""
-        self.reset()
+    def _close(self) -> None:
+        self._reset()
         self._step = self._attention = self._prompts = self.model = None
 
-    def __enter__(self) -> TorchBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _open(self) -> DecoderModel:
-        if self.model is None:
-            raise NqEdgeError("NQ-OPTION", "the backend is closed.", "Open the checkpoint again.")
+    def _loaded(self) -> DecoderModel:
+        assert self.model is not None  # it goes when the backend is closed, and then nothing is computed
         return self.model
 
     def _advance(self, step: DecodeStep, count: int) -> None:
@@ -222,11 +197,11 @@ class TorchBackend:
 
     def _prefill(self, input_ids: np.ndarray, lengths: np.ndarray) -> list[tuple[int, torch.Tensor]]:
         """Chunks of a prompt through the layers: (first column, hidden states of that chunk)."""
-        model, attention = self._open(), self._attention
+        model, attention = self._loaded(), self._attention
         assert attention is not None
         ids = torch.from_numpy(input_ids).to(model.device)
         past = int(self._lengths[0])
-        width = max(1, PREFILL_ROWS // ids.shape[0])
+        width = max(1, self._prefill_rows // ids.shape[0])
         chunks: list[tuple[int, torch.Tensor]] = []
         if self._prompts is not None and past == 0 and ids.shape[1] <= width:
             attention.positions.zero_()
@@ -246,7 +221,7 @@ class TorchBackend:
         Returns:
             The step, and whether it is a new one.
         """
-        model, old = self._open(), self._attention
+        model, old = self._loaded(), self._attention
         if not self._lengths.size:
             self._lengths = np.zeros(batch, dtype=np.int64)
             if old is not None and old.batch == batch:
@@ -261,17 +236,15 @@ class TorchBackend:
             # Nothing to keep: the old cache goes before the new one comes.
             old = self._attention = self._step = self._prompts = None
         config = model.config
-        new = Attention(
+        shape = AttentionShape(
             batch=batch,
             layers=config.num_layers,
             heads=config.num_heads,
             kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             capacity=min(capacity, self.max_context),
-            frequencies=model.frequencies,
-            dtype=model.dtype,
-            device=model.device,
         )
+        new = Attention(shape, frequencies=model.frequencies, dtype=model.dtype, device=model.device)
         if old is not None:
             new.cache[..., :held, :] = old.cache[..., :held, :]
             new.positions.copy_(old.positions)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ..cuda import binding as binding
+from ..cuda import binding
 from .attention import Attention
 from .model import DecoderModel
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...formats.checkpoint import PackedLayer, words_for
-from ..cuda import binding as binding
+from ...formats.checkpoint import PackedLayer
+from ..cuda import binding
 from .tiles import make_tiles, tile_signs
 
 __all__ = ["C_TYPES", "TiledLayer", "to_tensor"]
@@ -53,6 +53,11 @@ class TiledLayer:
     scale_out: torch.Tensor
     bias: torch.Tensor | None = None
 
+    def __post_init__(self) -> None:
+        # Kernels may read the constants ahead of stream order (nq_cuda.h), so they are complete before any pass.
+        if self.v_tiles.is_cuda:
+            torch.cuda.synchronize(self.v_tiles.device)
+
     @classmethod
     def from_packed(cls, layer: PackedLayer, device: torch.device | str = "cuda") -> TiledLayer:
         """Copy a checkpoint's layer to a device."""
@@ -62,7 +67,7 @@ class TiledLayer:
             return None if array is None else to_tensor(array, device).to(kind)
 
         kind = to_tensor(layer.scale_out).dtype
-        made = cls(
+        return cls(
             in_features=layer.in_features,
             rank=layer.rank,
             out_features=layer.out_features,
@@ -73,51 +78,6 @@ class TiledLayer:
             scale_out=to_tensor(layer.scale_out, device),
             bias=scale(layer.bias),
         )
-        made._finish()
-        return made
-
-    @classmethod
-    def random(
-        cls,
-        out_features: int,
-        in_features: int,
-        rank: int,
-        *,
-        generator: torch.Generator,
-        scale_dtype: torch.dtype = torch.float16,
-        bias: bool = False,
-    ) -> TiledLayer:
-        """Random signs and scales, made on the generator's device; entries of the weight are about 1 / sqrt(n)."""
-        device = generator.device
-
-        def tiles(rows: int, columns: int) -> torch.Tensor:
-            shape = (rows, words_for(columns))
-            words = torch.randint(-(2**31), 2**31, shape, generator=generator, device=device, dtype=torch.int32)
-            return make_tiles(words, columns)
-
-        def scale(length: int) -> torch.Tensor:
-            spread = 0.5 + torch.rand(length, generator=generator, device=device)
-            return (spread * (rank * in_features) ** -0.25).to(scale_dtype)
-
-        noise = torch.randn(out_features, generator=generator, device=device) * 0.1
-        made = cls(
-            in_features=in_features,
-            rank=rank,
-            out_features=out_features,
-            v_tiles=tiles(rank, in_features),
-            u_tiles=tiles(out_features, rank),
-            scale_in=scale(in_features),
-            scale_mid=None,
-            scale_out=scale(out_features),
-            bias=noise.to(scale_dtype) if bias else None,
-        )
-        made._finish()
-        return made
-
-    def _finish(self) -> None:
-        # Kernels may read the constants ahead of stream order (nq_cuda.h), so they are complete before any pass.
-        if self.v_tiles.is_cuda:
-            torch.cuda.synchronize(self.v_tiles.device)
 
     @property
     def bytes(self) -> int:

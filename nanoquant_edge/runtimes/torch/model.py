@@ -6,6 +6,7 @@ Query/key head norms (Qwen3) and projection biases (Qwen2) are there when the we
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,15 +105,15 @@ class DecoderModel:
         Raises:
             NqEdgeError: NQ-CKPT, NQ-ARCH or NQ-MODEL for the checkpoint, NQ-CUDA or NQ-NATIVE-MISSING for the device.
         """
-        place = resolve_device(device)
+        target = resolve_device(device)
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint(checkpoint)
         source, config = checkpoint, read_config(checkpoint.config)
         rotary = check_supported(config)
-        dtype = _activation_type(place, dtype)
+        dtype = _activation_type(target, dtype)
 
         def tensor(name: str) -> torch.Tensor:
-            return to_tensor(source.tensor(name), place).to(dtype)
+            return to_tensor(source.tensor(name), target).to(dtype)
 
         def norms(attention: str) -> HeadNorms | None:
             if f"{attention}.q_norm.weight" not in source:
@@ -120,7 +121,10 @@ class DecoderModel:
             query, key = (tensor(f"{attention}.{name}_norm.weight") for name in "qk")
             return HeadNorms(query, key, config.norm_eps)
 
-        workspace = Workspace(place)
+        def tiled(prefix: str, name: str) -> TiledLayer:
+            return TiledLayer.from_packed(source.layer(f"{prefix}.{name}"), target)
+
+        workspace = Workspace(target)
         blocks = []
         for block in range(config.num_layers):
             prefix = f"model.layers.{block}"
@@ -128,8 +132,7 @@ class DecoderModel:
                 compressed_layer(
                     config,
                     workspace,
-                    # The prefix is bound now: the function is called before the loop goes on.
-                    lambda name, prefix=prefix: TiledLayer.from_packed(source.layer(f"{prefix}.{name}"), place),  # type: ignore[misc]
+                    layer=functools.partial(tiled, prefix),
                     input_norm=tensor(f"{prefix}.input_layernorm.weight"),
                     post_norm=tensor(f"{prefix}.post_attention_layernorm.weight"),
                     head_norms=norms(f"{prefix}.self_attn"),
@@ -140,13 +143,13 @@ class DecoderModel:
         return cls(
             config=config,
             dtype=dtype,
-            device=place,
+            device=target,
             embedding=in_host_memory(embedding, config) if host_embedding else embedding,
             head=head,
             final_norm=tensor("model.norm.weight"),
             layers=tuple(blocks),
-            frequencies=torch.from_numpy(frequencies(rotary, config.head_dim)).to(place),
-            kernel="nanoquant" if place.type == "cuda" else "portable",
+            frequencies=torch.from_numpy(frequencies(rotary, config.head_dim)).to(target),
+            kernel="nanoquant" if target.type == "cuda" else "portable",
         )
 
 
@@ -164,8 +167,8 @@ def in_host_memory(table: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
 def compressed_layer(
     config: DecoderConfig,
     workspace: Workspace,
-    layer: Callable[[str], TiledLayer],
     *,
+    layer: Callable[[str], TiledLayer],
     input_norm: torch.Tensor,
     post_norm: torch.Tensor,
     head_norms: HeadNorms | None,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ...errors import NqEdgeError
-from ..cuda import binding as binding
+from ..cuda import binding
 from ..cuda.binding import Algorithm, Input, Precision
 from .layers import C_TYPES, TiledLayer
 from .tiles import tile_signs

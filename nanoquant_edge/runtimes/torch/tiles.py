@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from ..cuda import binding as binding
+from ..cuda import binding
 
 __all__ = ["make_tiles", "tile_signs"]
 
@@ -52,6 +52,6 @@ def tile_signs(tiles: torch.Tensor, rows: int, columns: int, dtype: torch.dtype 
     """The signs that tiles stand for, `dtype` (rows, columns) of -1 and +1, on the tiles' device."""
     down, across = -(-rows // binding.TILE_ROWS), -(-columns // binding.TILE_COLUMNS)
     words = tiles.view(down, across, 8, 4, 2, 2).permute(0, 5, 2, 1, 4, 3).reshape(down * 16, across * 8)[:rows]
-    places = torch.arange(32, dtype=torch.int32, device=tiles.device)
-    bits = (words[:, :, None] >> places) & 1
+    shifts = torch.arange(32, dtype=torch.int32, device=tiles.device)
+    bits = (words[:, :, None] >> shifts) & 1
     return (1 - 2 * bits.flatten(1)[:, :columns]).to(dtype)

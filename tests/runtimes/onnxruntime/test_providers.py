@@ -13,9 +13,9 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.formats.bundle import Bundle, KvLayout
 from nanoquant_edge.runtimes import OnnxRuntimeBackend
-from nanoquant_edge.runtimes.onnxruntime import providers as ort_providers
 from nanoquant_edge.runtimes.onnxruntime.cuda_kv_cache import CudaKvCache
 from nanoquant_edge.runtimes.onnxruntime.providers import check_started, provider_list
+from nanoquant_edge.system.native import CUDA_LIBRARY_NAME, NATIVE_DIR_VARIABLE
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,11 @@ def test_missing_kernels_are_refused(half_bundle: Bundle, monkeypatch: pytest.Mo
     assert "libnanoquant_cuda.so" in error.message
 
 
-def test_cuda_comes_first_and_its_libraries_are_loaded(half_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_providers, "cuda_library_path", lambda: Path("there"))
+def test_cuda_comes_first_and_its_libraries_are_loaded(
+    half_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / CUDA_LIBRARY_NAME).touch()
+    monkeypatch.setenv(NATIVE_DIR_VARIABLE, str(tmp_path))
     called: list[bool] = []
     fake = runtime("CUDAExecutionProvider", "CPUExecutionProvider", preload_dlls=lambda: called.append(True))
     names = [entry[0] if isinstance(entry, tuple) else entry for entry in provider_list(fake, half_bundle, "cuda")]
@@ -110,7 +113,7 @@ def test_the_cache_on_a_gpu_grows_and_keeps_its_tokens() -> None:
 
     fake = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=from_numpy))
     layout = KvLayout(layers=2, heads=3, head_dim=16, dtype="float16", max_capacity=4096)
-    cache = CudaKvCache(layout, 4096, fake)
+    cache = CudaKvCache(layout, 4096, runtime=fake)
     assert cache.reserve(1, 10)
     assert not cache.reserve(1, 256)
     assert set(asked) == {("cuda", 0)}

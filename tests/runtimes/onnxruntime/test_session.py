@@ -6,15 +6,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
 
+import nanoquant_edge
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.onnx_file import strip_functions, summarize
-from nanoquant_edge.runtimes.onnxruntime import session as ort_session
-from nanoquant_edge.runtimes.onnxruntime.session import open_session
+from nanoquant_edge.runtimes.onnxruntime.session import check_versions, open_session
 
 Edit = Callable[..., Path]
 
@@ -115,21 +116,18 @@ def test_the_slow_body_runs_when_allowed_and_says_so(no_library: Path, portable_
     assert session.get_outputs()[0].name == "logits"
 
 
-def test_the_slow_body_is_opened_without_constant_folding(
-    no_library: Path, portable_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_slow_body_is_opened_without_constant_folding(no_library: Path, portable_bundle: Path) -> None:
     # Whether folding would unpack the weights depends on the body, which may be another exporter's.
     import onnxruntime
 
     seen = []
 
-    class Recorder(onnxruntime.InferenceSession):
-        def __init__(self, *arguments: object, **options: object) -> None:
-            seen.append(options["disabled_optimizers"])
-            super().__init__(*arguments, **options)
+    def recorded(*arguments: object, **options: object) -> object:
+        seen.append(options["disabled_optimizers"])
+        return onnxruntime.InferenceSession(*arguments, **options)
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorder)
-    open_session(Bundle.open(portable_bundle), threads=1, allow_portable=True)
+    runtime = SimpleNamespace(**{**vars(onnxruntime), "InferenceSession": recorded})
+    open_session(Bundle.open(portable_bundle), threads=1, allow_portable=True, runtime=runtime)
     assert seen == [["ConstantFolding"]]
 
 
@@ -166,7 +164,7 @@ def test_a_library_that_registers_nothing_does_not_leave_the_slow_body_running(
 def test_a_library_inside_the_bundle_is_never_loaded(
     no_library: Path, portable_bundle: Path, edit_bundle: Edit
 ) -> None:
-    real = Path(ort_session.__file__).parents[2] / "_native" / "libnanoquant_ort.so"
+    real = Path(nanoquant_edge.__file__).parent / "_native" / "libnanoquant_ort.so"
     folder = edit_bundle(portable_bundle, files={"libnanoquant_ort.so": real.read_bytes()})
     assert _refusal(folder).code == "NQ-NATIVE-MISSING"
 
@@ -191,12 +189,12 @@ def test_bundles_for_something_else_are_refused(
 
 def test_versions_are_compared_as_numbers(tiny_bundle: Path, edit_bundle: Edit) -> None:
     bundle = Bundle.open(edit_bundle(tiny_bundle, backend_versions=["1.9", "1.31"]))
-    ort_session.check_versions(bundle, "1.31.1")
-    ort_session.check_versions(bundle, "1.10.0+cpu")
+    check_versions(bundle, "1.31.1")
+    check_versions(bundle, "1.10.0+cpu")
     with pytest.raises(NqEdgeError, match=r"1\.9 to 1\.31"):
-        ort_session.check_versions(bundle, "1.32.0")
+        check_versions(bundle, "1.32.0")
     with pytest.raises(NqEdgeError, match=r"1\.9 to 1\.31"):
-        ort_session.check_versions(bundle, "1.8.9")
+        check_versions(bundle, "1.8.9")
 
 
 def test_a_graph_without_our_operator_is_refused(tiny_bundle: Path, edit_bundle: Edit) -> None:

@@ -178,6 +178,10 @@ class OrtEngine:
     def alias(self, name: str) -> str | None:
         return f"past_key_values.{name.removeprefix('present.')}" if self.info.kv.in_place else None
 
+    def feeds(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the graph computes from; another engine may take its inputs otherwise."""
+        return feeds
+
     @property
     def outputs(self) -> list[str]:
         return [name for name, tensor in self.tensors.items() if not tensor.is_input]
@@ -254,7 +258,7 @@ class OrtContext:
 
         # Inputs are read before outputs are written: the cache's slots keep what was there.
         feeds = {name: array(name, shape).copy() for name, shape in shapes.items()}
-        for name, found in zip(engine.outputs, engine.session.run(engine.outputs, feeds), strict=True):
+        for name, found in zip(engine.outputs, engine.session.run(engine.outputs, engine.feeds(feeds)), strict=True):
             array(name, found.shape)[...] = found
 
     def close(self) -> None:

@@ -12,8 +12,7 @@ from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.engine import EngineKv
 from nanoquant_edge.models.config_reader import read_config
-from nanoquant_edge.runtimes import Generator
-from nanoquant_edge.runtimes.tensorrt import backend
+from nanoquant_edge.runtimes import Generator, open_backend
 from tests.families import FAMILY_CONFIGS, family_config
 from tests.runtimes.tensorrt.conftest import CAPACITY, engine_info, write_engine_bundle
 from tests.runtimes.tensorrt.imitation import HostDevice, OrtEngine
@@ -21,7 +20,7 @@ from tests.tiny import tiny_checkpoint
 
 
 @pytest.mark.parametrize("name", FAMILY_CONFIGS)
-def test_the_same_tokens_as_on_onnx_runtime(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_tokens_as_on_onnx_runtime(name: str, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c", seed=11, **family_config(name))
     config = read_config(checkpoint.config)
     graph = export_onnx(checkpoint, tmp_path / "graph", dialect="onnx24").folder
@@ -38,9 +37,12 @@ def test_the_same_tokens_as_on_onnx_runtime(name: str, tmp_path: Path, monkeypat
         device = HostDevice()
         return device, OrtEngine(device, opened, graph)
 
-    monkeypatch.setattr(backend, "open_engine", opener)
+    backend = open_backend(bundle, engine_opener=opener)
     prompt = "The quick brown fox jumps over the lazy dog, numbers 3.14159, naïve façade"
-    with Generator.from_bundle(plain, threads=1) as first, Generator.from_bundle(bundle.folder) as second:
+    with (
+        Generator.from_bundle(plain, threads=1) as first,
+        Generator.from_bundle(bundle.folder, backend=backend) as second,
+    ):
         expected = first.generate(prompt, max_new_tokens=24)
         assert len(first.encode(prompt)) > 20, "longer than every window"
         assert second.generate(prompt, max_new_tokens=24).ids == expected.ids

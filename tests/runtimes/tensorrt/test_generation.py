@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,29 +14,47 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.bundle import Bundle
-from nanoquant_edge.runtimes import Generator, SamplingConfig, open_backend, remarks
-from nanoquant_edge.runtimes.tensorrt import UNPROVED, backend
-from nanoquant_edge.validation import validate
+from nanoquant_edge.runtimes import Backend, Generator, SamplingConfig, open_backend, remarks
+from nanoquant_edge.runtimes.tensorrt import UNPROVED
+from nanoquant_edge.validation import Report, validate
+from nanoquant_edge.validation.recorded import RecordedReference
+from nanoquant_edge.validation.run import compare
 from tests.runtimes.tensorrt.conftest import engine_info, write_engine_bundle
 from tests.runtimes.tensorrt.imitation import HostDevice, OrtEngine
 
 
+class Imitated:
+    """Opens engine bundles on the imitation; remembers the devices."""
+
+    def __init__(self, graph: Path) -> None:
+        self.graph = graph
+        self.devices: list[HostDevice] = []
+
+    def engine(self, bundle: Bundle, **_options: Any) -> tuple[HostDevice, OrtEngine]:
+        self.devices.append(HostDevice())
+        return self.devices[-1], OrtEngine(self.devices[-1], bundle, self.graph)
+
+    def backend(self, bundle: Bundle, **options: Any) -> Backend:
+        return open_backend(bundle, engine_opener=self.engine, **options)
+
+    def compare(self, bundle: Bundle) -> Report:
+        """The bundle against its recorded reference."""
+        return compare(
+            bundle, RecordedReference(bundle), opener=lambda extra: self.backend(bundle, extra_outputs=extra)
+        )
+
+
 @pytest.fixture
-def imitated(graph_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[HostDevice]]:
-    """Every engine bundle opens on the imitation."""
-    devices: list[HostDevice] = []
-
-    def opener(bundle: Bundle, **_options: Any) -> tuple[HostDevice, OrtEngine]:
-        devices.append(HostDevice())
-        return devices[-1], OrtEngine(devices[-1], bundle, graph_bundle)
-
-    monkeypatch.setattr(backend, "open_engine", opener)
-    yield devices
-    assert all(device.closed and device.used == 0 for device in devices)
+def imitated(graph_bundle: Path) -> Iterator[Imitated]:
+    made = Imitated(graph_bundle)
+    yield made
+    assert all(device.closed and device.used == 0 for device in made.devices)
 
 
 PROMPTS = ["The quick brown fox", "x", [{"role": "user", "content": "Größe, 東京?"}]]
@@ -45,18 +64,18 @@ PROMPTS = ["The quick brown fox", "x", [{"role": "user", "content": "Größe, �
     "sampling", [None, SamplingConfig(temperature=0.9, top_k=40, seed=5)], ids=["greedy", "seeded"]
 )
 def test_the_same_tokens_as_on_onnx_runtime(
-    sampling: SamplingConfig | None, graph_bundle: Path, engine_bundle: Bundle, imitated: list[HostDevice]
+    sampling: SamplingConfig | None, graph_bundle: Path, engine_bundle: Bundle, imitated: Imitated
 ) -> None:
     with (
         Generator.from_bundle(graph_bundle.parent / "plain", threads=1) as plain,
-        Generator.from_bundle(engine_bundle.folder) as engine,
+        Generator.from_bundle(engine_bundle.folder, backend=imitated.backend(engine_bundle)) as engine,
     ):
         assert engine.backend.name == "tensorrt"
         for prompt in PROMPTS:
             found = engine.generate(prompt, max_new_tokens=32, sampling=sampling)
             expected = plain.generate(prompt, max_new_tokens=32, sampling=sampling)
             assert (found.ids, found.text, found.kernel) == (expected.ids, expected.text, "nanoquant")
-    assert imitated[0].captures == 1
+    assert imitated.devices[0].captures == 1
 
 
 @pytest.fixture
@@ -70,41 +89,45 @@ def proved(graph_bundle: Path, tmp_path: Path) -> Bundle:
     return bundle.write()
 
 
-def test_an_engine_is_validated_against_the_recorded_reference(proved: Bundle, imitated: list[HostDevice]) -> None:
-    report = validate(proved)
-    states = {rung.number: rung.status for rung in report.rungs}
-    # Too few positions and windows to prove rungs 4 and 6; all are within their limits.
-    assert states == {3: "pass", 4: "skipped", 5: "pass", 6: "skipped"}
-    assert report.rung(3).figures["values"] == 2
-    assert "all within limits" in report.rung(4).note
+def test_an_engine_is_validated_against_the_recorded_reference(proved: Bundle, imitated: Imitated) -> None:
+    report = imitated.compare(proved)
+    states = {name: step.status for name, step in report.steps.items()}
+    # Too few positions and windows to prove logits and perplexity; all are within their limits.
+    assert states == {"layers": "pass", "logits": "skipped", "greedy": "pass", "perplexity": "skipped"}
+    assert report.steps["layers"].figures["values"] == 2
+    assert "all within limits" in report.steps["logits"].note
     assert report.remarks == (UNPROVED,)
     assert report.to_dict()["remarks"] == [UNPROVED]
-    assert len(imitated) == 2
+    assert len(imitated.devices) == 2
 
 
-def test_an_engine_without_debug_outputs_skips_rung_3(
-    proved: Bundle, graph_bundle: Path, imitated: list[HostDevice]
+def test_an_engine_without_debug_outputs_skips_the_layers(
+    proved: Bundle, graph_bundle: Path, imitated: Imitated
 ) -> None:
-    report = validate(replace(proved, engine=replace(proved.engine, debug_outputs=())))
-    assert (report.rung(3).status, "--debug-outputs" in report.rung(3).note) == ("skipped", True)
-    assert len(imitated) == 1
+    report = imitated.compare(replace(proved, engine=replace(proved.engine, debug_outputs=())))
+    assert (report.steps["layers"].status, "--debug-outputs" in report.steps["layers"].note) == ("skipped", True)
+    assert len(imitated.devices) == 1
 
 
-def test_a_wrong_engine_fails_validation(proved: Bundle, imitated: list[HostDevice], monkeypatch: Any) -> None:
-    from nanoquant_edge.runtimes.tensorrt import plan
+def test_a_wrong_engine_fails_validation(proved: Bundle, imitated: Imitated) -> None:
+    class Late(OrtEngine):
+        """Takes every first token for padding: all positions are one too small."""
 
-    def late(*arguments: Any) -> Any:
-        mask = plan.attention_mask(*arguments)
-        mask[:, 0] = 0  # one valid token too few: every position is one too small
-        return mask
+        def feeds(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            feeds["attention_mask"][:, 0] = 0
+            return feeds
 
-    monkeypatch.setattr(backend, "attention_mask", late)
-    report = validate(proved)
-    assert report.status == "fail" and report.rung(4).status == "fail"
+    def engine(bundle: Bundle, **_options: Any) -> tuple[HostDevice, OrtEngine]:
+        device = HostDevice()
+        return device, Late(device, bundle, imitated.graph)
+
+    imitated.engine = engine  # type: ignore[method-assign]
+    report = imitated.compare(proved)
+    assert report.status == "fail" and report.steps["logits"].status == "fail"
 
 
-def test_the_manifest_chooses_the_backend(graph_bundle: Path, engine_bundle: Bundle, imitated: Any) -> None:
-    with open_backend(engine_bundle, max_context=50) as engine, open_backend(Bundle.open(graph_bundle)) as plain:
+def test_the_manifest_chooses_the_backend(graph_bundle: Path, engine_bundle: Bundle, imitated: Imitated) -> None:
+    with imitated.backend(engine_bundle, max_context=50) as engine, open_backend(Bundle.open(graph_bundle)) as plain:
         assert (engine.name, engine.max_context, plain.name) == ("tensorrt", 50, "onnxruntime")
     assert (remarks(engine_bundle), remarks(Bundle.open(graph_bundle))) == ((UNPROVED,), ())
     with pytest.raises(NqEdgeError, match="the board builds its engine") as caught:
@@ -135,13 +158,12 @@ def test_the_command_line_names_what_is_missing_and_what_is_unproved(
     assert done.returncode == 2 and "NQ-REFERENCE" in done.stderr
 
 
-def test_validate_prints_what_is_unproved(proved: Bundle, imitated: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from nanoquant_edge.cli.validate import command
-
-    with pytest.raises(SystemExit) as left:
-        command.main([str(proved.folder)], standalone_mode=False)
-    assert left.value.code == 1  # too few windows to prove it
-    assert "never executed one on supported hardware" in " ".join(capsys.readouterr().out.split())
+def test_a_report_prints_what_is_unproved(proved: Bundle, imitated: Imitated) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    imitated.compare(proved).print(console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "outcome: incomplete" in text  # too few windows to prove it
+    assert "never executed one on supported hardware" in " ".join(text.split())
 
 
 _PROGRAM = """

@@ -18,8 +18,13 @@ import pytest
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.engine import EngineInfo
-from nanoquant_edge.runtimes.tensorrt import loading
-from nanoquant_edge.runtimes.tensorrt.loading import deserialize, make_logger, open_engine, register_plugin
+from nanoquant_edge.runtimes.tensorrt.loading import (
+    Software,
+    deserialize,
+    make_logger,
+    open_engine,
+    register_plugin,
+)
 from nanoquant_edge.runtimes.tensorrt.modules import MODULES, import_cuda, import_tensorrt
 from nanoquant_edge.system.extras import install_command
 from nanoquant_edge.system.files import sha256_of
@@ -86,56 +91,69 @@ def _refused(bundle: Bundle, code: str, *parts: str, **options: Any) -> NqEdgeEr
     return caught.value
 
 
-class TestManifestFirst:
-    """What is refused before TensorRT, the plugin or a GPU is touched."""
+def _touched(*_arguments: Any) -> Any:
+    raise AssertionError("the GPU was touched before the manifest was checked")
 
-    @pytest.fixture(autouse=True)
-    def no_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def touched(*_arguments: Any) -> None:
-            raise AssertionError("the GPU was touched before the manifest was checked")
 
-        monkeypatch.setattr(loading, "CudaDevice", touched)
-        module = SimpleNamespace(__version__="1.7.1.116", __name__="imitated")
-        monkeypatch.setattr(loading, "import_tensorrt", lambda _flavour: module)
-        monkeypatch.setattr(loading, "import_cuda", lambda _flavour: None)
+IMITATED = SimpleNamespace(__version__="1.7.1.116", __name__="imitated", ILogger=object)
+#: A TensorRT, and no GPU: what is refused with it is refused before a GPU is touched.
+WITHOUT_GPU = Software(lambda _flavour: IMITATED, lambda _flavour: None, _touched)
 
-    def test_an_onnx_bundle(self, graph_bundle: Path) -> None:
-        _refused(Bundle.open(graph_bundle), "NQ-BACKEND", "made for onnxruntime, not for TensorRT", "nq-edge build")
 
-    @pytest.mark.parametrize("version", ["1.7.0.99", "1.7.1.115", "1.8.0.1", "2.0.0.1"])
-    def test_another_tensorrt(self, version: str, make: Any) -> None:
-        _refused(
-            make(tensorrt_version=version), "NQ-BACKEND",
-            f"built by TensorRT for RTX {version}", "installed is 1.7.1.116", "nq-edge build BUNDLE",
-        )  # fmt: skip
+def _refused_by_the_manifest(bundle: Bundle, code: str, *parts: str) -> NqEdgeError:
+    return _refused(bundle, code, *parts, software=WITHOUT_GPU)
 
-    def test_a_version_compatible_engine_runs_on_newer_ones_only(self, make: Any, library: Path) -> None:
-        older = make(tensorrt_version="1.4.0.76", version_compatible=True)
-        _refused(older, "NQ-PLUGIN")  # the version passed
-        newer = replace(older, engine=replace(older.engine, tensorrt_version="1.9.0.1"))
-        _refused(newer, "NQ-BACKEND", "needs it or newer 1.x")
-        other = replace(older, engine=replace(older.engine, tensorrt_version="0.9.0.1"))
-        _refused(other, "NQ-BACKEND", "needs it or newer 0.x")
 
-    def test_another_version_of_the_operator(self, make: Any) -> None:
-        _refused(replace(make(), operator_version=2), "NQ-BACKEND", "version 2 of NanoQuantLinear", "has version 1")
+def test_an_onnx_bundle(graph_bundle: Path) -> None:
+    _refused_by_the_manifest(
+        Bundle.open(graph_bundle), "NQ-BACKEND", "made for onnxruntime, not for TensorRT", "nq-edge build"
+    )
 
-    def test_code_inside_of_the_engine(self, make: Any) -> None:
-        plugin = replace(engine_info().plugin, embedded=True)
-        _refused(make(plugin=plugin), "NQ-TRUST", "plugin library is embedded", "--trust-bundle-code")
 
-    def test_a_missing_plugin(self, make: Any, library: Path) -> None:
-        library.unlink()
-        _refused(make(), "NQ-NATIVE-MISSING", TENSORRT_LIBRARY_NAME, "does not exist")
+@pytest.mark.parametrize("version", ["1.7.0.99", "1.7.1.115", "1.8.0.1", "2.0.0.1"])
+def test_another_tensorrt(version: str, make: Any) -> None:
+    _refused_by_the_manifest(
+        make(tensorrt_version=version), "NQ-BACKEND",
+        f"built by TensorRT for RTX {version}", "installed is 1.7.1.116", "nq-edge build BUNDLE",
+    )  # fmt: skip
 
-    def test_another_plugin(self, make: Any, library: Path) -> None:
-        error = _refused(make(), "NQ-PLUGIN", "SHA-256 0000000000000000...", sha256_of(library)[:16], str(library))
-        assert "nq-edge build" in error.hint
 
-    @pytest.mark.parametrize("change", [{"name": "Other"}, {"version": "2"}, {"namespace": ""}])
-    def test_another_plugin_by_name(self, change: dict[str, str], make: Any, library: Path) -> None:
-        plugin = replace(engine_info().plugin, sha256=sha256_of(library), **change)
-        _refused(make(plugin=plugin), "NQ-PLUGIN", "com.nanoquant::NanoQuantLinear version 1")
+def test_a_version_compatible_engine_runs_on_newer_ones_only(make: Any, library: Path) -> None:
+    older = make(tensorrt_version="1.4.0.76", version_compatible=True)
+    _refused_by_the_manifest(older, "NQ-PLUGIN")  # the version passed
+    newer = replace(older, engine=replace(older.engine, tensorrt_version="1.9.0.1"))
+    _refused_by_the_manifest(newer, "NQ-BACKEND", "needs it or newer 1.x")
+    other = replace(older, engine=replace(older.engine, tensorrt_version="0.9.0.1"))
+    _refused_by_the_manifest(other, "NQ-BACKEND", "needs it or newer 0.x")
+
+
+def test_another_version_of_the_operator(make: Any) -> None:
+    _refused_by_the_manifest(
+        replace(make(), operator_version=2), "NQ-BACKEND", "version 2 of NanoQuantLinear", "has version 1"
+    )
+
+
+def test_code_inside_of_the_engine(make: Any) -> None:
+    plugin = replace(engine_info().plugin, embedded=True)
+    _refused_by_the_manifest(make(plugin=plugin), "NQ-TRUST", "plugin library is embedded", "--trust-bundle-code")
+
+
+def test_a_missing_plugin(make: Any, library: Path) -> None:
+    library.unlink()
+    _refused_by_the_manifest(make(), "NQ-NATIVE-MISSING", TENSORRT_LIBRARY_NAME, "does not exist")
+
+
+def test_another_plugin(make: Any, library: Path) -> None:
+    error = _refused_by_the_manifest(
+        make(), "NQ-PLUGIN", "SHA-256 0000000000000000...", sha256_of(library)[:16], str(library)
+    )
+    assert "nq-edge build" in error.hint
+
+
+@pytest.mark.parametrize("change", [{"name": "Other"}, {"version": "2"}, {"namespace": ""}])
+def test_another_plugin_by_name(change: dict[str, str], make: Any, library: Path) -> None:
+    plugin = replace(engine_info().plugin, sha256=sha256_of(library), **change)
+    _refused_by_the_manifest(make(plugin=plugin), "NQ-PLUGIN", "com.nanoquant::NanoQuantLinear version 1")
 
 
 class _Gpu:
@@ -152,36 +170,33 @@ class _Gpu:
 
 
 @pytest.fixture
-def fitting(library: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A bundle whose plugin is the installed one, and a TensorRT that must not be reached."""
-    module = SimpleNamespace(__version__="1.7.1.116", __name__="imitated", ILogger=object)
-    monkeypatch.setattr(loading, "import_tensorrt", lambda _flavour: module)
-    monkeypatch.setattr(loading, "import_cuda", lambda _flavour: None)
+def fitting(library: Path, make: Any) -> Any:
+    """A bundle whose plugin is the installed one."""
     return lambda **changes: make(plugin=replace(engine_info().plugin, sha256=sha256_of(library)), **changes)
 
 
-def test_another_gpu(fitting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_gpu(fitting: Any) -> None:
     gpu = _Gpu()
-    monkeypatch.setattr(loading, "CudaDevice", lambda *_arguments: gpu)
-    error = _refused(fitting(), "NQ-BACKEND", "compute capability 8.6, 8.9; NVIDIA H200 has 9.0")
+    software = replace(WITHOUT_GPU, open_device=lambda *_arguments: gpu)
+    error = _refused(fitting(), "NQ-BACKEND", "compute capability 8.6, 8.9; NVIDIA H200 has 9.0", software=software)
     assert "nq-edge build BUNDLE --target sm_90" in error.hint
     assert gpu.closed
 
 
-def test_too_little_memory(fitting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory(fitting: Any) -> None:
     gpu = _Gpu("8.9", 30_000)
-    monkeypatch.setattr(loading, "CudaDevice", lambda *_arguments: gpu)
     # 2 layers of keys and values, 2 heads x 96 slots x 16 channels x 4 bytes.
-    _refused(fitting(), "NQ-MEMORY", "engine 0.0 MB, key/value cache 0.0 MB", "of 2147.5 MB are free", "--capacity")
+    words = ("engine 0.0 MB, key/value cache 0.0 MB", "of 2147.5 MB are free", "--capacity")
+    _refused(fitting(), "NQ-MEMORY", *words, software=replace(WITHOUT_GPU, open_device=lambda *_arguments: gpu))
     assert gpu.closed
 
 
-def test_without_a_gpu_or_driver(fitting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_or_driver(fitting: Any) -> None:
     cuda = pytest.importorskip("cuda.bindings.runtime")
     if not int(cuda.cudaGetDeviceCount()[0]):
         pytest.skip("this machine has a GPU")
-    monkeypatch.setattr(loading, "import_cuda", lambda _flavour: cuda)
-    _refused(fitting(), "NQ-CUDA", "needs an NVIDIA GPU and its driver", "nvidia-smi", "--to onnx")
+    software = Software(lambda _flavour: IMITATED, lambda _flavour: cuda)
+    _refused(fitting(), "NQ-CUDA", "needs an NVIDIA GPU and its driver", "nvidia-smi", "--to onnx", software=software)
 
 
 @pytest.mark.parametrize("flavour", ["rtx", "standard"])

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.random_decoder import SHAPES, random_decoder
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.checkpoint import Checkpoint
-from nanoquant_edge.models import DecoderConfig
 from nanoquant_edge.runtimes.backend import Backend
-from nanoquant_edge.runtimes.torch import SHAPES, DecoderModel, TorchBackend, random_model
-from nanoquant_edge.runtimes.torch import backend as backend_module
+from nanoquant_edge.runtimes.torch import DecoderModel, TorchBackend
 from nanoquant_edge.validation.dense import dense_model
 from tests.tiny import tiny_checkpoint
 
@@ -72,13 +72,9 @@ def test_a_batch_of_unequal_lengths_continues_each_row_where_it_ended(
     assert backend.lengths.tolist() == [18, 5, 10]
 
 
-def test_chunks_growth_and_continued_prompts_change_nothing(
-    folder: Path, dense: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backend_module, "PREFILL_ROWS", 5)
-    monkeypatch.setattr(backend_module, "_LOGIT_ROWS", 3)
+def test_chunks_growth_and_continued_prompts_change_nothing(folder: Path, dense: torch.nn.Module) -> None:
     model = DecoderModel.from_checkpoint(folder, device="cpu")
-    backend = TorchBackend(model, start_capacity=8)
+    backend = TorchBackend(model, start_capacity=8, prefill_rows=5, logit_rows=3)
     ids = np.random.default_rng(1).integers(0, 320, (1, 40))
     expected = logits_of(dense, ids)[0]
     first = backend.forward(ids[:, :7], positions=np.arange(7)[None])
@@ -151,12 +147,11 @@ def test_a_tied_table_cannot_leave_the_gpu(folder: Path) -> None:
 def test_head_norms_are_those_of_qwen3() -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config, _ = SHAPES["qwen3-0.6b"]
-    small = DecoderConfig(
-        **{**config.__dict__, "vocab_size": 96, "hidden_size": 48, "intermediate_size": 64, "num_layers": 2}
-        | {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "max_positions": 64}
-    )
-    model = random_model(small, lambda m, n: 40, head_norms=True, device="cpu", dtype=torch.float32)
+    sizes = {"vocab_size": 96, "hidden_size": 48, "intermediate_size": 64, "num_layers": 2}
+    sizes |= {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "max_positions": 64}
+    shape = SHAPES["qwen3-0.6b"]
+    small = replace(shape, config=replace(shape.config, **sizes))  # type: ignore[arg-type]
+    model = random_decoder(small, lambda m, n: 40, device="cpu", dtype=torch.float32)
     reference = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=96, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

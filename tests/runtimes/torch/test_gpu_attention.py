@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.runtimes.torch.attention import Attention, HeadNorms
+from nanoquant_edge.runtimes.torch.attention import Attention, AttentionShape, HeadNorms
 
 pytestmark = pytest.mark.gpu
 THETA = 1e4
@@ -20,17 +20,8 @@ def make(
 ) -> Attention:
     """A cache whose first `places` tokens are random and whose rest is NaN."""
     frequencies = THETA ** -(torch.arange(0, dim, 2) / dim)
-    attention = Attention(
-        batch=len(places),
-        layers=2,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=dim,
-        capacity=capacity,
-        frequencies=frequencies.float(),
-        dtype=dtype,
-        device=torch.device("cuda"),
-    )
+    shape = AttentionShape(batch=len(places), layers=2, heads=heads, kv_heads=kv_heads, head_dim=dim, capacity=capacity)
+    attention = Attention(shape, frequencies=frequencies.float(), dtype=dtype, device=torch.device("cuda"))
     generator = torch.Generator("cuda").manual_seed(seed)
     attention.cache.normal_(generator=generator)
     for sequence, place in enumerate(places):

@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PyTorch backend and operator on a GPU: against float64 and transformers, graphs, streams, compilation."""
+"""The PyTorch backend on a GPU: layers against float64, the model against transformers, graphs and streams."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.random_decoder import SMALL, random_decoder, random_layer
 from nanoquant_edge.hf.linear import NanoQuantLinear
-from nanoquant_edge.runtimes.cuda import binding as binding
-from nanoquant_edge.runtimes.torch import CudaNanoQuantLinear, TorchBackend, random_model
+from nanoquant_edge.runtimes.cuda import binding
+from nanoquant_edge.runtimes.torch import TiledLayer, TorchBackend
 from nanoquant_edge.runtimes.torch.model import DecoderModel
-from nanoquant_edge.runtimes.torch.random_model import _shape
+from nanoquant_edge.runtimes.torch.passes import LinearGroup, Workspace
 from nanoquant_edge.validation.dense import dense_model
-from tests.tiny import random_layer, tiny_checkpoint
+from tests.tiny import random_layer as random_packed_layer
+from tests.tiny import tiny_checkpoint
 
 pytestmark = pytest.mark.gpu
 IDS = np.random.default_rng(0).integers(0, 320, (3, 17))
-SMALL = _shape(512, 192, 320, 3, 8, 2, 64, tied=True, theta=1e4)
+NORMED = replace(SMALL, head_norms=True)
 
 
 @pytest.fixture(scope="module")
@@ -29,34 +32,43 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def applied(layer: TiledLayer, x: torch.Tensor) -> torch.Tensor:
+    """One layer's product on the GPU, in x's type."""
+    group = LinearGroup([layer], Workspace(x.device))
+    out = torch.empty((x.shape[0], group.width), dtype=x.dtype, device=x.device)
+    group(x, out)
+    return out[:, : layer.out_features]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3, 8, 40])
-def test_the_module_against_float64(dtype: torch.dtype, rows: int) -> None:
-    packed = random_layer(np.random.default_rng(rows), 200, 344, 150, mid=True, bias=True)
+def test_a_layer_against_float64(dtype: torch.dtype, rows: int) -> None:
+    packed = random_packed_layer(np.random.default_rng(rows), 200, 344, 150, mid=True, bias=True)
     reference = NanoQuantLinear.from_packed(packed, torch.float64)
     reference.compute_dtype = torch.float64
     x = torch.randn(rows, 344)
     x[:, ::97] *= 100
     x = x.to(dtype)
     expected = reference(x.double())
-    found = CudaNanoQuantLinear.from_packed(packed)(x.cuda()).cpu().double()
+    found = applied(TiledLayer.from_packed(packed), x.cuda()).cpu().double()
     errors = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert errors.max() <= (1e-3 if dtype == torch.float16 else 2.5e-3)
 
 
-def test_the_operator_under_compile_and_in_a_graph() -> None:
-    module = CudaNanoQuantLinear.random(256, 192, 128)
+def test_a_layer_in_a_graph() -> None:
+    layer = random_layer(192, 256, rank=128, generator=torch.Generator("cuda").manual_seed(0))
     x = torch.randn(2, 256, device="cuda").half()
-    expected = module(x)
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(x), expected)
+    expected = applied(layer, x)
+    group = LinearGroup([layer], Workspace(x.device))
+    captured = torch.empty((2, group.width), dtype=x.dtype, device="cuda")
+    group(x, captured)  # scratch memory grows here, not in the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = module(x)
+        group(x, captured)
     for _ in range(3):
         captured.fill_(torch.nan)
         graph.replay()
-        assert torch.equal(captured, expected)
+        assert torch.equal(captured[:, :192], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -92,7 +104,7 @@ def test_decode_steps_equal_the_prompt_pass(folder: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_graph_replay_equals_plain_launches(batch: int) -> None:
-    model = random_model(SMALL, lambda m, n: 96, head_norms=True)
+    model = random_decoder(NORMED, lambda m, n: 96)
     ids = np.random.default_rng(batch).integers(0, 512, (batch, 9))
     results = []
     for graphs in (True, False, True):
@@ -106,7 +118,7 @@ def test_graph_replay_equals_plain_launches(batch: int) -> None:
 
 
 def test_streams_do_not_disturb_each_other() -> None:
-    models = [random_model(SMALL, lambda m, n: 96, seed=seed) for seed in range(3)]
+    models = [random_decoder(SMALL, lambda m, n: 96, seed=seed) for seed in range(3)]
     ids = np.random.default_rng(5).integers(0, 512, (2, 12))
     alone = []
     for model in models:
@@ -138,7 +150,7 @@ def test_streams_do_not_disturb_each_other() -> None:
 
 
 def test_a_captured_prompt_equals_a_plain_one() -> None:
-    model = random_model(SMALL, lambda m, n: 96)
+    model = random_decoder(SMALL, lambda m, n: 96)
     graphs, plain = TorchBackend(model, max_context=128), TorchBackend(model, max_context=128, graphs=False)
     generator = np.random.default_rng(9)
     for batch, tokens in ((2, 20), (2, 31), (2, 32), (2, 5), (2, 33), (2, 40), (1, 127), (1, 100), (1, 127)):
@@ -198,7 +210,7 @@ def test_the_greedy_choice_is_the_first_of_the_largest(vocabulary: int) -> None:
 
 
 def test_growth_keeps_the_text() -> None:
-    model = random_model(SMALL, lambda m, n: 96)
+    model = random_decoder(SMALL, lambda m, n: 96)
     ids = np.random.default_rng(7).integers(0, 512, (1, 10))
     small, large = TorchBackend(model, start_capacity=16), TorchBackend(model, start_capacity=256)
     for backend in (small, large):
@@ -211,7 +223,7 @@ def test_growth_keeps_the_text() -> None:
 def test_a_model_takes_the_memory_of_its_bits() -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
-    model = random_model(SMALL, lambda m, n: 256)
+    model = random_decoder(SMALL, lambda m, n: 256)
     taken = torch.cuda.memory_allocated() - before
     assert isinstance(model, DecoderModel)
     groups = [group for layer in model.layers for group in (layer.qkv, layer.output, layer.gate_up, layer.down)]

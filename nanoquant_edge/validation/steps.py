@@ -1,37 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rungs that compare a bundle with a reference, and their limits (rungs 1 and 2 are tests of packing and kernels).
+"""The steps that compare a bundle with a reference, and their limits.
 
-3. Outputs of every compressed layer and block on the first tokens of a window, in order of computation: the first
+layers: outputs of every compressed layer and block on the first tokens of a window, in order of computation; the first
    that differs is named.
-4. Logits on at least 4096 positions: cosine of every position, mean KL, share of equal likeliest tokens.
-5. Greedy continuations, one token at a time: equal, except where the reference's two likeliest tokens are nearer to
-   each other than twice rung 4's largest error. From such a place on the reference's own tokens are fed.
-6. Perplexity over at least 16 windows.
+logits: on at least 4096 positions, the cosine of every position, mean KL, and share of equal likeliest tokens.
+greedy: continuations, one token at a time, are equal, except where the reference's two likeliest tokens are nearer to
+   each other than twice the largest error of the logits. From such a position on the reference's own tokens are fed.
+perplexity: over at least 16 windows.
 
+Two more, `packing` and `kernel`, are tests of the packed format and of the kernels, and need no bundle.
 Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runtimes import Backend
+from ..system.progress import Progress
 from .compare import InnerError, LogitFigures, inner_error, next_token_loss
 from .expected import Reference
 from .perplexity import window_logits
-from .report import FAIL, PASS, SKIPPED, Rung
+from .report import FAIL, GREEDY, LAYERS, LOGITS, PASS, PERPLEXITY, SKIPPED, Step
 
-__all__ = ["INNER", "LIMITS", "MIN_POSITIONS", "MIN_WINDOWS", "Limits", "rung_greedy", "rung_inner", "rungs_logits"]
+__all__ = ["LIMITS", "MIN_POSITIONS", "MIN_WINDOWS", "Limits", "compare_greedy", "compare_layers", "compare_logits"]
 
 MIN_POSITIONS = 4096
 MIN_WINDOWS = 16
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,12 @@ LIMITS = {
 }
 #: Room for a single channel over the whole value.
 _CHANNEL = 10
-INNER = "layer and block outputs"
 
 
-def rung_inner(
-    backend: Backend, ids: NDArray[np.int64], expected: dict[str, NDArray[np.float32]], limits: Limits
-) -> tuple[Rung, str | None]:
-    """Rung 3.
+def compare_layers(
+    backend: Backend, ids: NDArray[np.int64], *, expected: dict[str, NDArray[np.float32]], limits: Limits
+) -> tuple[Step, str | None]:
+    """The step `layers`.
 
     Args:
         backend: opened with the names of the inner values as extra outputs.
@@ -77,10 +75,10 @@ def rung_inner(
         limits: of the bundle's type.
 
     Returns:
-        The rung, and the name of the first value that differs.
+        The step, and the name of the first value that differs.
     """
     if not expected:
-        return Rung(3, INNER, SKIPPED, note="the reference has no inner values"), None
+        return Step(LAYERS, SKIPPED, note="the reference has no inner values"), None
     backend.reset()
     backend.forward(ids[None])
     found = {name: value[0] for name, value in backend.extra.items()}
@@ -99,16 +97,16 @@ def rung_inner(
     if first is not None:
         note = f"{first} is the first that differs"
     bounds: dict[str, float | int] = {"largest error": limits.inner, "differing": 0}
-    return Rung(3, INNER, PASS if first is None else FAIL, figures, bounds, note), first
+    return Step(LAYERS, PASS if first is None else FAIL, figures, bounds, note), first
 
 
-def rungs_logits(
-    backend: Backend, reference: Reference, limits: Limits, progress: Progress
-) -> tuple[Rung, Rung, float]:
-    """Rungs 4 and 6, window by window.
+def compare_logits(
+    backend: Backend, reference: Reference, *, limits: Limits, progress: Progress
+) -> tuple[Step, Step, float]:
+    """The steps `logits` and `perplexity`, window by window.
 
     Returns:
-        Both rungs, and the largest difference of two logits that was seen.
+        Both steps, and the largest difference of two logits that was seen.
     """
     everywhere, whole = LogitFigures(), LogitFigures()
     expected_losses, found_losses = [], []
@@ -123,7 +121,9 @@ def rungs_logits(
                 whole.add(expected.logits[known], logits[expected.positions[known] - start])
             if not all_known:
                 part = slice(start, stop)
-                everywhere.add_top(expected.top_ids[part], expected.top_logits[part], expected.log_sum[part], logits)
+                everywhere.add_top(
+                    expected.top_ids[part], expected.top_logits[part], log_sum=expected.log_sum[part], found=logits
+                )
             targets = row[start + 1 : stop + 1]
             loss += next_token_loss(logits[: len(targets)], targets)
         expected_losses.append(expected.loss)
@@ -132,10 +132,14 @@ def rungs_logits(
     if not everywhere.positions:
         everywhere = whole
     largest = float(np.maximum(everywhere.max_error, whole.max_error))
-    return _rung_logits(everywhere, whole, largest, limits), _rung_loss(expected_losses, found_losses, limits), largest
+    return (
+        _logits_step(everywhere, whole, largest, limits),
+        _perplexity_step(expected_losses, found_losses, limits),
+        largest,
+    )
 
 
-def _rung_logits(everywhere: LogitFigures, whole: LogitFigures, largest: float, limits: Limits) -> Rung:
+def _logits_step(everywhere: LogitFigures, whole: LogitFigures, largest: float, limits: Limits) -> Step:
     figures: dict[str, float | int] = {
         "positions": everywhere.positions,
         "smallest cosine": float(np.minimum(everywhere.cosine_min, whole.cosine_min)),
@@ -160,14 +164,14 @@ def _rung_logits(everywhere: LogitFigures, whole: LogitFigures, largest: float, 
             good = good and whole.kl <= limits.kl
         notes.append("elsewhere over the recorded likeliest tokens; their KL is a lower bound")
     if not good:
-        return Rung(4, "logits", FAIL, figures, bounds, "; ".join(notes))
+        return Step(LOGITS, FAIL, figures, bounds, "; ".join(notes))
     if everywhere.positions < MIN_POSITIONS:
         notes.insert(0, f"{everywhere.positions} of the {MIN_POSITIONS} positions that prove it; all within limits")
-        return Rung(4, "logits", SKIPPED, figures, bounds, "; ".join(notes))
-    return Rung(4, "logits", PASS, figures, bounds, "; ".join(notes))
+        return Step(LOGITS, SKIPPED, figures, bounds, "; ".join(notes))
+    return Step(LOGITS, PASS, figures, bounds, "; ".join(notes))
 
 
-def _rung_loss(expected: list[float], found: list[float], limits: Limits) -> Rung:
+def _perplexity_step(expected: list[float], found: list[float], limits: Limits) -> Step:
     reference = _exp(sum(expected) / len(expected))
     bundle = _exp(sum(found) / len(found))
     difference = abs(bundle / reference - 1)
@@ -179,19 +183,19 @@ def _rung_loss(expected: list[float], found: list[float], limits: Limits) -> Run
     }
     bounds: dict[str, float | int] = {"windows": MIN_WINDOWS, "relative difference": limits.perplexity}
     if not difference <= limits.perplexity:
-        return Rung(6, "perplexity", FAIL, figures, bounds)
+        return Step(PERPLEXITY, FAIL, figures, bounds)
     if len(expected) < MIN_WINDOWS:
         note = f"{len(expected)} of the {MIN_WINDOWS} windows that prove it; within the limit"
-        return Rung(6, "perplexity", SKIPPED, figures, bounds, note)
-    return Rung(6, "perplexity", PASS, figures, bounds)
+        return Step(PERPLEXITY, SKIPPED, figures, bounds, note)
+    return Step(PERPLEXITY, PASS, figures, bounds)
 
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
 
 
-def rung_greedy(backend: Backend, reference: Reference, allowance: float) -> Rung:
-    """Rung 5.
+def compare_greedy(backend: Backend, reference: Reference, allowance: float) -> Step:
+    """The step `greedy`.
 
     Args:
         backend: an open backend.
@@ -207,7 +211,7 @@ def rung_greedy(backend: Backend, reference: Reference, allowance: float) -> Run
         for step, token in enumerate(run.tokens):
             chosen = int(logits.argmax())
             tokens += 1
-            # argmax of a row with a NaN is the NaN's place: not a choice
+            # argmax of a row with a NaN is the NaN's index: not a choice
             if chosen != token or not math.isfinite(float(logits[chosen])):
                 if run.gaps[step] < allowance and math.isfinite(float(logits[chosen])):
                     near += 1
@@ -219,5 +223,5 @@ def rung_greedy(backend: Backend, reference: Reference, allowance: float) -> Run
     figures: dict[str, float | int] = {"prompts": len(runs), "tokens": tokens, "near ties": near, "different": wrong}
     figures["forgiven gap"] = allowance
     if not tokens:
-        return Rung(5, "greedy tokens", SKIPPED, figures, {"different": 0}, "the reference has no continuations")
-    return Rung(5, "greedy tokens", FAIL if wrong else PASS, figures, {"different": 0}, note)
+        return Step(GREEDY, SKIPPED, figures, {"different": 0}, "the reference has no continuations")
+    return Step(GREEDY, FAIL if wrong else PASS, figures, {"different": 0}, note)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules of the rungs that a healthy bundle never exercises, on a backend made for the purpose."""
+"""Rules of the steps that a healthy bundle never exercises, on a backend made for the purpose."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nanoquant_edge.system.progress import Progress
 from nanoquant_edge.validation.expected import ExpectedGreedy, ExpectedWindow
-from nanoquant_edge.validation.ladder import LIMITS, rung_greedy, rung_inner, rungs_logits
+from nanoquant_edge.validation.steps import LIMITS, compare_greedy, compare_layers, compare_logits
 
 VOCABULARY = 12
 
@@ -57,57 +58,67 @@ class _Reference:
 
 def test_a_near_tie_is_forgiven_and_the_reference_goes_on() -> None:
     backend = _Scripted(3)
-    rung = rung_greedy(backend, _Reference(gap=0.1), 0.2)  # type: ignore[arg-type]
-    assert rung.status == "pass"
-    assert (rung.figures["near ties"], rung.figures["different"]) == (1, 0)
+    step = compare_greedy(backend, _Reference(gap=0.1), 0.2)  # type: ignore[arg-type]
+    assert step.status == "pass"
+    assert (step.figures["near ties"], step.figures["different"]) == (1, 0)
     assert backend.fed == [[1, 2, 3, 4]]  # the reference's 4, not the backend's 3
 
 
 @pytest.mark.parametrize(("gap", "allowance"), [(0.3, 0.2), (0.2, 0.2), (0.1, 0.0)])
 def test_other_differences_are_not(gap: float, allowance: float) -> None:
-    rung = rung_greedy(_Scripted(3), _Reference(gap=gap), np.float32(allowance).item())  # type: ignore[arg-type]
-    assert rung.status == "fail"
-    assert rung.note == "prompt 0, token 1: 3 instead of 4"
+    step = compare_greedy(_Scripted(3), _Reference(gap=gap), np.float32(allowance).item())  # type: ignore[arg-type]
+    assert step.status == "fail"
+    assert step.note == "prompt 0, token 1: 3 instead of 4"
 
 
 def test_nan_is_no_choice() -> None:
-    rung = rung_greedy(_Scripted(3, nan=True), _Reference(), 1e9)  # type: ignore[arg-type]
-    assert rung.status == "fail"
-    assert rung.figures["different"] == 3
+    step = compare_greedy(_Scripted(3, nan=True), _Reference(), 1e9)  # type: ignore[arg-type]
+    assert step.status == "fail"
+    assert step.figures["different"] == 3
 
 
 def test_nan_fails_the_logits() -> None:
-    logits, loss, _ = rungs_logits(
+    logits, loss, _ = compare_logits(
         _Scripted(3, nan=True),  # type: ignore[arg-type]
         _Reference(),
-        LIMITS["float32"],
-        lambda *_: None,
+        limits=LIMITS["float32"],
+        progress=Progress(),
     )
     assert logits.status == loss.status == "fail"
 
 
 @pytest.mark.parametrize(("favourite", "status"), [(3, "skipped"), (4, "fail")])
 def test_a_short_run_can_fail_but_not_pass(favourite: int, status: str) -> None:
-    logits, loss, _ = rungs_logits(
+    logits, loss, _ = compare_logits(
         _Scripted(favourite),  # type: ignore[arg-type]
         _Reference(),
-        LIMITS["float32"],
-        lambda *_: None,
+        limits=LIMITS["float32"],
+        progress=Progress(),
     )
     assert logits.status == loss.status == status
 
 
 def test_inner_values_are_optional_but_never_silently() -> None:
-    rung, first = rung_inner(_Scripted(3), np.zeros(2, np.int64), {}, LIMITS["float32"])  # type: ignore[arg-type]
-    assert (rung.status, first) == ("skipped", None)
-    assert "no inner values" in rung.note
+    step, first = compare_layers(
+        _Scripted(3),  # type: ignore[arg-type]
+        np.zeros(2, np.int64),
+        expected={},
+        limits=LIMITS["float32"],
+    )
+    assert (step.status, first) == ("skipped", None)
+    assert "no inner values" in step.note
 
 
 def test_the_first_difference_in_order_is_named() -> None:
     good = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
     extra = {"b.output": good[None], "c.output": good[None] + 1, "a.output": good[None] * np.nan}
     expected = {"b.output": good, "c.output": good, "a.output": good}
-    rung, first = rung_inner(_Scripted(3, extra=extra), np.zeros(2, np.int64), expected, LIMITS["float16"])  # type: ignore[arg-type]
-    assert (rung.status, first) == ("fail", "c")
-    assert rung.figures["differing"] == 2
-    assert not rung.figures["largest error"] <= 1e9
+    step, first = compare_layers(
+        _Scripted(3, extra=extra),  # type: ignore[arg-type]
+        np.zeros(2, np.int64),
+        expected=expected,
+        limits=LIMITS["float16"],
+    )
+    assert (step.status, first) == ("fail", "c")
+    assert step.figures["differing"] == 2
+    assert not step.figures["largest error"] <= 1e9

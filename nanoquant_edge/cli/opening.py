@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of every verb that opens a bundle: one place for their names and helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["OPENING", "opening_options"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+#: Parameters that `opening_options` adds, named as the fields of `OpenOptions`.
+OPENING = ("threads", "spin", "provider", "allow_portable", "trust_bundle_code")
+
+
+def opening_options(command: Command) -> Command:
+    """Add -t, --no-spin, --provider, --allow-portable and --trust-bundle-code to a command."""
+    options = (
+        click.option("-t", "--threads", type=int, help="Worker threads; all physical cores by default."),
+        click.option(
+            "--no-spin",
+            "spin",
+            is_flag=True,
+            default=True,
+            flag_value=False,
+            help="Let idle threads sleep: slower alone, faster on a shared machine.",
+        ),
+        click.option(
+            "--provider",
+            type=click.Choice(["cpu", "cuda"]),
+            default="cpu",
+            show_default=True,
+            help="Where to compute; cuda needs an NVIDIA GPU, onnxruntime-gpu and a float16 bundle.",
+        ),
+        click.option(
+            "--allow-portable", is_flag=True, help="Run without the native kernels if they are missing (slow)."
+        ),
+        click.option("--trust-bundle-code", is_flag=True, help="Let machine code inside of a TensorRT engine run."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
