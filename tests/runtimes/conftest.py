@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny bundles, exported once for all runtime tests, and tokenizers of the two common kinds."""
+"""Copies of tiny bundles with changes, and tokenizers of the two common kinds."""
 
 from __future__ import annotations
 
@@ -12,23 +12,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.formats.bundle import Bundle
-from tests.tiny import TEXT, tiny_checkpoint, write_tokenizer
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runtime")
-    export_onnx(tiny_checkpoint(folder / "checkpoint"), folder / "bundle")
-    return folder / "bundle"
-
-
-@pytest.fixture(scope="session")
-def portable_bundle(tiny_bundle: Path) -> Path:
-    folder = tiny_bundle.parent
-    export_onnx(folder / "checkpoint", folder / "portable", portable=True)
-    return folder / "portable"
+from tests.tiny import TEXT, write_tokenizer
 
 
 @pytest.fixture
