@@ -27,12 +27,12 @@ def _bytes(field: int, value: bytes) -> bytes:
 
 def chain_model(count: int) -> bytes:
     """`x` -> `count` nodes `Neg` -> `y`, float32 of three symbolic dimensions, opset 18."""
-    names = [b"x", *(b"v%d" % place for place in range(count - 1)), b"y"]
+    names = [b"x", *(b"v%d" % index for index in range(count - 1)), b"y"]
     nodes = b"".join(
-        _bytes(1, _bytes(1, names[place]) + _bytes(2, names[place + 1]) + _bytes(4, b"Neg")) for place in range(count)
+        _bytes(1, _bytes(1, names[index]) + _bytes(2, names[index + 1]) + _bytes(4, b"Neg")) for index in range(count)
     )
     shape = b"".join(_bytes(1, _bytes(2, name)) for name in (b"a", b"b", b"c"))
     kind = _bytes(2, _bytes(1, _number(1, 1) + _bytes(2, shape)))  # ValueInfoProto.type.tensor_type
-    ends = _bytes(11, _bytes(1, b"x") + kind) + _bytes(12, _bytes(1, b"y") + kind)
-    graph = nodes + _bytes(2, b"chain") + ends
+    values = _bytes(11, _bytes(1, b"x") + kind) + _bytes(12, _bytes(1, b"y") + kind)
+    graph = nodes + _bytes(2, b"chain") + values
     return _number(1, 10) + _bytes(8, _number(2, 18)) + _bytes(7, graph)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ __all__ = ["Floor", "MachineRates", "count_work", "floor_of", "machine_rates"]
 
 #: Bytes of each of the buffers that are copied: more than a core's own caches hold.
 _COPY_BYTES = 48 << 20
+#: Nodes of the chain that is timed.
 _CHAIN = 200
+_REPETITIONS = 5
 
 
 @dataclass(frozen=True)
@@ -69,31 +72,39 @@ class Floor:
         return asdict(self)
 
 
-def machine_rates(threads: int) -> MachineRates:
+def machine_rates(
+    threads: int, *, clock: Callable[[], float] = time.perf_counter, sign_rate: Callable[[], float] = cpu_sign_rate
+) -> MachineRates:
     """Measure this machine, in about a second.
+
+    Args:
+        threads: worker threads.
+        clock: seconds.
+        sign_rate: sign-adds that one core does in a second; the best of a few calls counts.
 
     Raises:
         NqEdgeError: NQ-NATIVE-MISSING without the kernel library, NQ-MISSING without onnxruntime.
     """
-    return MachineRates(threads, _copy_gbs(threads), max(cpu_sign_rate() for _ in range(5)) * threads / 1e9, _node_us())
+    signs = max(sign_rate() for _ in range(_REPETITIONS)) * threads / 1e9
+    return MachineRates(threads, _copy_gbs(threads, clock), signs, _node_us(clock))
 
 
-def _copy_gbs(threads: int) -> float:
+def _copy_gbs(threads: int, clock: Callable[[], float]) -> float:
     """The best of a few copies, each thread on buffers of its own."""
     pairs = [(np.ones(_COPY_BYTES, np.uint8), np.ones(_COPY_BYTES, np.uint8)) for _ in range(threads)]
     best = float("inf")
-    for _ in range(5):
+    for _ in range(_REPETITIONS):
         workers = [threading.Thread(target=np.copyto, args=pair) for pair in pairs]
-        begin = time.perf_counter()
+        begin = clock()
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
-        best = min(best, time.perf_counter() - begin)
+        best = min(best, clock() - begin)
     return 2 * _COPY_BYTES * threads / best / 1e9
 
 
-def _node_us() -> float:
+def _node_us(clock: Callable[[], float]) -> float:
     """A chain of nodes on a token's hidden values, minus a chain of one, over the difference in nodes."""
     from ..runtimes.onnxruntime.session import import_onnxruntime
 
@@ -106,9 +117,9 @@ def _node_us() -> float:
         session = runtime.InferenceSession(chain_model(count), options, ["CPUExecutionProvider"])
         times = []
         for _ in range(60):
-            begin = time.perf_counter()
+            begin = clock()
             session.run(None, x)
-            times.append(time.perf_counter() - begin)
+            times.append(clock() - begin)
         best.append(min(times))
     return max(best[1] - best[0], 0.0) / (_CHAIN - 1) * 1e6
 
@@ -119,10 +130,10 @@ def count_work(bundle: Bundle) -> tuple[int, int]:
     Rotary tables and, where the head has weights of its own, the embedding are read by the row and not counted.
     """
     tensors = initializers(Path(bundle.folder, "model.onnx").read_bytes())
-    own_head = any(name.startswith("lm_head.") for name in tensors)
+    untied = any(name.startswith("lm_head.") for name in tensors)
     read = signs = 0
     for name, (dims, size) in tensors.items():
-        if name.startswith("rotary.") or (own_head and "embed_tokens." in name):
+        if name.startswith("rotary.") or (untied and "embed_tokens." in name):
             continue
         read += size
         if name.endswith((".v_packed", ".u_packed")) and len(dims) == 2:
@@ -130,7 +141,7 @@ def count_work(bundle: Bundle) -> tuple[int, int]:
     return read, signs
 
 
-def floor_of(bundle: Bundle, rates: MachineRates, nodes: int, context: int) -> Floor:
+def floor_of(bundle: Bundle, rates: MachineRates, *, nodes: int, context: int) -> Floor:
     """The floor of a decoded token.
 
     Args:

@@ -39,7 +39,7 @@ class Profile:
         return {"nodes": self.nodes, "operators": {name: list(entry) for name, entry in order}}
 
 
-def profile_step(folder: str | Path, options: BenchOptions, context: int) -> Profile:
+def profile_step(folder: str | Path, options: BenchOptions, *, context: int) -> Profile:
     """Profile decoding with `context` tokens in the cache; opens the bundle once more.
 
     Raises:

@@ -91,8 +91,8 @@ def _measure(folder: str, options: BenchOptions) -> dict[str, Any]:
     report["isa"] = ort_library_info()["isa"]
     rates = machine_rates(options.threads or default_threads())
     context = max(options.lengths) + options.new_tokens // 2
-    steps = profile_step(folder, options, context)
-    floor = floor_of(bundle, rates, steps.nodes, context)
+    steps = profile_step(folder, options, context=context)
+    floor = floor_of(bundle, rates, nodes=steps.nodes, context=context)
     decoded = 1e3 / report["timings"][options.lengths.index(max(options.lengths))]["decode_tps"][0]
     report["floor"] = {**floor.to_dict(), "context": context, "share": floor.total_ms / decoded, "rates": vars(rates)}
     report["profile"] = steps.to_dict()

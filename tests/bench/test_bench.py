@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -66,16 +67,26 @@ def test_work_is_counted_in_the_file(bundle: Path) -> None:
 def test_the_floor_is_the_larger_term_and_the_nodes(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     read, signs = count_work(opened)
-    slow_memory = floor_of(opened, MachineRates(1, 1e-3, 1e9, 2.0), 10, 5)
-    slow_core = floor_of(opened, MachineRates(1, 1e9, 1e-3, 2.0), 10, 5)
+    slow_memory = floor_of(opened, MachineRates(1, 1e-3, 1e9, 2.0), nodes=10, context=5)
+    slow_core = floor_of(opened, MachineRates(1, 1e9, 1e-3, 2.0), nodes=10, context=5)
     cache = 2 * opened.kv.layers * opened.kv.heads * opened.kv.head_dim * 5 * 4
     assert slow_memory.total_ms == pytest.approx((read + cache) / 1e3 + 0.02)
     assert slow_core.total_ms == pytest.approx(signs / 1e3 + 0.02)
 
 
-def test_rates_are_measured() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rates_follow_from_the_clock_and_the_kernels(threads: int) -> None:
+    ticks, signs = itertools.count(), iter([3e9, 7e9, 5e9, 1e9, 2e9])
+    rates = machine_rates(threads, clock=lambda: next(ticks) / 1e3, sign_rate=lambda: next(signs))
+    # Every copy and every run takes one tick, a millisecond; the copy reads and writes 48 MiB.
+    assert rates.copy_gbs == pytest.approx(threads * 2 * 48 * 2**20 / 1e-3 / 1e9)
+    assert (rates.threads, rates.sign_gops, rates.node_us) == (threads, pytest.approx(7 * threads), 0)
+
+
+def test_a_longer_chain_takes_longer() -> None:
     rates = machine_rates(1)
-    assert 0.1 < rates.copy_gbs < 10000 and 0.1 < rates.sign_gops < 100000 and 0 <= rates.node_us < 10000
+    assert 0.01 < rates.node_us < 1000
+    assert rates.copy_gbs > 0 < rates.sign_gops
 
 
 @pytest.mark.parametrize("count", [1, 2, 200])
@@ -87,7 +98,7 @@ def test_the_chain_is_a_valid_model(count: int) -> None:
 
 
 def test_a_profile_names_every_node_that_runs(bundle: Path) -> None:
-    profile = profile_step(bundle, QUICK, 8)
+    profile = profile_step(bundle, QUICK, context=8)
     layers = Bundle.open(bundle).kv.layers
     assert profile.operators["NanoQuantLinearGroup"][0] == 2 * layers
     assert profile.operators["NanoQuantLinear"][0] == 2 * layers

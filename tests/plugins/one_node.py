@@ -140,7 +140,7 @@ def make_layer(
     return Layer(n, rank, m, kind, scale_kind, u, v, weights, attributes)
 
 
-def _tensor(name: str, array: np.ndarray, kind: int) -> TensorProto:
+def constant(name: str, array: np.ndarray, kind: int) -> TensorProto:
     element = kind if array.dtype in (np.float32, np.float16, np.uint16) else TensorProto.INT32
     return helper.make_tensor(name, element, array.shape, array.tobytes(), raw=True)
 
@@ -150,7 +150,7 @@ def make_model(
 ) -> bytes:
     """A model of one node; `x_last` overrides the declared last dimension of X."""
     last = layer.n if x_last == "n" else x_last
-    tensors = [_tensor(name, array, layer.scale_kind) for name, array in layer.weights.items()]
+    tensors = [constant(name, array, layer.scale_kind) for name, array in layer.weights.items()]
     node = helper.make_node("NanoQuantLinear", INPUTS, ["y"], domain="com.nanoquant", **layer.attributes)
     inputs = [helper.make_tensor_value_info("x", layer.kind, [*dims, last])]
     if weights_as_inputs:

@@ -78,6 +78,7 @@ class LinearGroup:
         in_features: columns of x, without the gate's.
         offsets: where each layer's columns begin in an output row.
         width: columns of an output row; segments are padded to multiples of 8.
+        norm_weight: as given.
 
     Raises:
         NqEdgeError: NQ-CUDA when the layers do not form a group.
@@ -104,7 +105,8 @@ class LinearGroup:
         for layer in layers:
             self.offsets.append(self.width)
             self.width += -(-layer.out_features // _ALIGN) * _ALIGN
-        self._input, self._norm_weight, self._norm_eps = input, norm_weight, norm_eps
+        self.norm_weight = norm_weight
+        self._input, self._norm_eps = input, norm_eps
         self._workspace = workspace
         self._structs = (binding.CLinear * len(layers))(*[layer.c_struct() for layer in layers])
         self._pass = binding.CPass(
@@ -155,7 +157,7 @@ class LinearGroup:
         return self._needs[key]
 
     def _reference(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None) -> None:
-        ready = apply_input(x, self._input, self._norm_weight, self._norm_eps)
+        ready = apply_input(x, self._input, self.norm_weight, self._norm_eps)
         for layer, offset in zip(self.layers, self.offsets, strict=True):
             columns = slice(offset, offset + layer.out_features)
             result = reference_linear(layer, ready)

@@ -42,6 +42,8 @@ class HostDevice:
         self.total, self.used, self.peak = total, 0, 0
         self._blocks: dict[int, tuple[np.ndarray, int]] = {}
         self._recording: list[Callable[[], None]] | None = None
+        #: Address and size of every fill with zeros.
+        self.cleared: list[tuple[int, int]] = []
         self.uploaded = self.launches = self.captures = self.graphs = self.copies = 0
         self.closed = False
 
@@ -83,6 +85,7 @@ class HostDevice:
             work()
 
     def clear(self, address: int, size: int) -> None:
+        self.cleared.append((address, size))
         self.do(lambda: self.view(address, size).fill(0))
 
     def upload(self, address: int, array: np.ndarray) -> None:

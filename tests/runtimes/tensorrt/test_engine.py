@@ -92,9 +92,10 @@ def test_what_a_standard_engine_says() -> None:
 
 def test_a_context_gets_its_profile_and_our_memory() -> None:
     context, log = _Context(), []  # type: tuple[_Context, list[str]]
-    engine = TensorRTEngine(_MODULE, None, _Engine(context), log)
+    native = _Engine(context)
+    engine = TensorRTEngine(_MODULE, None, native, log)
     made = engine.context(1, 99, 4096, 200)
-    assert engine._engine.made == ["managed"]
+    assert native.made == ["managed"]
     assert context.calls == [("set_optimization_profile_async", 1, 99), ("set_device_memory", 4096, 200)]
     made.set_shape("input_ids", (1, 1))
     made.set_address("input_ids", 512)

@@ -167,8 +167,8 @@ def test_head_norms_are_those_of_qwen3() -> None:
             assert layer.head_norms is not None
             block.self_attn.q_norm.weight.copy_(layer.head_norms.query)
             block.self_attn.k_norm.weight.copy_(layer.head_norms.key)
-            block.input_layernorm.weight.copy_(layer.qkv._norm_weight)  # type: ignore[attr-defined]
-            block.post_attention_layernorm.weight.copy_(layer.gate_up._norm_weight)  # type: ignore[attr-defined]
+            block.input_layernorm.weight.copy_(layer.qkv.norm_weight)  # type: ignore[attr-defined]
+            block.post_attention_layernorm.weight.copy_(layer.gate_up.norm_weight)  # type: ignore[attr-defined]
             attention, feed = block.self_attn, block.mlp
             places = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
             places += [feed.gate_proj, feed.up_proj, feed.down_proj]
