@@ -139,7 +139,9 @@ class TensorRTBackend(SerialBackend):
 
     def _execution(self, title: str, scratch: int, scratch_bytes: int, graphs: bool) -> Execution:
         device, engine = self._device, self._engine
-        context = engine.context(self._info.profiles[title].index, device.stream, scratch, scratch_bytes)
+        context = engine.context(
+            self._info.profiles[title].index, device.stream, scratch=scratch, scratch_bytes=scratch_bytes
+        )
         execution = Execution(device, engine, context, graphs=graphs)
         self._closers.append(execution.close)
         return execution
@@ -168,11 +170,11 @@ class TensorRTBackend(SerialBackend):
         }
         caches = dict(self._cache.named())
         shapes = self._output_shapes(batch, 1, 1)
-        addresses = self._decode.run(inputs, caches, self._cache_shape(batch), shapes)
+        addresses = self._decode.run(inputs, caches, cache_shape=self._cache_shape(batch), outputs=shapes)
         for row in range(0 if self._info.kv.in_place else batch):
             offset = row * self._info.kv.kv_heads * self._cache.token_bytes
             for name, target in self._cache.named(row):
-                self._cache.store(target, addresses[PRESENT + name] + offset, int(past[row]), 1)
+                self._cache.store(target, addresses[PRESENT + name] + offset, start=int(past[row]), tokens=1)
         for name in self._extra_names:
             self.extra[name] = self._decode.read(name, addresses[name], shapes[name])
         return self._decode.read("logits", addresses["logits"], shapes["logits"])
@@ -190,9 +192,9 @@ class TensorRTBackend(SerialBackend):
                 "logits_indices": piece.picks[None],
             }
             shapes = self._output_shapes(1, count, piece.picks.size)
-            addresses = self._prefill.run(inputs, caches, self._cache_shape(1), shapes)
+            addresses = self._prefill.run(inputs, caches, cache_shape=self._cache_shape(1), outputs=shapes)
             for name, target in {} if self._info.kv.in_place else caches.items():
-                self._cache.store(target, addresses[PRESENT + name], past, count)
+                self._cache.store(target, addresses[PRESENT + name], start=past, tokens=count)
             past += count
             if piece.wanted:
                 found = self._prefill.read("logits", addresses["logits"], shapes["logits"])[0]

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import NqEdgeError
 from ...formats.engine import EngineKv
-from .device import Device
+from .device import Device, Rows
 
 __all__ = ["ALIGNMENT", "ITEM_BYTES", "DeviceCache", "aligned"]
 
@@ -85,7 +85,7 @@ class DeviceCache:
             part = "value" if index % 2 else "key"
             yield f"{index // 2}.{part}", self._base + index * step + row * self.row_bytes
 
-    def store(self, target: int, source: int, start: int, tokens: int) -> None:
+    def store(self, target: int, source: int, *, start: int, tokens: int) -> None:
         """Copy new rows of one sequence and layer to their slots.
 
         Args:
@@ -95,8 +95,8 @@ class DeviceCache:
             tokens: how many.
         """
         width = tokens * self.token_bytes
-        slot = target + start * self.token_bytes
-        self._device.copy_rows(slot, self.head_bytes, source, width, width, self._kv.kv_heads)
+        slots = Rows(target + start * self.token_bytes, self.head_bytes)
+        self._device.copy_rows(slots, Rows(source, width), width=width, count=self._kv.kv_heads)
 
     def clear(self) -> None:
         """Forget the tokens. The slots become zero: attention masks empty ones by adding, and a NaN would stay."""

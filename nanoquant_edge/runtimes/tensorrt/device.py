@@ -8,13 +8,20 @@ the real one, on cuda-python's bindings of the CUDA runtime (CUDA Runtime API, s
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ...errors import NqEdgeError
 
-__all__ = ["CudaDevice", "Device"]
+__all__ = ["CudaDevice", "Device", "Rows"]
+
+
+class Rows(NamedTuple):
+    """Rows in GPU memory: the address of the first one, and the bytes from row to row."""
+
+    address: int
+    pitch: int
 
 
 class Device(Protocol):
@@ -58,8 +65,8 @@ class Device(Protocol):
         """Copy a contiguous array to the GPU; the array may change as soon as this returns."""
         ...
 
-    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
-        """Copy `rows` rows of `width` bytes inside the GPU; pitches are bytes from row to row."""
+    def copy_rows(self, target: Rows, source: Rows, *, width: int, count: int) -> None:
+        """Copy `count` rows of `width` bytes inside the GPU."""
         ...
 
     def download(self, array: np.ndarray, address: int) -> None:
@@ -146,11 +153,10 @@ class CudaDevice:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
 
-    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+    def copy_rows(self, target: Rows, source: Rows, *, width: int, count: int) -> None:
         """See `Device`."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        copy = (target, target_pitch, source, source_pitch, width, rows)
-        self._call("cudaMemcpy2DAsync", *copy, kind, self.stream)
+        self._call("cudaMemcpy2DAsync", *target, *source, width, count, kind, self.stream)
 
     def download(self, array: np.ndarray, address: int) -> None:
         """See `Device`."""

@@ -94,7 +94,7 @@ class Engine(Protocol):
         """Memory for activations that a context of this profile needs."""
         ...
 
-    def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> Context:
+    def context(self, profile: int, stream: int, *, scratch: int, scratch_bytes: int) -> Context:
         """A context on a profile with memory for its activations.
 
         Raises:
@@ -146,7 +146,7 @@ class TensorRTEngine:
         runtime_cache: content of a cache of compiled kernels, for TensorRT for RTX.
     """
 
-    def __init__(self, module: Any, runtime: Any, engine: Any, log: list[str], runtime_cache: bytes = b"") -> None:
+    def __init__(self, module: Any, runtime: Any, *, engine: Any, log: list[str], runtime_cache: bytes = b"") -> None:
         self._module, self._runtime, self._engine, self._log = module, runtime, engine, log
         self._cache_content = runtime_cache
         self._cache: Any = None
@@ -176,7 +176,7 @@ class TensorRTEngine:
         new = getattr(self._engine, f"{name}_v2", None)  # the first 10.x have the older name only
         return int(new(profile) if new is not None else getattr(self._engine, name)(profile))
 
-    def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> Context:
+    def context(self, profile: int, stream: int, *, scratch: int, scratch_bytes: int) -> Context:
         """See `Engine`."""
         self._log.clear()
         strategy = self._module.ExecutionContextAllocationStrategy.USER_MANAGED

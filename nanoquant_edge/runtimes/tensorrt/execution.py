@@ -97,6 +97,7 @@ class Execution:
         self,
         inputs: Mapping[str, np.ndarray],
         caches: Mapping[str, int],
+        *,
         cache_shape: Shape,
         outputs: Mapping[str, Shape],
     ) -> dict[str, int]:
@@ -115,11 +116,11 @@ class Execution:
             name: self._buffers.reserve(name, int(np.prod(shape)) * ITEM_BYTES[self._engine.tensors[name].dtype])
             for name, shape in outputs.items()
         }
-        places = {name: self._buffers.reserve(name, array.nbytes) for name, array in inputs.items()}
+        input_addresses = {name: self._buffers.reserve(name, array.nbytes) for name, array in inputs.items()}
         for name, array in inputs.items():
-            self._send(name, places[name], array)
+            self._send(name, input_addresses[name], array)
         shapes = {name: array.shape for name, array in inputs.items()}
-        self._bind(places, addresses, shapes, caches, cache_shape, outputs)
+        self._bind(input_addresses, addresses, shapes, caches, cache_shape, outputs)
         self._launch()
         return addresses
 
@@ -169,7 +170,7 @@ class Execution:
 
     def _bind(
         self,
-        places: Mapping[str, int],
+        input_addresses: Mapping[str, int],
         addresses: Mapping[str, int],
         shapes: Mapping[str, Shape],
         caches: Mapping[str, int],
@@ -181,13 +182,13 @@ class Execution:
         Raises:
             NqEdgeError: NQ-BUNDLE when an output would not have the size of its buffer.
         """
-        state = (places, addresses, shapes, tuple(caches.values()), cache_shape)
+        state = (input_addresses, addresses, shapes, tuple(caches.values()), cache_shape)
         if state == self._bound:
             return
         self.forget_graph()
         for name, shape in shapes.items():
             self._context.set_shape(name, shape)
-            self._context.set_address(name, places[name])
+            self._context.set_address(name, input_addresses[name])
         for name, address in caches.items():
             self._context.set_shape(PAST + name, cache_shape)
             self._context.set_address(PAST + name, address)

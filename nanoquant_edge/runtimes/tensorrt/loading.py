@@ -16,7 +16,6 @@ from typing import Any
 
 from ...errors import NqEdgeError
 from ...formats.bundle import Bundle
-from ...formats.engine import EngineInfo
 from ...system.files import path_inside
 from ...system.native import tensorrt_library_path
 from .cache import DeviceCache
@@ -75,7 +74,7 @@ def open_engine(
     software = software or Software()
     engine = engine_of(bundle)
     module = software.import_tensorrt(engine.flavour)
-    check_software(bundle, engine, str(module.__version__), trusted)
+    check_software(bundle, engine, found=str(module.__version__), trusted=trusted)
     cuda = software.import_cuda(engine.flavour)
     library = None
     if not engine.plugin.embedded:
@@ -90,7 +89,7 @@ def open_engine(
         logger = make_logger(module, log)
         if library is not None:
             register_plugin(module, str(library), log)
-        return device, deserialize(bundle, engine, module, logger, log, trusted)
+        return device, deserialize(bundle, module, logger=logger, log=log, trusted=trusted)
     except BaseException:
         device.close()
         raise
@@ -154,14 +153,20 @@ def _is_loaded(library: str) -> bool:
     return True
 
 
-def deserialize(
-    bundle: Bundle, engine: EngineInfo, module: Any, logger: Any, log: list[str], trusted: bool
-) -> TensorRTEngine:
+def deserialize(bundle: Bundle, module: Any, *, logger: Any, log: list[str], trusted: bool) -> TensorRTEngine:
     """The engine of a bundle in GPU memory. The file is mapped, not read, so that it costs no host memory of its own.
+
+    Args:
+        bundle: an opened bundle with an engine.
+        module: `tensorrt` or `tensorrt_rtx`.
+        logger: a logger that writes to `log`.
+        log: TensorRT's words, for messages.
+        trusted: code inside of the engine may run.
 
     Raises:
         NqEdgeError: NQ-ENGINE or NQ-CUDA with TensorRT's words when it refuses, NQ-MEMORY.
     """
+    engine = engine_of(bundle)
     path = path_inside(bundle.folder, engine.file)
     runtime = module.Runtime(logger)
     if trusted and engine.host_code:
@@ -177,7 +182,7 @@ def deserialize(
         found = runtime.deserialize_cuda_engine(mapped)
     if found is None:
         raise _refusal(str(path), log)
-    return TensorRTEngine(module, runtime, found, log, content)
+    return TensorRTEngine(module, runtime, engine=found, log=log, runtime_cache=content)
 
 
 def _refusal(path: str, log: list[str]) -> NqEdgeError:

@@ -53,7 +53,7 @@ def engine_of(bundle: Bundle) -> EngineInfo:
     return bundle.engine
 
 
-def check_software(bundle: Bundle, engine: EngineInfo, found: str, trusted: bool) -> None:
+def check_software(bundle: Bundle, engine: EngineInfo, *, found: str, trusted: bool) -> None:
     """Compare versions, and refuse code inside of the engine.
 
     Args:

@@ -99,7 +99,7 @@ class Attention:
                 binding.check(status, "attention")
             return
         queries = torch.empty_like(out)
-        self.append(layer, qkv, queries, 1, norms)
+        self.append(layer, qkv, queries=queries, tokens=1, norms=norms)
         keys, values = self.cache[layer].float()
         slots = torch.arange(self.capacity, device=qkv.device)
         mask = (slots <= self.positions[:, None])[:, None, None]
@@ -108,7 +108,7 @@ class Attention:
         out.copy_(result.reshape(out.shape))
 
     def append(
-        self, layer: int, qkv: torch.Tensor, queries: torch.Tensor, tokens: int, norms: HeadNorms | None = None
+        self, layer: int, qkv: torch.Tensor, *, queries: torch.Tensor, tokens: int, norms: HeadNorms | None = None
     ) -> None:
         """Write the rotated keys and the values of `tokens` tokens a sequence into the cache.
 

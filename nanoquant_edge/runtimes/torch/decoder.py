@@ -69,7 +69,7 @@ def prefill(model: DecoderModel, attention: Attention, ids: torch.Tensor, start:
         mask = torch.ones((tokens, end), dtype=torch.bool, device=x.device).tril(start)
     for index, layer in enumerate(model.layers):
         layer.qkv(x, qkv)
-        attention.append(index, qkv, attended, tokens, layer.head_norms)
+        attention.append(index, qkv, queries=attended, tokens=tokens, norms=layer.head_norms)
         queries = attended.view(batch, tokens, config.num_heads, config.head_dim).transpose(1, 2)
         keys, values = attention.cache[index, :, :, :, :end]
         result = F.scaled_dot_product_attention(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.runtimes.tensorrt.device import CudaDevice
+from nanoquant_edge.runtimes.tensorrt.device import CudaDevice, Rows
 
 
 @pytest.mark.gpu
@@ -21,13 +21,13 @@ def test_the_real_cuda_runtime() -> None:
     numbers = np.arange(1 << 20, dtype=np.int64)
     device.upload(b, numbers)
     numbers[:] = -1  # what was passed is the device's own
-    device.copy_rows(a, 16, b, 8, 8, 1 << 20)
+    device.copy_rows(Rows(a, 16), Rows(b, 8), width=8, count=1 << 20)
     found = device.host_array(1 << 24).view(np.int64)
     device.download(found, a)
     assert (found[::2] == np.arange(1 << 20)).all() and not found[1::2].any()
     device.clear(a, 16)  # what was put off is done before a capture
     device.begin_capture()
-    device.copy_rows(a, 8, b, 8, 8, 2)
+    device.copy_rows(Rows(a, 8), Rows(b, 8), width=8, count=2)
     graph = device.end_capture(keep=True)
     device.download(found[:2], a)
     assert not found[:2].any()  # recorded, not done

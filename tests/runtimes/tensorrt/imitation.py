@@ -20,6 +20,7 @@ import onnxruntime
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.onnx_outputs import FOLDER_OPTION, with_extra_outputs
+from nanoquant_edge.runtimes.tensorrt.device import Rows
 from nanoquant_edge.runtimes.tensorrt.engine import TensorInfo
 from nanoquant_edge.system.native import ort_library_path
 
@@ -93,13 +94,13 @@ class HostDevice:
         self.uploaded += array.nbytes
         self.view(address, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
 
-    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+    def copy_rows(self, target: Rows, source: Rows, *, width: int, count: int) -> None:
         self.copies += 1
 
         def work() -> None:
-            for row in range(rows):
-                held = self.view(source + row * source_pitch, width).copy()
-                self.view(target + row * target_pitch, width)[:] = held
+            for row in range(count):
+                content = self.view(source.address + row * source.pitch, width).copy()
+                self.view(target.address + row * target.pitch, width)[:] = content
 
         self.do(work)
 
@@ -192,7 +193,7 @@ class OrtEngine:
     def scratch_bytes(self, profile: int) -> int:
         return 1000 + profile
 
-    def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> OrtContext:
+    def context(self, profile: int, stream: int, *, scratch: int, scratch_bytes: int) -> OrtContext:
         assert stream == self.device.stream and scratch_bytes >= self.scratch_bytes(profile)
         self.device.view(scratch, scratch_bytes)
         self.contexts += 1

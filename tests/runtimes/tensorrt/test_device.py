@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.runtimes.tensorrt.device import CudaDevice
+from nanoquant_edge.runtimes.tensorrt.device import CudaDevice, Rows
 
 
 class _Error(int):
@@ -110,7 +110,7 @@ def test_bytes_go_up_across_and_down() -> None:
     a, b = device.allocate(48), device.allocate(48)
     device.clear(a, 48)
     device.upload(b, np.arange(6, dtype=np.int64))
-    device.copy_rows(a + 8, 16, b, 8, 8, 3)  # three elements, every other place
+    device.copy_rows(Rows(a + 8, 16), Rows(b, 8), width=8, count=3)  # three elements, every other place
     found = device.host_array(48)
     device.download(found, a)
     assert found.view(np.int64).tolist() == [0, 0, 0, 1, 0, 2]

@@ -77,7 +77,7 @@ _MODULE = SimpleNamespace(
 
 
 def test_what_a_standard_engine_says() -> None:
-    engine = TensorRTEngine(_MODULE, None, _Engine(), [])
+    engine = TensorRTEngine(_MODULE, None, engine=_Engine(), log=[])
     assert engine.profiles == 2 and engine.alias("logits") is None
     assert {name: (value.is_input, value.dtype, value.shape) for name, value in engine.tensors.items()} == {
         "input_ids": (True, "int64", (-1, 7)),
@@ -93,8 +93,8 @@ def test_what_a_standard_engine_says() -> None:
 def test_a_context_gets_its_profile_and_our_memory() -> None:
     context, log = _Context(), []  # type: tuple[_Context, list[str]]
     native = _Engine(context)
-    engine = TensorRTEngine(_MODULE, None, native, log)
-    made = engine.context(1, 99, 4096, 200)
+    engine = TensorRTEngine(_MODULE, None, engine=native, log=log)
+    made = engine.context(1, 99, scratch=4096, scratch_bytes=200)
     assert native.made == ["managed"]
     assert context.calls == [("set_optimization_profile_async", 1, 99), ("set_device_memory", 4096, 200)]
     made.set_shape("input_ids", (1, 1))
@@ -121,15 +121,15 @@ def test_a_context_gets_its_profile_and_our_memory() -> None:
 def test_an_early_tensorrt_10_has_older_names() -> None:
     context = _Context()
     context.lacks.add("set_device_memory")
-    engine = TensorRTEngine(_MODULE, None, _EarlyEngine(context), [])
+    engine = TensorRTEngine(_MODULE, None, engine=_EarlyEngine(context), log=[])
     assert engine.scratch_bytes(0) == 7
-    engine.context(0, 99, 4096, 200)
+    engine.context(0, 99, scratch=4096, scratch_bytes=200)
     assert context.device_memory == 4096
 
 
 def test_a_context_that_tensorrt_refuses() -> None:
     with pytest.raises(NqEdgeError, match="an execution context: it does not say why") as caught:
-        TensorRTEngine(_MODULE, None, _Engine(None), []).context(0, 99, 4096, 200)
+        TensorRTEngine(_MODULE, None, engine=_Engine(None), log=[]).context(0, 99, scratch=4096, scratch_bytes=200)
     assert caught.value.code == "NQ-ENGINE"
 
 
@@ -154,9 +154,9 @@ def test_an_rtx_context_shares_one_cache_of_compiled_kernels() -> None:
     raw.create_runtime_config = config  # type: ignore[attr-defined]
     strategies = SimpleNamespace(EAGER="eager")
     rtx = SimpleNamespace(**vars(_MODULE), IRuntimeCache=object, DynamicShapesKernelSpecializationStrategy=strategies)
-    engine = TensorRTEngine(rtx, None, raw, [], b"kernels")
-    engine.context(0, 99, 4096, 200)
-    engine.context(1, 99, 4096, 200)
+    engine = TensorRTEngine(rtx, None, engine=raw, log=[], runtime_cache=b"kernels")
+    engine.context(0, 99, scratch=4096, scratch_bytes=200)
+    engine.context(1, 99, scratch=4096, scratch_bytes=200)
     assert contents == [b"kernels"] and len(caches) == 1
     assert [made.used for made in raw.made] == [["managed", caches[0]]] * 2
     assert raw.made[0].dynamic_shapes_kernel_specialization_strategy == "eager"

@@ -17,7 +17,6 @@ import pytest
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.bundle import Bundle
-from nanoquant_edge.formats.engine import EngineInfo
 from nanoquant_edge.runtimes.tensorrt.loading import (
     Software,
     deserialize,
@@ -221,9 +220,7 @@ def test_the_other_flavour_is_installed(monkeypatch: pytest.MonkeyPatch) -> None
 
 def _deserialize(bundle: Bundle, rtx: Any, trusted: bool = False) -> None:
     log: list[str] = []
-    engine = bundle.engine
-    assert isinstance(engine, EngineInfo)
-    deserialize(bundle, engine, rtx, make_logger(rtx, log), log, trusted)
+    deserialize(bundle, rtx, logger=make_logger(rtx, log), log=log, trusted=trusted)
 
 
 def test_the_real_tensorrt_names_what_is_wrong_with_a_damaged_engine(real_engine: bytes, rtx: Any, make: Any) -> None:
@@ -274,7 +271,7 @@ def test_other_words_of_tensorrt(words: str, code: str, meaning: str, make: Any)
 
     bundle = make()
     with pytest.raises(NqEdgeError, match=meaning) as caught:
-        deserialize(bundle, bundle.engine, SimpleNamespace(Runtime=Runtime), None, log, False)
+        deserialize(bundle, SimpleNamespace(Runtime=Runtime), logger=None, log=log, trusted=False)
     assert caught.value.code == code
 
 
@@ -293,7 +290,7 @@ def test_host_code_is_allowed_with_the_users_word_only(embedded: bool, trusted: 
 
     bundle = make(plugin=replace(engine_info().plugin, embedded=embedded))
     with pytest.raises(NqEdgeError):
-        deserialize(bundle, bundle.engine, SimpleNamespace(Runtime=Runtime), None, [], trusted)
+        deserialize(bundle, SimpleNamespace(Runtime=Runtime), logger=None, log=[], trusted=trusted)
     assert seen == [embedded and trusted]
 
 

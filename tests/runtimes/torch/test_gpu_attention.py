@@ -114,7 +114,7 @@ def test_append_equals_the_decode_steps(dim: int, norms: bool) -> None:
     head_norms = HeadNorms(weights[0].clone(), weights[1].clone(), 1e-5) if norms else None
     qkv = torch.randn(2, tokens, (heads + 2 * kv_heads) * dim, device="cuda").to(torch.bfloat16)
     queries = torch.full((2 * tokens, heads * dim), torch.nan, dtype=torch.bfloat16, device="cuda")
-    many.append(0, qkv.view(2 * tokens, -1), queries, tokens, head_norms)
+    many.append(0, qkv.view(2 * tokens, -1), queries=queries, tokens=tokens, norms=head_norms)
     out = torch.empty((2, heads * dim), dtype=torch.bfloat16, device="cuda")
     for token in range(tokens):
         one.decode(0, qkv[:, token].contiguous(), out, head_norms)
