@@ -111,9 +111,11 @@ test-gpu:
 	PYTHONPATH=$(CURDIR) NQ_EDGE_NATIVE_DIR=$(CURDIR)/build/gpu-tests/stage \
 	  $(GPU_PYTHON) -m pytest -q -m gpu tests/plugins/cuda tests/runtimes tests/compression --gpu-table $(GPU_TABLE)
 
-# The lowest versions that pyproject.toml allows, on the parts that a board runs.
+# The lowest versions that pyproject.toml allows, on the parts that a board runs. A board may have Python 3.10, on which
+# nothing is compressed, so theirs can be another Python than the tests'.
+LOWEST_PYTHON ?= $(PYTHON)
 .venv-lowest/.ready: pyproject.toml
-	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST_PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check onnxruntime==1.23.2 "numpy==1.26.*" \
 	  click==8.1.7 jinja2==3.1.6 rich==13.0.0 safetensors==0.4.3 tokenizers==0.20.0 "onnx==1.18.*"
 	touch $@
