@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError
+from .lfs_pointer import check_is_no_pointer
 
 __all__ = ["GgufHeader", "GgufTensor", "read_gguf_header"]
 
@@ -53,6 +54,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
     Raises:
         NqEdgeError: NQ-MODEL when it is no GGUF file of version 2 or 3, or contradicts itself or the file's size.
     """
+    check_is_no_pointer(path, "NQ-MODEL")
     try:
         with path.open("rb") as file:
             if file.read(4) != _MAGIC:

@@ -17,6 +17,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from ..errors import NqEdgeError
+from .lfs_pointer import check_is_no_pointer
 
 __all__ = ["TensorFile"]
 
@@ -67,6 +68,7 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, code: str = "NQ-CKPT") -> None:
+        check_is_no_pointer(path, code)
         try:
             with safetensors.safe_open(path, framework="np") as checked:
                 names = list(checked.keys())

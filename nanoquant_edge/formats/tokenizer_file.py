@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..errors import NqEdgeError
 from ..system.files import read_text
+from .lfs_pointer import check_is_no_pointer
 
 __all__ = ["TOKENIZER_FILE", "read_tokenizer_file"]
 
@@ -29,6 +30,7 @@ def read_tokenizer_file(path: Path) -> str:
     Raises:
         NqEdgeError: NQ-TOKENIZER when it is missing, too large, not UTF-8, or of the kind that aborts the process.
     """
+    check_is_no_pointer(path, "NQ-TOKENIZER")
     text = read_text(path, "NQ-TOKENIZER")
     count = text.count(_KEY)
     plain = count == len(_HARMLESS.findall(text)) and not _ESCAPED_ASCII.search(text)

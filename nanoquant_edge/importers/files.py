@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NqEdgeError
+from ..formats.lfs_pointer import check_is_no_pointer
 from ..formats.safetensors_file import TensorFile
 from ..system.extras import install_command
 from .layers import PARTS
@@ -57,6 +58,7 @@ def read_foreign(path: Path, config: DecoderConfig) -> Arrays:
         if not files:
             raise NqEdgeError("NQ-CKPT", f"{path} holds no safetensors files.", "Pass the file itself.")
         return found
+    check_is_no_pointer(path, "NQ-CKPT")
     try:
         with path.open("rb") as stream:
             magic = stream.read(4)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """config.json -> `DecoderConfig`, one short function a family; every number is checked.
 
-Defaults are those of transformers 5.23 (models/*/configuration_*.py): a config.json leaves out what equals them.
+Defaults are those of transformers 5.24 (models/*/configuration_*.py): a config.json leaves out what equals them. What
+is read here is compared with transformers' own reading when a model is loaded (`agreement.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from ..errors import NqEdgeError
 from .config import DecoderConfig
 from .families import family_of
-from .rope_parameters import read_rotary
+from .rope_parameters import read_rotary, read_rotary_by_kind
 
 __all__ = ["read_config"]
 
@@ -47,6 +48,10 @@ class _Fields:
             raise NqEdgeError("NQ-MODEL", f"config.json has {name} = {value!r}, which is not a usable size.")
         return value
 
+    def window(self) -> int:
+        """Length of the sliding window: 4096 where the field is missing, as in transformers, and 0 where it is null."""
+        return 0 if self.config.get("sliding_window", 4096) is None else self.size("sliding_window", 4096)
+
     def flag(self, name: str, default: bool = False) -> bool:
         value = self.config.get(name)
         return default if value is None else bool(value)
@@ -72,10 +77,17 @@ class _Fields:
         return supported[value]
 
 
-def _llama(fields: _Fields, head_dim: int | None = None, theta: float = 10000.0, positions: int = 2048) -> Any:
-    """Llama, and what the others have in common with it; `_Fields.config` may say otherwise."""
+def _llama(fields: _Fields, positions: int = 2048, head_dim: int | None = None, kv_heads: int | None = None) -> Any:
+    """Llama, and what the others have in common with it.
+
+    Args:
+        fields: config.json.
+        positions, head_dim: the family's defaults.
+        kv_heads: the family's default where the field is missing; where it is null, all heads have their own.
+    """
     heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
-    kv_heads = fields.size("num_key_value_heads", heads)
+    missing = "num_key_value_heads" not in fields.config
+    kv_heads = fields.size("num_key_value_heads", kv_heads if missing and kv_heads else heads)
     if heads % kv_heads:
         raise NqEdgeError("NQ-MODEL", f"{heads} attention heads are not a multiple of {kv_heads} key/value heads.")
     head_dim = fields.size("head_dim", head_dim or max(1, hidden // heads))
@@ -84,7 +96,7 @@ def _llama(fields: _Fields, head_dim: int | None = None, theta: float = 10000.0,
     epsilon = fields.config.get("rms_norm_eps", 1e-6)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
         raise NqEdgeError("NQ-MODEL", f"config.json has rms_norm_eps = {epsilon!r}.")
-    gemma = fields.family.startswith("gemma")
+    gemma, positions = fields.family.startswith("gemma"), fields.size("max_position_embeddings", positions)
     bias = fields.flag("attention_bias") if fields.family not in ("mistral", "qwen2") else False
     return DecoderConfig(
         family=fields.family,
@@ -95,9 +107,9 @@ def _llama(fields: _Fields, head_dim: int | None = None, theta: float = 10000.0,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_positions=fields.size("max_position_embeddings", positions),
+        max_positions=positions,
         norm_eps=epsilon,
-        rotary=read_rotary(fields.config, theta, "full_attention" if gemma else ""),
+        rotary=None if fields.family == "gemma3" else read_rotary(fields.config, positions),
         tied=fields.flag("tie_word_embeddings", gemma),
         attention_bias=bias,
         output_bias=bias,
@@ -107,80 +119,74 @@ def _llama(fields: _Fields, head_dim: int | None = None, theta: float = 10000.0,
 
 
 def _mistral(fields: _Fields) -> DecoderConfig:
-    base: DecoderConfig = _llama(fields, positions=131072)
-    # A missing key means 4096 to transformers, null means no window.
-    window = fields.config.get("sliding_window", 4096)
-    if window is None:
-        return base
-    return replace(base, window=fields.size("sliding_window", 4096), local=(True,) * base.num_layers)
+    base: DecoderConfig = _llama(fields, positions=131072, kv_heads=8)
+    # Where layer_types is there, transformers makes a Ministral of the model, whose blocks are local where it says so.
+    window = fields.window()
+    return _windowed(fields, base, window, [bool(window)] * base.num_layers)
 
 
 def _qwen2(fields: _Fields) -> DecoderConfig:
-    return replace(_windowed_qwen(fields, _llama(fields, positions=32768)), attention_bias=True)
+    return replace(_windowed_qwen(fields, _llama(fields, positions=32768, kv_heads=32)), attention_bias=True)
 
 
 def _qwen3(fields: _Fields) -> DecoderConfig:
-    return _windowed_qwen(fields, _llama(fields, head_dim=128, positions=32768))
+    return _windowed_qwen(fields, _llama(fields, positions=32768, head_dim=128, kv_heads=32))
 
 
 def _windowed_qwen(fields: _Fields, base: DecoderConfig) -> DecoderConfig:
     """Qwen's last blocks are local when `use_sliding_window` is set; published models do not set it."""
-    window = fields.size("sliding_window", 4096) if fields.flag("use_sliding_window") else 0
+    window = fields.window() if fields.flag("use_sliding_window") else 0
     first = fields.config.get("max_window_layers", 28)
     if type(first) is not int or first < 0:
         raise NqEdgeError("NQ-MODEL", f"config.json has max_window_layers = {first!r}.")
-    usual = [bool(window) and block >= first for block in range(base.num_layers)]
-    local = _local_blocks(fields, base.num_layers, usual)
-    if any(local) and not window:
-        raise NqEdgeError("NQ-MODEL", "config.json has local attention layers and no sliding window.")
-    return replace(base, window=window, local=local)
+    return _windowed(fields, base, window, [bool(window) and block >= first for block in range(base.num_layers)])
 
 
 def _gemma2(fields: _Fields) -> DecoderConfig:
-    base = _gemma(fields, _llama(fields, head_dim=256, positions=8192), every=2)
+    base = _gemma(fields, _llama(fields, positions=8192, head_dim=256, kv_heads=4), every=2)
     cap, logit_cap = fields.number("attn_logit_softcapping", 50.0), fields.number("final_logit_softcapping", 30.0)
     return replace(base, attention_cap=cap, logit_cap=logit_cap)
 
 
 def _gemma3(fields: _Fields) -> DecoderConfig:
-    base = _gemma(fields, _llama(fields, head_dim=256, theta=1e6, positions=131072), every=6)
+    every = fields.size("sliding_window_pattern", 6)
+    base = _gemma(fields, _llama(fields, positions=131072, head_dim=256, kv_heads=4), every)
     if fields.number("attn_logit_softcapping") is not None:
         raise fields.refuse("soft-capping of attention scores")
-    local = fields.number("rope_local_base_freq", 1e4)
-    rotary = read_rotary(fields.config, local or 1e4, "sliding_attention")
-    return replace(base, logit_cap=fields.number("final_logit_softcapping"), local_rotary=rotary)
+    rotary, local_rotary = read_rotary_by_kind(fields.config, base.max_positions)
+    return replace(base, logit_cap=fields.number("final_logit_softcapping"), rotary=rotary, local_rotary=local_rotary)
 
 
 def _gemma(fields: _Fields, base: DecoderConfig, every: int) -> DecoderConfig:
-    """What Gemma-2 and Gemma-3 have in common; every so-manieth block sees the whole context."""
+    """What Gemma-2 and Gemma-3 have in common; where layer_types is silent, one of `every` blocks is not local."""
     if fields.flag("use_bidirectional_attention"):
         raise fields.refuse("bidirectional attention")
-    name = "hidden_activation" if fields.config.get("hidden_activation") else "hidden_act"
-    activation = fields.activation(name, _GELU_TANH[0], dict.fromkeys(_GELU_TANH, "gelu_tanh"))
-    every = fields.size("sliding_window_pattern", every)
+    activation = fields.activation("hidden_activation", _GELU_TANH[0], dict.fromkeys(_GELU_TANH, "gelu_tanh"))
     usual = [bool((block + 1) % every) for block in range(base.num_layers)]
-    local = _local_blocks(fields, base.num_layers, usual)
-    return replace(
+    base = replace(
         base,
         activation=activation,
         query_scale=fields.number("query_pre_attn_scalar", 256.0),
         embedding_scale=math.sqrt(base.hidden_size),
-        window=fields.size("sliding_window", 4096) if any(local) else 0,
-        local=local,
     )
+    return _windowed(fields, base, fields.window(), usual)
 
 
-def _local_blocks(fields: _Fields, blocks: int, usual: list[bool]) -> tuple[bool, ...]:
+def _windowed(fields: _Fields, base: DecoderConfig, window: int, usual: list[bool]) -> DecoderConfig:
+    """The decoder with local blocks where `layer_types` names them, or else where it is usual."""
     kinds = fields.config.get("layer_types")
     if kinds is None:
-        return tuple(usual) if any(usual) else ()
-    if not isinstance(kinds, list) or len(kinds) != blocks:
-        raise NqEdgeError("NQ-MODEL", f"config.json has layer_types that are not a list of {blocks} names.")
-    strange = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
-    if strange:
-        raise fields.refuse(f"layer type {strange[0]!r}")
-    local = tuple(kind == "sliding_attention" for kind in kinds)
-    return local if any(local) else ()
+        local = tuple(usual)
+    elif not isinstance(kinds, list) or len(kinds) != base.num_layers:
+        raise NqEdgeError("NQ-MODEL", f"config.json has layer_types that are not a list of {base.num_layers} names.")
+    else:
+        strange = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
+        if strange:
+            raise fields.refuse(f"layer type {strange[0]!r}")
+        local = tuple(kind == "sliding_attention" for kind in kinds)
+    if any(local) and not window:
+        raise NqEdgeError("NQ-MODEL", "config.json has local attention layers and no sliding window.")
+    return replace(base, window=window, local=local) if any(local) else base
 
 
 def _opt(fields: _Fields) -> DecoderConfig:

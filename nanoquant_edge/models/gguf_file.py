@@ -20,7 +20,7 @@ from ..formats.gguf_header import GgufHeader, read_gguf_header
 from ..system.extras import install_command
 from .config_reader import read_config
 from .families import family_of
-from .source import SourceModel, load_dense, load_tokenizer
+from .source import SourceModel, load_tokenizer
 
 __all__ = ["MODEL_TYPES", "config_changes", "from_gguf"]
 
@@ -81,7 +81,7 @@ def from_gguf(path: Path, name: str) -> Iterator[SourceModel]:
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
     tokenizer = load_tokenizer(path, path.parent, gguf_file=path.name)
     with _no_bar():
-        model = load_dense(path, path.parent, gguf_file=path.name, **_corrected_config(path, header))
+        model = _load_dense(path, path.parent, gguf_file=path.name, **_corrected_config(path, header))
     # The weights are plain float32 now; without this, transformers takes the model for a quantized one.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -96,6 +96,33 @@ def from_gguf(path: Path, name: str) -> Iterator[SourceModel]:
         ends = {key: config[key] for key in _ENDS if config.get(key) is not None}
         (companions / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n", encoding="utf-8")
         yield SourceModel(name, model, tokenizer, config, companions, "weights dequantised from GGUF")
+
+
+def _load_dense(path: Path, folder: Path, **options: Any) -> Any:
+    """The model in float32; a tensor that is missing is an error, not a random start.
+
+    Args:
+        path: what the user named, for messages.
+        folder: where transformers reads.
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        NqEdgeError: NQ-MODEL when a file is damaged, a tensor is missing, or memory does not suffice.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, output_loading_info=True, **options
+        )
+    except Exception as error:  # transformers, safetensors, gguf and torch each raise their own kinds
+        raise NqEdgeError("NQ-MODEL", f"{path} cannot be loaded: {first_line(error)}.") from error
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise NqEdgeError("NQ-MODEL", f"{path} lacks {len(missing)} tensors, the first is {missing[0]}.")
+    return model.eval()
 
 
 def _check_transformers() -> None:

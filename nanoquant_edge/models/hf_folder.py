@@ -12,11 +12,13 @@ from typing import Any
 
 from ..errors import NqEdgeError
 from ..formats.checkpoint import TensorFile
+from ..formats.lfs_pointer import check_is_no_pointer
 from ..formats.tokenizer_file import read_tokenizer_file
 from ..system.files import path_in_snapshot, read_json
 from .config_reader import read_config
-from .source import SourceModel, load_dense, load_streamed, load_tokenizer, not_streamed
-from .streamed_weights import StoredWeights
+from .dense_model import build_model, transformers_config
+from .source import SourceModel, load_tokenizer, not_streamed
+from .stored_tensors import PickledTensors, SafeTensors, StoredTensors
 
 __all__ = ["check_weight_files", "from_folder"]
 
@@ -28,7 +30,7 @@ _LARGEST_PARTS = 64 << 20
 
 @contextlib.contextmanager
 def from_folder(
-    folder: Path, name: str, allow_pickle: bool = False, stream: bool | None = False, limit: int = 0
+    folder: Path, name: str, *, allow_pickle: bool = False, stream: bool | None = False, limit: int = 0
 ) -> Iterator[SourceModel]:
     """Load a folder.
 
@@ -44,6 +46,8 @@ def from_folder(
     """
     if not (folder / "config.json").is_file():
         raise NqEdgeError("NQ-MODEL", f"{folder} has no config.json: it is not a Hugging Face model folder.")
+    for part in ("config.json", "generation_config.json", "tokenizer_config.json", *_TOKENIZER_PARTS):
+        check_is_no_pointer(folder / part, "NQ-MODEL")
     config = read_json(folder / "config.json", "NQ-MODEL")
     read_config(config)  # refuse what is not supported before loading anything large
     if config.get("quantization_config"):
@@ -57,26 +61,27 @@ def from_folder(
         raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no tokenizer.json.")
     elif sum((folder / part).stat().st_size for part in _TOKENIZER_PARTS) > _LARGEST_PARTS:
         raise NqEdgeError("NQ-TOKENIZER", f"the vocabulary of {folder} has more than {_LARGEST_PARTS >> 20} MiB.")
+    their_config = transformers_config(folder)
     safe = check_weight_files(folder, allow_pickle)
-    # Code in the folder is never run; without the explicit False, transformers would ask on the terminal.
-    local = {"local_files_only": True, "trust_remote_code": False}
-    tokenizer = load_tokenizer(folder, folder, **local)
-    stored: StoredWeights | None = None
     if stream and not safe:
         raise not_streamed(f"{folder} has pickle files")
-    size = StoredWeights(folder, _weight_files(folder)).float32_bytes() if safe and stream is None else 0
-    if stream or size > limit:
-        model, stored = load_streamed(folder, _weight_files(folder))
+    tensors: StoredTensors
+    if safe:
+        tensors = SafeTensors(folder, _weight_files(folder, _SAFE))
+        stream = tensors.float32_bytes() > limit if stream is None else stream
     else:
-        model = load_dense(folder, folder, use_safetensors=safe, weights_only=True, **local)
+        tensors = PickledTensors(folder, _weight_files(folder, _PICKLE))
+    # Code in the folder is never run; without the explicit False, transformers would ask on the terminal.
+    tokenizer = load_tokenizer(folder, folder, local_files_only=True, trust_remote_code=False)
+    model, config, weights = build_model(config, their_config, tensors, name=str(folder), stream=bool(stream))
     if whole:
-        yield SourceModel(name, model, tokenizer, config, folder, "", stored)
+        yield SourceModel(name, model, tokenizer, config, folder, "", weights)
         return
     with tempfile.TemporaryDirectory(prefix="nq-edge-") as scratch:
         tokenizer.save_pretrained(scratch)
         if (folder / "generation_config.json").is_file():
             shutil.copyfile(folder / "generation_config.json", Path(scratch) / "generation_config.json")
-        yield SourceModel(name, model, tokenizer, config, Path(scratch), "", stored)
+        yield SourceModel(name, model, tokenizer, config, Path(scratch), "", weights)
 
 
 def check_weight_files(folder: Path, allow_pickle: bool) -> bool:
@@ -111,10 +116,11 @@ def check_weight_files(folder: Path, allow_pickle: bool) -> bool:
     raise NqEdgeError("NQ-MODEL", f"{folder} has no safetensors weights (model.safetensors or its index).", hint)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files, whose names have been checked."""
-    single = folder / _SAFE
-    return [single] if single.is_file() else [_existing(folder, n) for n in _shards(folder / f"{_SAFE}.index.json")]
+def _weight_files(folder: Path, single: str) -> list[Path]:
+    """The file of that name, or those that its index names; `check_weight_files` has seen them."""
+    if (folder / single).is_file():
+        return [folder / single]
+    return [_existing(folder, name) for name in _shards(folder / f"{single}.index.json")]
 
 
 def _shards(index: Path) -> dict[str, set[str] | None]:

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import NqEdgeError
 from ..system.extras import install_command
+from .hub import fetch, looks_like_id
 from .source import SourceModel, not_streamed
 
-__all__ = ["SourceModel", "load_model"]
+__all__ = ["SourceModel", "load_model", "locate"]
 
 _INSTALL = f"Install it: {install_command('compress')}."
 
@@ -41,20 +42,34 @@ def load_model(
         raise NqEdgeError("NQ-MISSING", "transformers is not installed.", _INSTALL) from error
     from .gguf_file import from_gguf
     from .hf_folder import from_folder
-    from .hub import fetch, looks_like_id
 
     transformers.utils.logging.disable_progress_bar()
-    name, path = str(path), Path(path)
-    if not path.exists() and looks_like_id(name):
-        path = fetch(name, allow_pickle=allow_pickle)
-    elif not path.exists():
-        raise NqEdgeError(
-            "NQ-MODEL", f"{path} does not exist.", "Pass a Hugging Face folder, a .gguf file or a hub id (owner/name)."
-        )
+    found, name = locate(path, allow_pickle=allow_pickle)
+    if stream and not found.is_dir():
+        raise not_streamed(f"{found} is a single file")
+    if found.is_dir():
+        opened = from_folder(found, name, allow_pickle=allow_pickle, stream=stream, limit=limit)
     else:
-        name = path.stem if path.is_file() else path.resolve().name
-    if stream and not path.is_dir():
-        raise not_streamed(f"{path} is a single file")
-    opened = from_folder(path, name, allow_pickle, stream, limit) if path.is_dir() else from_gguf(path, name)
+        opened = from_gguf(found, name)
     with opened as source:
         yield source
+
+
+def locate(path: str | Path, *, allow_pickle: bool = False, download: Callable[..., Path] = fetch) -> tuple[Path, str]:
+    """Where a model lies and what to call it; one of the hub is fetched first.
+
+    Args:
+        path: a folder, a .gguf file or a hub id. A path that exists is never taken for an id.
+        allow_pickle: fetch pickle files where there are no safetensors.
+        download: brings a hub id into the cache, see `hub.fetch`.
+
+    Raises:
+        NqEdgeError: NQ-MODEL when there is no such path and it is no id, NQ-HUB when the hub does not give it.
+    """
+    name, path = str(path), Path(path)
+    if path.exists():
+        return path, path.stem if path.is_file() else path.resolve().name
+    if looks_like_id(name):
+        return download(name, allow_pickle=allow_pickle), name
+    hint = "Pass a Hugging Face folder, a .gguf file or a hub id (owner/name)."
+    raise NqEdgeError("NQ-MODEL", f"{path} does not exist.", hint)

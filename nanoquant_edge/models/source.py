@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dense model to compress, and the one call of transformers that every kind of input ends in."""
+"""A dense model to compress: what every kind of input becomes, its weights in memory or in its files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ..errors import NqEdgeError, first_line
 from .config import DecoderConfig
 from .config_reader import read_config
+from .dense_model import put_parameter
 from .families import Family, family_of
-from .streamed_weights import StoredWeights, hollow_model
+from .parameters import ModelWeights
 
-__all__ = ["SourceModel", "load_dense", "load_streamed", "load_tokenizer", "not_streamed"]
+__all__ = ["SourceModel", "load_tokenizer", "not_streamed"]
 
 
 @dataclass
@@ -33,7 +34,7 @@ class SourceModel:
         config: config.json content, without any quantization entry.
         companions: folder with tokenizer and generation files, valid while the context of `load_model` is open.
         note: what a reader of its figures must know (a GGUF file holds dequantised weights).
-        stored: where the blocks' weights are, when they are not in memory.
+        streamed_weights: where the blocks' weights are, when they are not in memory.
     """
 
     name: str
@@ -42,17 +43,17 @@ class SourceModel:
     config: dict[str, Any]
     companions: Path
     note: str
-    stored: StoredWeights | None = None
+    streamed_weights: ModelWeights | None = None
 
     @property
     def streamed(self) -> bool:
         """Whether the blocks' weights are read when they are needed."""
-        return self.stored is not None
+        return self.streamed_weights is not None
 
     def place(self, device: torch.device) -> Any:
         """Move what is in memory to a device, where `opened` will put the rest; returns the model, frozen."""
         self.model.requires_grad_(False)
-        if self.stored is None:
+        if self.streamed_weights is None:
             return self.model.to(device)
         for module in self.model.modules():
             for parameter in module._parameters.values():
@@ -79,11 +80,11 @@ class SourceModel:
         }
         try:
             for name in hollow:
-                _put(module, name, nn.Parameter(self._read(f"{path}.{name}"), requires_grad=False))
+                put_parameter(module, name, nn.Parameter(self._read(f"{path}.{name}"), requires_grad=False))
             yield module
         finally:
             for name, parameter in hollow.items():
-                _put(module, name, parameter)
+                put_parameter(module, name, parameter)
 
     def weights(self, without: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
         """Name and value of each parameter in the model's order; streamed ones are read one at a time.
@@ -100,8 +101,8 @@ class SourceModel:
         return _Layers(self, names)
 
     def _read(self, name: str) -> Tensor:
-        assert self.stored is not None
-        return self.stored.read(name, self.model.get_input_embeddings().weight.device)
+        assert self.streamed_weights is not None
+        return self.streamed_weights.read(name, self.model.get_input_embeddings().weight.device)
 
     @property
     def family(self) -> Family:
@@ -135,60 +136,10 @@ class _Layers(Mapping[str, nn.Linear]):
         return len(self._names)
 
 
-def _put(module: nn.Module, path: str, parameter: nn.Parameter) -> None:
-    parent, _, name = path.rpartition(".")
-    module.get_submodule(parent)._parameters[name] = parameter
-
-
 def not_streamed(what: str) -> NqEdgeError:
     """That weights cannot be streamed from something other than safetensors; `what` says what was found."""
     hint = "Leave --stream-weights out, or convert the model to safetensors."
     return NqEdgeError("NQ-OPTION", f"{what}; weights are streamed from safetensors only.", hint)
-
-
-def load_streamed(folder: Path, files: list[Path]) -> tuple[Any, StoredWeights]:
-    """A model whose blocks stay in its files; embeddings, norms behind the blocks and head are read.
-
-    Raises:
-        NqEdgeError: NQ-MODEL when a file is damaged, or a tensor is missing or of another shape.
-    """
-    stored, model = StoredWeights(folder, files), hollow_model(folder)
-    tied = bool(model.config.tie_word_embeddings)
-    names = [name for name, _ in model.named_parameters() if not (tied and name == "lm_head.weight")]
-    stored.check({name: tuple(model.get_parameter(name).shape) for name in names})
-    blocks = f"{family_of(model.config.to_dict()).blocks}."
-    for name in names:
-        if not name.startswith(blocks):
-            _put(model, name, nn.Parameter(stored.read(name, torch.device("cpu")), requires_grad=False))
-    if tied:
-        _put(model, "lm_head.weight", model.get_input_embeddings().weight)
-    return model, stored
-
-
-def load_dense(path: Path, folder: Path, **options: Any) -> Any:
-    """The model in float32; a tensor that is missing is an error, not a random start.
-
-    Args:
-        path: what the user named, for messages.
-        folder: where transformers reads.
-        options: further arguments of `from_pretrained`.
-
-    Raises:
-        NqEdgeError: NQ-MODEL when a file is damaged, a tensor is missing, or memory does not suffice.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, output_loading_info=True, **options
-        )
-    except Exception as error:  # transformers, safetensors, gguf and torch each raise their own kinds
-        raise NqEdgeError("NQ-MODEL", f"{path} cannot be loaded: {first_line(error)}.") from error
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise NqEdgeError("NQ-MODEL", f"{path} lacks {len(missing)} tensors, the first is {missing[0]}.")
-    return model.eval()
 
 
 def load_tokenizer(path: Path, folder: Path, **options: Any) -> Any:

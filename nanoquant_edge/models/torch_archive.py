@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError, first_line
+from ..formats.lfs_pointer import check_is_no_pointer
 
 __all__ = ["check_torch_archive", "load_tensors"]
 
@@ -28,6 +29,7 @@ def check_torch_archive(path: Path, code: str) -> None:
     Raises:
         NqEdgeError: `code`.
     """
+    check_is_no_pointer(path, code)
     hint = "Save it again with a current PyTorch, or convert it to safetensors."
     try:
         size = path.stat().st_size

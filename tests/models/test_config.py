@@ -35,22 +35,22 @@ def test_what_a_config_leaves_out_has_the_usual_value() -> None:
     assert decoder.norm_eps == 1e-6
 
 
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 2, "high_freq_factor": 4.0}
+
+
 @pytest.mark.parametrize(
     "where",
     [
-        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
-        {
-            "rope_parameters": None,
-            "rope_theta": 5e5,
-            "rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 2},
-        },
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}},
+        {"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": {"type": "llama3", **LLAMA3}},
     ],
     ids=["rope_parameters", "rope_scaling"],
 )
 def test_rotary_scaling_in_both_spellings(where: dict[str, Any]) -> None:
     rotary = read_config(llama_config(**where)).rotary
     assert (rotary.kind, rotary.theta, rotary.factor, rotary.low_freq_factor) == ("llama3", 5e5, 8.0, 2.0)
-    assert (rotary.high_freq_factor, rotary.original_length) == (4.0, 8192)
+    assert rotary.high_freq_factor == 4.0
+    assert rotary.original_length == 256, "the longest context, where no other is named"
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "phi3", "mamba", None, 7, ["llama"]])
@@ -85,6 +85,10 @@ def test_unknown_architectures_are_refused_with_what_works(model_type: Any) -> N
         ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 0}}, "NQ-MODEL", "not positive"),
         ({"rope_parameters": "default"}, "NQ-MODEL", "rotary"),
         ({"rope_parameters": [1]}, "NQ-MODEL", "rotary"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "NQ-MODEL", "of type linear without factor"),
+        ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "NQ-MODEL", "of type llama3 without low_freq_factor"),
+        ({"rope_scaling": {"type": "llama3", **LLAMA3, "high_freq_factor": 2}}, "NQ-MODEL", "divide by 0"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "NQ-MODEL", "one rotary embedding"),
         ({"partial_rotary_factor": "half"}, "NQ-MODEL", "rotary"),
     ],
 )

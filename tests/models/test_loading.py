@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.models.loading import load_model
+from nanoquant_edge.models.loading import load_model, locate
 from tests.compression.support import ORACLE, dense_folder, dense_llama
+from tests.formats.test_lfs_pointer import POINTER
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -160,7 +161,7 @@ def test_a_pickle_with_code_runs_none(tmp_path: Path) -> None:
     folder = dense_folder(tmp_path / "m")
     (folder / "model.safetensors").unlink()
     torch.save({"a": Evil(tmp_path / "ran")}, folder / "pytorch_model.bin")
-    with pytest.raises(NqEdgeError, match="cannot be loaded") as caught, load_model(folder, allow_pickle=True):
+    with pytest.raises(NqEdgeError, match="as tensors only") as caught, load_model(folder, allow_pickle=True):
         pass
     assert caught.value.code == "NQ-MODEL"
     assert not (tmp_path / "ran").exists()
@@ -186,14 +187,19 @@ def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
     assert caught.value.code == "NQ-MODEL"
 
 
-def test_a_hub_id_is_fetched_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = dense_folder(tmp_path / "snapshots/0123")
-    monkeypatch.setattr("nanoquant_edge.models.hub.fetch", lambda name, allow_pickle: folder)
-    with load_model("owner/tiny") as source:
-        assert source.name == "owner/tiny"
+def test_a_hub_id_is_fetched_unless_it_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def fetched(name: str, allow_pickle: bool) -> Path:
+        asked.append((name, allow_pickle))
+        return tmp_path / "snapshots/0123"
+
+    assert locate("owner/tiny", allow_pickle=True, download=fetched) == (tmp_path / "snapshots/0123", "owner/tiny")
+    assert asked == [("owner/tiny", True)]
+    (tmp_path / "owner/tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(NqEdgeError, match="has no config"), load_model("snapshots/.."):
-        pass
+    assert locate("owner/tiny", download=fetched) == (Path("owner/tiny"), "tiny")
+    assert len(asked) == 1
 
 
 def test_links_into_the_hub_s_blobs_are_followed_and_no_others(tmp_path: Path) -> None:
@@ -227,19 +233,13 @@ def test_code_in_the_folder_is_never_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_control_characters_of_a_library_s_message_are_not_passed_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import transformers
-
-    def fail(*_arguments: Any, **_keywords: Any) -> None:
-        raise ValueError("bad \x1b[2J name\nsecond line")
-
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
-    with pytest.raises(NqEdgeError) as caught, load_model(dense_folder(tmp_path / "m")):
+def test_control_characters_of_a_library_s_message_are_not_passed_on(tmp_path: Path) -> None:
+    folder = dense_folder(tmp_path / "m")
+    edit(folder / "config.json", bos_token_id="bad \x1b[2J name\nsecond line")
+    with pytest.raises(NqEdgeError) as caught, load_model(folder):
         pass
-    assert "bad ?[2J name" in caught.value.message
-    assert "second" not in caught.value.message
+    assert "bad ?[2J name" in caught.value.message or r"bad \x1b[2J name" in caught.value.message
+    assert "\x1b" not in caught.value.message
 
 
 def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,3 +250,16 @@ def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         pass
     assert caught.value.code == "NQ-MISSING"
     assert "'transformers>=" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+             "pytorch_model.bin"],
+)  # fmt: skip
+def test_a_pointer_of_git_lfs_is_called_what_it_is(tmp_path: Path, name: str) -> None:
+    folder = dense_folder(tmp_path / "m")
+    if name.endswith(".bin"):
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_text(POINTER)
+    with pytest.raises(NqEdgeError, match=f"{name} is a pointer of Git LFS"), load_model(folder, allow_pickle=True):
+        pass
