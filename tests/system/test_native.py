@@ -14,8 +14,8 @@ import nanoquant_edge.system.native as native
 from nanoquant_edge.errors import NqEdgeError
 
 
-def test_the_override_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library: str) -> None:
-    shutil.copy(library, tmp_path / native.ORT_LIBRARY_NAME)
+def test_the_override_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copy(native.ort_library_path(), tmp_path / native.ORT_LIBRARY_NAME)
     monkeypatch.setenv(native.NATIVE_DIR_VARIABLE, str(tmp_path))
     assert native.ort_library_path() == tmp_path / native.ORT_LIBRARY_NAME
     assert native.ort_library_info()["path"] == str(tmp_path / native.ORT_LIBRARY_NAME)

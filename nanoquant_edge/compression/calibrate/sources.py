@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where calibration text comes from: files and folders with weights, plain, in JSON lines, or compressed."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import NqEdgeError
+from ...formats.corpus import join_rows
+
+__all__ = ["TextSource", "read_source", "shared_out"]
+
+#: Decompressed bytes of all files of one source; more text than any calibration reads.
+_MOST_BYTES = 1 << 30
+_KINDS = (".txt", ".raw", ".md", ".jsonl")
+_COMPRESSED = (".xz", ".zst")
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A file or a folder of calibration text.
+
+    Attributes:
+        path: a file, or a folder whose .txt, .raw, .md and .jsonl files (also .xz or .zst) are read in order of name.
+        weight: share of the windows that are drawn from it, in proportion to the other sources' weights.
+
+    Raises:
+        NqEdgeError: NQ-OPTION when the weight is not a number above 0.
+    """
+
+    path: Path
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < float("inf"):
+            raise NqEdgeError("NQ-OPTION", f"the weight of {self.path} must be above 0, not {self.weight}.")
+
+    @classmethod
+    def parse(cls, text: str) -> TextSource:
+        """A source as a command line names it: PATH or PATH=WEIGHT.
+
+        Example:
+            >>> TextSource.parse("notes.txt=0.5")
+            TextSource(path=PosixPath('notes.txt'), weight=0.5)
+        """
+        path, equals, weight = text.rpartition("=")
+        if not equals or Path(text).exists():
+            return cls(Path(text))
+        try:
+            return cls(Path(path), float(weight))
+        except ValueError as error:
+            raise NqEdgeError(
+                "NQ-OPTION",
+                f"{weight!r} in {text!r} is no weight.",
+                "Write PATH or PATH=WEIGHT, such as notes.txt=0.5.",
+            ) from error
+
+
+def shared_out(windows: int, weights: Sequence[float]) -> list[int]:
+    """How many of `windows` each source gives, in proportion to the weights; they add up.
+
+    Example:
+        >>> shared_out(10, [1.0, 1.0, 2.0])
+        [3, 2, 5]
+    """
+    exact = [windows * weight / sum(weights) for weight in weights]
+    counts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda index: (counts[index] - exact[index], index))
+    for index in by_remainder[: windows - sum(counts)]:
+        counts[index] += 1
+    return counts
+
+
+def read_source(source: TextSource) -> str:
+    """The text of a source.
+
+    A plain text file is read as perplexity is measured: its lines are rows of a corpus (`formats.corpus.join_rows`).
+    Compressed files and JSON lines are taken as they are; each line's field "text" is a document.
+
+    Raises:
+        NqEdgeError: NQ-CALIBRATION when nothing can be read, something is not UTF-8 or not JSON, or the text has more
+            than 1 GiB; NQ-MISSING for .zst files without the package zstandard.
+    """
+    if not source.path.is_dir():
+        return _text_of(source.path, _MOST_BYTES)
+    names = (*_KINDS, *(f"{kind}{packed}" for kind in _KINDS for packed in _COMPRESSED))
+    files = sorted(path for path in source.path.rglob("*") if path.is_file() and path.name.endswith(names))
+    if not files:
+        raise NqEdgeError("NQ-CALIBRATION", f"{source.path} holds no text.", f"Its files end with {', '.join(_KINDS)}.")
+    left, texts = _MOST_BYTES, []
+    for path in files:
+        texts.append(_text_of(path, left))
+        left -= len(texts[-1])
+    return "\n\n".join(texts)
+
+
+def _text_of(path: Path, most: int) -> str:
+    name = path.name
+    try:
+        data = _bytes_of(path, most)
+        plain = name.removesuffix(path.suffix) if path.suffix in _COMPRESSED else name
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise NqEdgeError(
+            "NQ-CALIBRATION", f"cannot read {path}: {error.strerror or error}.", "Check the path."
+        ) from error
+    except (lzma.LZMAError, EOFError) as error:
+        raise NqEdgeError("NQ-CALIBRATION", f"{path} is damaged: {error}.", "Fetch it again.") from error
+    except UnicodeDecodeError as error:
+        raise NqEdgeError(
+            "NQ-CALIBRATION", f"{path} is not UTF-8 text ({error.reason}).", "Convert it to UTF-8."
+        ) from error
+    if plain.endswith(".jsonl"):
+        return "\n\n".join(_documents(path, text))
+    return text if path.suffix in _COMPRESSED else join_rows(text)
+
+
+def _bytes_of(path: Path, most: int) -> bytes:
+    """At most `most` bytes, decompressed; a file that holds more is refused before they are in memory."""
+    if path.suffix == ".xz":
+        with lzma.open(path) as file:
+            data = file.read(most + 1)
+    elif path.suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError as error:
+            raise NqEdgeError(
+                "NQ-MISSING", f"reading {path} needs the package zstandard.", "Run pip install zstandard."
+            ) from error
+        try:
+            with path.open("rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as stream:
+                data = stream.read(most + 1)
+        except zstandard.ZstdError as error:
+            raise NqEdgeError("NQ-CALIBRATION", f"{path} is damaged: {error}.", "Fetch it again.") from error
+    else:
+        with path.open("rb") as plain:
+            data = plain.read(most + 1)
+    if len(data) > most:
+        raise NqEdgeError("NQ-CALIBRATION", f"{path} holds more than {most} bytes of text.", "Pass an excerpt of it.")
+    return data
+
+
+def _documents(path: Path, text: str) -> list[str]:
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise NqEdgeError(
+                "NQ-CALIBRATION", f'line {number} of {path} is no JSON object with a field "text".', "Mend or drop it."
+            ) from error
+        if not isinstance(document, str):
+            raise NqEdgeError("NQ-CALIBRATION", f'the field "text" of line {number} of {path} is no text.')
+        found.append(document)
+    return found
