@@ -7,7 +7,7 @@ its usual cause and what to do, so that the error documentation can be made from
 
 from __future__ import annotations
 
-__all__ = ["CATALOGUE", "NqEdgeError", "first_line"]
+__all__ = ["CATALOGUE", "NqEdgeError", "first_line", "printable"]
 
 #: code -> (cause, what to do)
 CATALOGUE: dict[str, tuple[str, str]] = {
@@ -101,8 +101,13 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "Pass --trust-bundle-code if you trust whoever made it, or build the engine without embedded code.",
     ),
     "NQ-MEMORY": (
-        "The GPU has too little free memory for the engine, its key/value cache and its buffers.",
-        "End other programs on the GPU, use smaller batches, or build with a smaller --capacity.",
+        "The GPU or this machine has too little free memory for the model, its key/value cache and its buffers.",
+        "End other programs, use a smaller batch, context or --capacity, or a machine with more memory.",
+    ),
+    "NQ-SYSTEM": (
+        "The operating system or a library refused something: a file, an output, a limit, an input that is nested too "
+        "deeply.",
+        "See the message. If the input is sound, run again with NQ_EDGE_TRACEBACK=1 and report what it shows.",
     ),
     "NQ-TARGET": (
         "The target is not known, or this machine cannot build for it.",
@@ -141,8 +146,8 @@ class NqEdgeError(Exception):
             raise ValueError(f"error code {code!r} is not in the catalogue")
         super().__init__(message)
         self.code = code
-        self.message = _printable(message)
-        self.hint = CATALOGUE[code][1] if hint is None else hint
+        self.message = printable(message)
+        self.hint = CATALOGUE[code][1] if hint is None else printable(hint)
 
     def __str__(self) -> str:
         return f"[{self.code}] {self.message} {self.hint}"
@@ -151,10 +156,15 @@ class NqEdgeError(Exception):
 def first_line(error: BaseException) -> str:
     """What a library said, without the control characters a damaged file can bring into it."""
     lines = str(error).strip().splitlines()
-    return _printable((lines[0] if lines else type(error).__name__)[:300].rstrip("."))
+    return printable((lines[0] if lines else type(error).__name__)[:300].rstrip("."))
 
 
-def _printable(text: str) -> str:
-    """Text that a terminal can show: damaged files bring control characters, lone surrogates and endless names."""
+def printable(text: str) -> str:
+    """Text that a terminal can show: damaged files bring control characters, lone surrogates and endless names.
+
+    Example:
+        >>> printable("a\\x1b[2Jb")
+        'a?[2Jb'
+    """
     shown = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text[:_LONGEST])
     return shown if len(text) <= _LONGEST else f"{shown}..."

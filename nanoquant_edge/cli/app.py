@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import keyword
 import os
 import signal
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from ..errors import NqEdgeError
+from ..errors import NqEdgeError, first_line
+from . import streams
+from .suggestions import SuggestingGroup
 
 __all__ = ["main"]
 
@@ -36,7 +39,11 @@ VERBS = {
 }
 
 
-class _LazyGroup(click.Group):
+#: Set to 1, it lets the traceback of an error of the system or of a library through, for reports.
+TRACEBACK_VARIABLE = "NQ_EDGE_TRACEBACK"
+
+
+class _LazyGroup(SuggestingGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
@@ -47,6 +54,12 @@ class _LazyGroup(click.Group):
         module = importlib.import_module(f"nanoquant_edge.cli.{file}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:  # of a file: click would take it for the end of the user's input, and say "Aborted!"
+            raise NqEdgeError("NQ-SYSTEM", f"an input ends too early: {first_line(error)}.") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
@@ -75,20 +88,43 @@ def app() -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Entry point. An `NqEdgeError` becomes one message on standard error and exit status 2.
+    """Entry point. Whatever an input, the system or a library causes becomes one message and exit status 2.
+
+    A mistake of this package keeps its traceback.
 
     Args:
         arguments: command line without the program's name; None takes the process's own.
     """
+    streams.prepare()
     # PyTorch's OpenMP threads spin while they wait. On a machine that does anything else, they then take each other's
     # cores: factorization ran 6 times slower beside one busy process (docs/notes/cpu.md). Read when the library loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _end_on_sigterm()
     try:
-        return app.main(args=arguments, prog_name="nq-edge", standalone_mode=True)
-    except NqEdgeError as error:
-        click.echo(f"nq-edge: [{error.code}] {error.message}\n  {error.hint}", err=True)
-        sys.exit(2)
+        try:
+            return app.main(args=arguments, prog_name="nq-edge", standalone_mode=True)
+        except SystemExit:
+            streams.finish()
+            raise
+    except BaseException as error:
+        _end(error)
+
+
+def _end(error: BaseException) -> NoReturn:
+    """End the program as an error asks for."""
+    streams.abandon(sys.stdout)
+    if isinstance(error, NqEdgeError):
+        said: NqEdgeError | None = error
+    else:
+        from ..system.failures import explained
+
+        said = None if os.environ.get(TRACEBACK_VARIABLE) else explained(error)
+    if said is None:
+        raise error
+    with contextlib.suppress(OSError):
+        click.echo(f"nq-edge: [{said.code}] {said.message}\n  {said.hint}", err=True)
+    streams.abandon(sys.stderr)
+    sys.exit(2)
 
 
 def _end_on_sigterm() -> None:

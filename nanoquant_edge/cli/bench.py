@@ -13,6 +13,7 @@ import click
 from ..errors import NqEdgeError
 from ..system.children import run_python
 from .opening import opening_options
+from .streams import echo_json
 
 if TYPE_CHECKING:
     from ..bench import BenchOptions
@@ -52,7 +53,7 @@ def command(bundle: str, against: str | None, profile: bool, as_json: bool, **op
     if against is None:
         report = _measure(bundle, chosen)
         if as_json:
-            click.echo(json.dumps(report, indent=2))
+            echo_json(report, indent=2)
         else:
             _print(report, profile)
         return
@@ -65,7 +66,7 @@ def command(bundle: str, against: str | None, profile: bool, as_json: bool, **op
         for one, other in zip(*(report["timings"] for report in reports), strict=True)
     ]
     if as_json:
-        click.echo(json.dumps({"bundles": reports, "ratios": ratios}, indent=2))
+        echo_json({"bundles": reports, "ratios": ratios}, indent=2)
         return
     for report in reports:
         _print(report, profile)
@@ -136,17 +137,18 @@ def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any], profile: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=report["bundle"])
+    from ..system.terminal import plain, terminal
+
+    table = Table(title=plain(report["bundle"]))
     for heading in ("prompt", "prefill, tokens/s", "first token, ms", "decode, tokens/s"):
         table.add_column(heading, justify="right")
     for timing in report["timings"]:
         cells = (timing[key] for key in ("prefill_tps", "ttft_ms", "decode_tps"))
         table.add_row(str(timing["prompt"]), *(f"{middle:.1f} ({low:.1f}–{high:.1f})" for middle, low, high in cells))
     memory, threads = report["memory_mb"], report["threads"] or "default"
-    Console().print(table)
+    terminal().print(table)
     click.echo(
         f"load {report['load_s']:.2f} s · memory {memory['loaded']:.0f} MB loaded, {memory['steady']:.0f} steady, "
         f"{memory['peak']:.0f} peak · files {report['file_mb']:.1f} MB · threads {threads} · kernel {report['kernel']}"

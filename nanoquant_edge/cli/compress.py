@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .arguments import OutputPath
 from .progress import shown_progress
+from .streams import echo_json
 
 if TYPE_CHECKING:
     from ..formats.checkpoint import Checkpoint
@@ -21,7 +22,7 @@ __all__ = ["command"]
 @click.command("compress")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--bpw", type=float, default=1.0, show_default=True, help="Bits per weight of the compressed layers.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
+@click.option("--output", type=OutputPath(), required=True, help="Checkpoint folder to write.")
 @click.option(
     "--recipe",
     "--preset",
@@ -133,7 +134,7 @@ def command(
     if not first:
         return
     summary = summarize(checkpoint)
-    click.echo(json.dumps(summary)) if as_json else _print(summary)
+    echo_json(summary) if as_json else _print(summary)
 
 
 def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -161,10 +162,11 @@ def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _print(summary: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=summary["checkpoint"], title_justify="left", show_header=False)
+    from ..system.terminal import plain, terminal
+
+    table = Table(title=plain(summary["checkpoint"]), title_justify="left", show_header=False)
     table.add_row("bits per weight", f"{summary['true_bpw']:.4f} stored (asked for {summary['target_bpw']})")
     table.add_row("compressed layers", str(summary["layers"]))
     table.add_row("embedding, head", f"{summary['embedding']}, {summary['head']}")
@@ -179,4 +181,4 @@ def _print(summary: dict[str, Any]) -> None:
         table.add_row("left out", part)
     for stage in summary["undone"]:
         table.add_row("reverted", f"{stage}: its loss was not finite")
-    Console().print(table)
+    terminal().print(table)

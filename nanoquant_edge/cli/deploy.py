@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from ..errors import printable
+from .arguments import OutputPath
+from .streams import echo_json
 
 __all__ = ["command"]
 
@@ -14,7 +17,7 @@ __all__ = ["command"]
 @click.command(name="deploy")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", "-d", required=True, help="A board of `nq-edge devices`, x86-laptop, or `this`.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--output", type=OutputPath(), required=True, help="Folder to write.")
 @click.option("--wheels/--no-wheels", default=True, help="Fetch wheels now, so that the board needs no network.")
 @click.option("--native", type=click.Path(path_type=Path), help="Folder with libraries built for the board.")
 @click.option("--no-native", is_flag=True, help="Leave building the operator's library to the board.")
@@ -61,12 +64,13 @@ def command(
         progress=lambda what: None if as_json else click.echo(f"{what} ...", err=True),
     )
     if as_json:
-        click.echo(json.dumps({"folder": str(output), **made.to_dict()}, ensure_ascii=False))
+        echo_json({"folder": str(output), **made.to_dict()})
         return
     total = sum(path.stat().st_size for path in Path(output).rglob("*") if path.is_file()) / 1e6
     network = "needs no network there" if made.complete else "fetches its requirements there"
     libraries = ", ".join(made.libraries) or "no prebuilt library"
-    click.echo(f"{output}: {total:.0f} MB for {made.target.title}, Python {made.python}, {libraries}; {network}")
+    what = f"{output}: {total:.0f} MB for {made.target.title}, Python {made.python}, {libraries}; {network}"
+    click.echo(printable(what))
     steps = "./setup.sh, " + ("./build_engine.sh for the GPU, " if made.graph else "") + "./run.sh"
     click.echo(
         f"Copy the folder to the board and run {steps} there (README.md). Not run on such a board by the project."

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
+
+from .streams import echo_json
+from .suggestions import SuggestingGroup
 
 if TYPE_CHECKING:
     from ..devices import Target
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "named"]
 
 
-@click.group(name="devices", invoke_without_command=True)
+@click.group(name="devices", cls=SuggestingGroup, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
@@ -26,10 +28,11 @@ def command(context: click.Context, as_json: bool) -> None:
     found = recognise(describe_machine())
     if as_json:
         rows = {name: target.to_dict() for name, target in TARGETS.items()}
-        click.echo(json.dumps({"this": found.name if found else None, "devices": rows}, ensure_ascii=False))
+        echo_json({"this": found.name if found else None, "devices": rows})
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from ..system.terminal import terminal
 
     table = Table(title="devices", title_justify="left")
     for column in ("name", "GB", "GB/s", "capability", "runs a bundle by", "JetPack"):
@@ -40,7 +43,7 @@ def command(context: click.Context, as_json: bool) -> None:
         sizes = [f"{target.memory_gb:g}", "" if target.bandwidth_gbs is None else f"{target.bandwidth_gbs:g}"]
         here = " (this machine)" if found is not None and found.name == name else ""
         table.add_row(name + here, *sizes, target.compute_capability, target.backend, target.jetpack)
-    console = Console()
+    console = terminal()
     console.print(table)
     generic = [name for name, target in TARGETS.items() if target.memory_gb is None]
     console.print(f"Engines are built for any GPU of a kind too: {', '.join(generic)}.")
@@ -55,7 +58,7 @@ def show(device: str, as_json: bool) -> None:
 
     target = named(device)
     if as_json:
-        click.echo(json.dumps(target.to_dict(), ensure_ascii=False))
+        echo_json(target.to_dict())
     else:
         print_device(target)
 
@@ -95,7 +98,7 @@ def fit(
     wanted = min(2048, facts.config.max_positions) if context is None else context
     found = assess(facts, target, wanted, batch, power_mode)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), ensure_ascii=False))
+        echo_json(found.to_dict())
     else:
         from .devices_report import print_assessment
 

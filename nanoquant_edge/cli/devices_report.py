@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..devices import Assessment, Target
+from ..system.terminal import terminal
 
 __all__ = ["print_assessment", "print_device"]
 
 
 def print_device(target: Target) -> None:
     """Everything of a profile, each number beside its source."""
-    console = Console()
+    console = terminal()
     table = Table(title=f"{target.name}: {target.title}", title_justify="left")
     for column in ("", "value", "source"):
         table.add_column(column, overflow="fold")
@@ -51,7 +51,7 @@ def print_device(target: Target) -> None:
 
 def print_assessment(found: Assessment) -> None:
     """The answer in a line, then memory, rates and speed."""
-    console = Console()
+    console = terminal()
     fit, model = found.fit, found.model
     verdict = "fits" if fit.fits else "does not fit"
     if fit.available is None:

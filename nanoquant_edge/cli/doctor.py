@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
-
 import click
+
+from .streams import echo_json
 
 __all__ = ["command"]
 
-_MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
+_STYLES = {"ok": "green", "note": "yellow", "problem": "red"}
 
 
 @click.command(name="doctor")
@@ -23,17 +23,18 @@ def command(as_json: bool) -> None:
 
     report = examine()
     if as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        echo_json(report.to_dict())
     else:
-        from rich.console import Console
         from rich.table import Table
-        from rich.text import Text
+
+        from ..system.terminal import plain, terminal
 
         table = Table(title=f"nq-edge on {report.device}", title_justify="left")
         for column in ("", "what", "found", "what to do"):
             table.add_column(column, overflow="fold")
         for check in report.checks:
-            table.add_row(_MARKS[check.status], Text(check.name), Text(check.found), Text(check.advice))
-        Console().print(table)
+            mark = plain(check.status, _STYLES[check.status])
+            table.add_row(mark, plain(check.name), plain(check.found), plain(check.advice))
+        terminal().print(table)
     if not report.healthy:
         raise SystemExit(1)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ..errors import printable
+from .streams import echo_json
 
 if TYPE_CHECKING:
     from ..formats.bundle import Bundle
@@ -80,7 +82,7 @@ def make_engine(source: Path, output: Path, dtype: str | None, overwrite: bool, 
             source, output, target=given["targets"], options=options, overwrite=overwrite, progress=report
         )
     if as_json:
-        click.echo(json.dumps(_summary(bundle)))
+        echo_json(_summary(bundle))
     else:
         _print_table(bundle)
 
@@ -116,10 +118,11 @@ def _summary(bundle: Bundle) -> dict[str, object]:
 
 
 def _print_table(bundle: Bundle) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from ..system.terminal import terminal
+
+    console = terminal()
     build, engine = bundle.measured["build"], bundle.engine
     fits = build.get("preflight", [])
     if fits:
@@ -133,20 +136,18 @@ def _print_table(bundle: Bundle) -> None:
             available = "not known" if fit["available"] is None else f"{fit['available'] / 1e6:.0f}"
             table.add_row(fit["target"], *sizes, available)
         console.print(table)
+    folder = printable(str(bundle.folder))
     total = sum(entry.size for entry in bundle.files.values()) / 1e6
     form = f"{bundle.compressed_linears} compressed layers at {bundle.true_bpw:.3f} bits per weight, {bundle.dtype}"
     if engine is None:
-        console.print(
-            f"{bundle.folder}: {total:.1f} MB, {form}, cache {bundle.kv.max_capacity}, {build['seconds']:.1f} s"
-        )
+        console.print(f"{folder}: {total:.1f} MB, {form}, cache {bundle.kv.max_capacity}, {build['seconds']:.1f} s")
         console.print(
             "No engine yet: TensorRT builds it on the device. Copy the folder there and run build.sh (README.md).",
             style="bold",
         )
         return
     console.print(
-        f"{bundle.folder}: {total:.1f} MB, {form} in {engine.plugin_layers} plugin layers, "
-        f"cache {bundle.kv.max_capacity}"
+        f"{folder}: {total:.1f} MB, {form} in {engine.plugin_layers} plugin layers, cache {bundle.kv.max_capacity}"
     )
     console.print(
         f"TensorRT {engine.tensorrt_version}, compute capability {', '.join(engine.compute_capabilities)}; "

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .arguments import OutputPath
 from .engine_options import engine_options, make_engine
+from .streams import echo_json
 
 if TYPE_CHECKING:
     from ..formats.bundle import Bundle
@@ -28,7 +29,7 @@ __all__ = ["command"]
     show_default=True,
     help="A bundle for ONNX Runtime, a folder for ONNX Runtime GenAI, or a TensorRT engine.",
 )
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
+@click.option("--output", type=OutputPath(), required=True, help="Bundle folder to write.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -85,10 +86,10 @@ def command(
     if kind == "tensorrt":
         make_engine(checkpoint, output, dtype, overwrite, as_json, **engine)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..errors import NqEdgeError
+    from ..system.terminal import terminal
 
     try:
         from ..exporters.genai.export import export_genai
@@ -101,7 +102,7 @@ def command(
 
     start = time.perf_counter()
     columns = (TextColumn("writing weights"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=as_json) as bar:
+    with Progress(*columns, console=terminal(stderr=True), transient=True, disable=as_json) as bar:
         task = bar.add_task("", total=None)
 
         def shown(done: int, total: int, _name: str) -> None:
@@ -120,7 +121,7 @@ def command(
             bundle = export_onnx(checkpoint, output, **graph, **common)
     seconds = time.perf_counter() - start
     if as_json:
-        click.echo(json.dumps(_summary(bundle, seconds)))
+        echo_json(_summary(bundle, seconds))
     else:
         _print_table(bundle, seconds)
 
@@ -157,17 +158,18 @@ def _summary(bundle: Bundle, seconds: float) -> dict[str, object]:
 
 
 def _print_table(bundle: Bundle, seconds: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{bundle.folder}", title_justify="left")
+    from ..system.terminal import plain, terminal
+
+    table = Table(title=plain(bundle.folder), title_justify="left")
     table.add_column("file")
     table.add_column("MB", justify="right")
     for name, entry in bundle.files.items():
-        table.add_row(name, f"{entry.size / 1e6:.2f}")
+        table.add_row(plain(name), f"{entry.size / 1e6:.2f}")
     table.add_section()
     table.add_row("total", f"{sum(entry.size for entry in bundle.files.values()) / 1e6:.2f}")
-    console = Console()
+    console = terminal()
     console.print(table)
     console.print(
         f"{bundle.compressed_linears} compressed layers at {bundle.true_bpw:.3f} bits per weight, "

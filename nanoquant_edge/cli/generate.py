@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 
 from ..errors import NqEdgeError
 from .opening import OPENING, opening_options
+from .streams import echo_json
 
 __all__ = ["command"]
 
@@ -66,7 +66,7 @@ def command(bundle: str, **options: Any) -> None:
     result = run.result
     assert result is not None  # the loop above used the run up
     if options["as_json"]:
-        click.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+        echo_json(result.to_dict())
         return
     click.echo()
     click.echo(

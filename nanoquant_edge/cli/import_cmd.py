@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from ..errors import printable
+from .arguments import OutputPath
+from .streams import echo_json
 
 __all__ = ["command"]
 
@@ -14,7 +17,7 @@ __all__ = ["command"]
 @click.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--base", required=True, help="The dense model it was made from: folder, .gguf file or hub id.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
+@click.option("--output", type=OutputPath(), required=True, help="Checkpoint folder to write.")
 @click.option("--allow-pickle", is_flag=True, help="Read --base from pytorch_model.bin, tensors only, running no code.")
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a line.")
@@ -42,8 +45,7 @@ def command(source: Path, base: str, output: Path, allow_pickle: bool, overwrite
         "total_bytes": sum(path.stat().st_size for path in checkpoint.folder.rglob("*") if path.is_file()),
     }
     if as_json:
-        click.echo(json.dumps(report))
+        echo_json(report)
     else:
-        click.echo(
-            f"{report['checkpoint']}: {report['layers']} layers at {checkpoint.settings.true_bpw:.4f} bits per weight"
-        )
+        rate = checkpoint.settings.true_bpw
+        click.echo(printable(f"{report['checkpoint']}: {report['layers']} layers at {rate:.4f} bits per weight"))

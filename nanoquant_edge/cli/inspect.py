@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .streams import echo_json
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -34,7 +36,7 @@ def command(folder: Path, layers: bool, as_json: bool) -> None:
 
         report = describe_checkpoint(Checkpoint(folder))
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        echo_json(report, indent=2)
     elif "layers" in report:
         _print_checkpoint(report, layers)
     else:
@@ -151,10 +153,11 @@ def _category(tensor: str) -> str:
 
 
 def _print_checkpoint(report: dict[str, Any], every_layer: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from ..system.terminal import terminal
+
+    console = terminal()
     model = ", ".join(f"{key.removeprefix('_')} {value}" for key, value in report["model"].items())
     console.print(_plain(f"{report['folder']}: {model}"))
     layers = Table(title="compressed layers")
@@ -191,10 +194,11 @@ def _print_checkpoint(report: dict[str, Any], every_layer: bool) -> None:
 
 
 def _print_bundle(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from ..system.terminal import terminal
+
+    console = terminal()
     kv, (low, high) = report["kv"], report["backend_versions"]
     text = (
         f"{report['folder']}: {report['source_model']}\n"

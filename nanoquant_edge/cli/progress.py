@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 from ..system.progress import Progress
+from ..system.terminal import terminal
 
 __all__ = ["shown_progress"]
 
@@ -36,18 +37,17 @@ def shown_progress(title: str, hidden: bool = False) -> Iterator[Progress]:
 @contextlib.contextmanager
 def _bar(title: str) -> Iterator[Progress]:
     from rich import progress as rich
-    from rich.console import Console
 
     columns = (
-        rich.TextColumn(title),
+        rich.TextColumn(title, markup=False),
         rich.BarColumn(),
         rich.TaskProgressColumn(),
         rich.TimeElapsedColumn(),
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(elapsed_when_finished=False),
-        rich.TextColumn("{task.description}"),
+        rich.TextColumn("{task.description}", markup=False),
     )
-    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
+    with rich.Progress(*columns, console=terminal(stderr=True)) as bar:
         task = bar.add_task("", total=1.0)
         yield Progress(lambda fraction, text: bar.update(task, completed=fraction, description=text))
 

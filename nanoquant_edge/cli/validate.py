@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import click
 
 from .opening import opening_options
 from .progress import shown_progress
+from .streams import echo_json
 
 __all__ = ["command"]
 
@@ -51,7 +51,7 @@ def command(bundle: Path, against: Path | None, as_json: bool, **options: Any) -
     with shown_progress("validate") as progress:
         report = validate(bundle, against, options=chosen, progress=progress)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        echo_json(report.to_dict(), indent=2)
     else:
         report.print()
     sys.exit(0 if report.passed else 1)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import NqEdgeError
 from .disk import disk_trouble, exchange, lock, remove, remove_stale, scratch_prefix, sync_folder
+from .output import output_path
 
 __all__ = [
     "check_new_folder",
@@ -161,7 +162,7 @@ def check_new_folder(path: Path, overwrite: bool = False) -> None:
         NqEdgeError: NQ-OUTPUT when `path` exists and `overwrite` is false, when it is not a folder that this
             package wrote, or when no folder can be made there.
     """
-    path = path.absolute()
+    path = output_path(path)
     if path.exists():
         if not overwrite:
             raise NqEdgeError("NQ-OUTPUT", f"{path} exists already.")
@@ -185,7 +186,7 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         NqEdgeError: NQ-OUTPUT when `path` exists and `overwrite` is false, when it is not a folder that this
             package wrote (`config.json` or `nq_bundle.json` inside, or empty), or when it cannot be written.
     """
-    path = path.absolute()
+    path = output_path(path)
     check_new_folder(path, overwrite)
     held = None
     try:
