@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from ..errors import NqEdgeError, first_line
+from ..system.failures import explained
 from . import streams
 from .suggestions import SuggestingGroup
 
@@ -113,12 +114,7 @@ def main(arguments: list[str] | None = None) -> Any:
 def _end(error: BaseException) -> NoReturn:
     """End the program as an error asks for."""
     streams.abandon(sys.stdout)
-    if isinstance(error, NqEdgeError):
-        said: NqEdgeError | None = error
-    else:
-        from ..system.failures import explained
-
-        said = None if os.environ.get(TRACEBACK_VARIABLE) else explained(error)
+    said = None if os.environ.get(TRACEBACK_VARIABLE) else explained(error)
     if said is None:
         raise error
     with contextlib.suppress(OSError):

@@ -18,11 +18,13 @@ __all__ = ["explained", "wants_memory"]
 #: What native libraries say when memory runs out: C++, PyTorch, ONNX Runtime, CUDA, the C library.
 _NO_MEMORY = re.compile(
     r"bad_alloc|out of memory|(?:cannot|can't|could not|failed to|unable to) allocate|allocation failed|"
-    r"not enough memory|insufficient memory|DefaultCPUAllocator",
+    r"not enough memory|insufficient memory|DefaultCPUAllocator|failed to map segment",
     re.IGNORECASE,
 )
 #: Errors of Python itself that the system or an input causes. Others of its errors are mistakes of ours.
-_CAUSED = (RuntimeError, OverflowError, EOFError, BufferError)
+_CAUSED = (RuntimeError, OverflowError, EOFError, BufferError, SystemError)
+#: Codes of packages and libraries that cannot be used, which is what want of memory looks like from outside.
+_BLAMED = ("NQ-MISSING", "NQ-NATIVE-MISSING", "NQ-BACKEND", "NQ-CUDA")
 _HINTS = {
     errno.ENOSPC: "Free some space, or choose another place to write.",
     errno.EDQUOT: "Free some space, or choose another place to write.",
@@ -59,7 +61,8 @@ def explained(error: BaseException) -> NqEdgeError | None:
         error: whatever was raised.
 
     Returns:
-        The error itself where it is one of ours; None for a mistake in this package, an exit or an interruption.
+        The error itself where it is one of ours, unless it blames a library for want of memory; None for a mistake in
+        this package, an exit or an interruption.
 
     Example:
         >>> explained(OSError(28, "No space left on device", "model.onnx")).message
@@ -68,10 +71,13 @@ def explained(error: BaseException) -> NqEdgeError | None:
         True
     """
     if isinstance(error, NqEdgeError):
-        return error
+        blamed = error.code in _BLAMED and wants_memory(error.__cause__)
+        return NqEdgeError("NQ-MEMORY", f"memory ran out: {error.message}") if blamed else error
     if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
         return None
-    if (isinstance(error, MemoryError | OSError | RuntimeError) or _is_foreign(error)) and wants_memory(error):
+    if (isinstance(error, MemoryError | OSError | RuntimeError | ImportError) or _is_foreign(error)) and wants_memory(
+        error
+    ):
         return NqEdgeError("NQ-MEMORY", f"memory ran out: {first_line(error)}." if str(error) else "memory ran out.")
     if isinstance(error, OSError):
         return _of_system(error)

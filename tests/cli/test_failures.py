@@ -52,7 +52,16 @@ ERRORS: st.SearchStrategy[BaseException] = st.one_of(
     st.builds(UnicodeDecodeError, st.just("utf-8"), st.binary(max_size=9), st.just(0), st.just(1), TEXT),
     *(
         st.builds(kind, TEXT)
-        for kind in (MemoryError, RecursionError, RuntimeError, OverflowError, EOFError, ImportError, LibraryError)
+        for kind in (
+            MemoryError,
+            RecursionError,
+            RuntimeError,
+            OverflowError,
+            EOFError,
+            SystemError,
+            ImportError,
+            LibraryError,
+        )
     ),
     st.builds(PanicException, TEXT),
 )
@@ -107,6 +116,10 @@ def test_want_of_memory_is_called_so_whoever_notices_it(text: str) -> None:
     outer = LibraryError("the session cannot be made")
     outer.__cause__ = RuntimeError(text)
     assert wants_memory(outer)
+    blaming = NqEdgeError("NQ-MISSING", "onnxruntime cannot be imported (failed to map segment from shared object).")
+    blaming.__cause__ = ImportError(text)
+    said = explained(blaming)
+    assert said is not None and said.code == "NQ-MEMORY" and "onnxruntime" in said.message
     assert not wants_memory(LibraryError("the graph needs opset 24"))
 
 
@@ -121,7 +134,7 @@ CALLS: dict[str, list[str]] = {
     "generate": ["OLD", "--prompt", "x"],
     "bench": ["OLD"],
     "devices": ["fit", "OLD", "--device", "pi5"],
-    "deploy": ["OLD", "--device", "pi5", "--output", "NEW"],
+    "deploy": ["OLD", "--device", "pi5", "--no-wheels", "--no-native", "--output", "NEW"],
     "demo": ["--model", "OLD", "--output", "NEW"],
 }
 
@@ -232,3 +245,14 @@ def test_few_open_files_are_one_message(tmp_path: Path) -> None:
     done = command("devices", "fit", str(bundle), "-d", "pi5", preexec_fn=limited(resource.RLIMIT_NOFILE, 12))
     assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 0 or "[NQ-" in done.stderr
+
+
+def test_too_little_memory_is_called_so(tmp_path: Path) -> None:
+    """The first that fails is the import of numpy, which blames the installed version in forty lines."""
+    import resource
+
+    bundle = _bundle(tmp_path / "bundle").folder
+    little = limited(resource.RLIMIT_AS, 60 << 20)
+    done = command("generate", str(bundle), "--prompt", "x", preexec_fn=little)
+    assert done.returncode == 2 and ONE_MESSAGE.fullmatch(done.stderr), done.stderr
+    assert "[NQ-MEMORY]" in done.stderr

@@ -8,6 +8,7 @@ unless the caller allows them: without a body, a missing kernel is an error when
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ...formats.bundle import Bundle
 from ...formats.onnx_file import ModelSummary, strip_functions, summarize
 from ...formats.onnx_outputs import FOLDER_OPTION, with_extra_outputs
 from ...system.extras import install_command
+from ...system.failures import wants_memory
 from ...system.files import path_inside
 from ...system.native import ort_library_path
 from ..options import OpenOptions
@@ -141,6 +143,8 @@ def open_session(
         session = runtime.InferenceSession(model, settings, providers, disabled_optimizers=disabled)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         text = str(error).strip()
+        if wants_memory(error):
+            raise NqEdgeError("NQ-MEMORY", f"there is too little memory for the model: {text}") from error
         if kernel == KERNEL and "com.nanoquant" in text and "not a registered" in text:
             raise NqEdgeError(
                 "NQ-NATIVE-MISSING", f"the kernel library has no kernel for this bundle: {text}"
@@ -168,7 +172,7 @@ def _settings(runtime: Any, folder: Path, options: OpenOptions) -> Any:
     settings.enable_mem_pattern = False
     settings.enable_cpu_mem_arena = False
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
-    settings.add_session_config_entry(FOLDER_OPTION, str(folder.resolve()))
+    settings.add_session_config_entry(FOLDER_OPTION, os.fsencode(folder.resolve()))  # a name need not be UTF-8
     return settings
 
 
