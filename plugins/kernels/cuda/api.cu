@@ -20,8 +20,6 @@ constexpr int64_t kFewColumns = 64;
 
 bool is_type(int value) { return value >= NQ_FLOAT32 && value <= NQ_BFLOAT16; }
 
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 int64_t size_of(nq_type type) { return type == NQ_FLOAT32 ? 4 : 2; }
 
 bool gated(nq_input input) { return input == NQ_INPUT_SILU || input == NQ_INPUT_GELU; }

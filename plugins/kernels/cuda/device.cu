@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which GPU this is, and the text of the last CUDA error of a thread.
+// Which GPU this is, what a kernel may ask of it, and the last CUDA error of a thread in words.
 
 #include <cstdio>
 
@@ -10,7 +10,6 @@ namespace nq_cuda {
 
 namespace {
 
-constexpr int kMaxDevices = 64;
 thread_local char g_error[256] = "";
 
 // Exists only to ask whether this build holds code that the device can run.
@@ -66,23 +65,16 @@ bool may_overlap(const nq_cuda_device& device) {
   return known >= 90 && device.compute_capability >= 90;
 }
 
+nq_status raise_shared_limit(const void* kernel, int bytes, const char* what) {
+  char text[100];
+  snprintf(text, sizeof text, "shared memory of %s", what);
+  return check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+               text);
+}
+
 nq_status describe(nq_cuda_device* device) {
-  // Threads that race write the same values; `ready` is set last.
-  static nq_cuda_device known[kMaxDevices];
-  static int ready[kMaxDevices];
-  int index = 0;
-  const nq_status status = check(cudaGetDevice(&index), "cudaGetDevice");
-  if (status != NQ_OK) return status;
-  if (index >= kMaxDevices) return describe_now(index, device);
-  if (!__atomic_load_n(&ready[index], __ATOMIC_ACQUIRE)) {
-    nq_cuda_device found = {};
-    const nq_status outcome = describe_now(index, &found);
-    if (outcome != NQ_OK) return outcome;
-    known[index] = found;
-    __atomic_store_n(&ready[index], 1, __ATOMIC_RELEASE);
-  }
-  *device = known[index];
-  return NQ_OK;
+  static PerDevice<nq_cuda_device> known;
+  return known.get(device, describe_now);
 }
 
 }  // namespace nq_cuda

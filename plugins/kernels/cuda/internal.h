@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the files of this folder share on the host side: the device, error recording, and one
-// "workspace" and one "forward" per family of kernels, between which api.cu chooses.
+// What the files of this folder share on the host side: errors, the device and what is known of
+// it, and for each family of kernels its workspace and its pass, between which api.cu chooses.
 
 #ifndef NQ_CUDA_INTERNAL_H
 #define NQ_CUDA_INTERNAL_H
@@ -15,8 +15,44 @@ namespace nq_cuda {
 // Remembers the error's text for nq_cuda_error_text() and returns NQ_CUDA_ERROR, or NQ_OK.
 nq_status check(cudaError_t error, const char* what);
 
-// The current device, described once per process and device.
+// The current device.
 nq_status describe(nq_cuda_device* device);
+
+// One value for each device, found when it is first asked for. A static one needs no constructor.
+template <typename T>
+class PerDevice {
+ public:
+  // The current device's value; `find(index, &value)` finds it out. Threads that race find the
+  // same; `ready_` is set last.
+  template <typename Find>
+  nq_status get(T* value, Find find) {
+    int index = 0;
+    nq_status status = check(cudaGetDevice(&index), "cudaGetDevice");
+    if (status != NQ_OK) return status;
+    const bool kept = index < kMost;
+    if (kept && __atomic_load_n(&ready_[index], __ATOMIC_ACQUIRE)) {
+      *value = known_[index];
+      return NQ_OK;
+    }
+    T found = {};
+    status = find(index, &found);
+    if (status != NQ_OK) return status;
+    *value = found;
+    if (kept) {
+      known_[index] = found;
+      __atomic_store_n(&ready_[index], true, __ATOMIC_RELEASE);
+    }
+    return NQ_OK;
+  }
+
+ private:
+  static constexpr int kMost = 64;  // a device beyond these is asked every time
+  T known_[kMost];
+  bool ready_[kMost];
+};
+
+// Whether 16 bytes may be read or written there at once.
+inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

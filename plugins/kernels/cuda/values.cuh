@@ -31,6 +31,7 @@ __device__ __forceinline__ void store_value(void* to, int64_t index, nq_type typ
   }
 }
 
+// Two neighbours of a 16-bit type.
 __device__ __forceinline__ void unpack_pair(uint32_t pair, nq_type type, float* low, float* high) {
   if (type == NQ_BFLOAT16) {
     *low = __uint_as_float(pair << 16);
@@ -40,6 +41,15 @@ __device__ __forceinline__ void unpack_pair(uint32_t pair, nq_type type, float* 
     *low = __low2float(halves);
     *high = __high2float(halves);
   }
+}
+
+__device__ __forceinline__ uint32_t pack_pair(float low, float high, nq_type type) {
+  if (type == NQ_BFLOAT16) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
 // Eight neighbours of a 16-bit type.

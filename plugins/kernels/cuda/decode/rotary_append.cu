@@ -12,8 +12,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 template <nq_type Type, int D>
 __global__ void __launch_bounds__(kThreads) rotary_append(const nq_cuda_attention a) {
   release_dependents();

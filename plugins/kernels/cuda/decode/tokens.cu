@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cuda/internal.h"
+#include "cuda/launch.h"
 #include "nq_cuda_decode.h"
 
 namespace nq_cuda {
@@ -15,8 +15,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocks = 32;  // blocks that share a sequence's logits
-
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 __global__ void __launch_bounds__(kThreads)
     gather_rows(const uint4* table, int64_t table_rows, int64_t width, const int64_t* tokens,
@@ -96,10 +94,10 @@ extern "C" nq_status nq_cuda_gather_rows(const void* table, int64_t table_rows, 
   for (int64_t begin = 0; begin < count; begin += most) {
     const int64_t rows = count - begin < most ? count - begin : most;
     const dim3 grid(static_cast<unsigned>(ceil_div(width, kThreads)), static_cast<unsigned>(rows));
-    gather_rows<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        static_cast<const uint4*>(table), table_rows, width, tokens + begin,
-        static_cast<uint4*>(out) + begin * width);
-    const nq_status status = check(cudaGetLastError(), "embedding");
+    const nq_status status =
+        launch({"embedding", grid, kThreads, 0, false}, static_cast<cudaStream_t>(stream),
+               gather_rows, static_cast<const uint4*>(table), table_rows, width, tokens + begin,
+               static_cast<uint4*>(out) + begin * width);
     if (status != NQ_OK) return status;
   }
   return NQ_OK;
@@ -114,7 +112,7 @@ extern "C" nq_status nq_cuda_choose(const nq_cuda_choice* choice, void* stream) 
   }
   if (c.batch < 1 || c.vocabulary < 1 || c.capacity < 1) return NQ_BAD_ARGUMENT;
   if (c.batch > 0xffff || c.vocabulary > NQ_MAX_DIM) return NQ_TOO_LARGE;
-  choose<<<dim3(kBlocks, static_cast<unsigned>(c.batch)), kThreads, 0,
-           static_cast<cudaStream_t>(stream)>>>(c);
-  return check(cudaGetLastError(), "greedy choice");
+  const dim3 grid(kBlocks, static_cast<unsigned>(c.batch));
+  return launch({"greedy choice", grid, kThreads, 0, false}, static_cast<cudaStream_t>(stream),
+                choose, c);
 }

@@ -10,7 +10,6 @@ namespace nq_cuda {
 
 namespace {
 
-constexpr int kMaxDevices = 64;
 constexpr int kReservedShared = 1024;  // of each block, by the driver
 constexpr int64_t kRankStep = 64;      // the middle vector's rows are padded to this
 
@@ -25,24 +24,6 @@ int widest(const GemvStage& stage) {
   int columns = 0;
   for (int i = 0; i < stage.count; ++i) columns = max(columns, stage.parts[i].column_tiles);
   return columns;
-}
-
-// Launches a kernel whose shared-memory limit is raised once for each device.
-template <void (*KERNEL)(GemvStage)>
-nq_status raise_and_launch(const Launch& how, int most_shared, const GemvStage& stage,
-                           cudaStream_t stream) {
-  static bool raised[kMaxDevices];
-  int index = 0;
-  nq_status status = check(cudaGetDevice(&index), "cudaGetDevice");
-  if (status != NQ_OK) return status;
-  if (index >= kMaxDevices || !__atomic_load_n(&raised[index], __ATOMIC_ACQUIRE)) {
-    status = check(
-        cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared),
-        "shared memory of gemv");
-    if (status != NQ_OK) return status;
-    if (index < kMaxDevices) __atomic_store_n(&raised[index], true, __ATOMIC_RELEASE);
-  }
-  return launch(how, stream, KERNEL, stage);
 }
 
 template <int ROWS, int KPW, bool BITS, bool FIRST>
@@ -82,10 +63,10 @@ nq_status run(GemvStage& stage, const nq_cuda_device& device, const Limits& limi
   const int shared = Shape::shared_bytes(warps, stage.tiles_per_pass);
   const Launch how = {"gemv", dim3(static_cast<unsigned>(grid)), warps * 32,
                       static_cast<size_t>(shared), limits.overlap};
-  return phases == 1 ? raise_and_launch<gemv_stage<ROWS, KPW, BITS, kFrom, false>>(
-                           how, limits.shared, stage, stream)
-                     : raise_and_launch<gemv_stage<ROWS, KPW, BITS, kFrom, true>>(
-                           how, limits.shared, stage, stream);
+  return phases == 1 ? launch_with_shared<gemv_stage<ROWS, KPW, BITS, kFrom, false>>(
+                           how, limits.shared, stream, stage)
+                     : launch_with_shared<gemv_stage<ROWS, KPW, BITS, kFrom, true>>(
+                           how, limits.shared, stream, stage);
 }
 
 template <int ROWS, bool BITS, bool FIRST>
@@ -171,15 +152,14 @@ GemvStage half_of(const nq_cuda_pass& pass, bool first, int64_t row, int batch) 
 }
 
 nq_status limits_of(const nq_cuda_device& device, Limits* limits) {
-  int index = 0;
-  nq_status status = check(cudaGetDevice(&index), "cudaGetDevice");
-  if (status != NQ_OK) return status;
-  int bytes = 0;
-  status = check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
-                 "attribute");
-  limits->shared = bytes - kReservedShared;
+  static PerDevice<int> most;
   limits->overlap = may_overlap(device);
-  return status;
+  return most.get(&limits->shared, [](int index, int* bytes) {
+    const nq_status status = check(
+        cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "attribute");
+    *bytes -= kReservedShared;
+    return status;
+  });
 }
 
 }  // namespace

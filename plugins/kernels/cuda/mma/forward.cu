@@ -9,6 +9,11 @@
 // the latter, and more exact than float16 on all. Seen on sm_90 from registers alone, unpacking
 // included (plugins/tests/gemm_mma/rates.cu): 270 T sign multiply-adds/s against 232 for float16
 // with float32 sums and 250 with float16 sums.
+//
+// From sm_90 on a launch may begin before the one before it has ended; what a kernel does before it
+// waits touches constants only. No kernel asks for its successor sooner: with that, 16 rows of long
+// layers took up to a third longer on sm_90, presumably because blocks that only wait crowd some
+// multiprocessors and the launch after them piles up on the others.
 
 #include "cuda/launch.h"
 #include "cuda/mma/kernel.cuh"
@@ -20,25 +25,13 @@ namespace nq_cuda {
 namespace mma {
 namespace {
 
-template <typename Params>
-nq_status start(void (*kernel)(const Params), const Params& params, dim3 grid, int threads,
-                size_t shared_bytes, const nq_cuda_device& device, cudaStream_t stream) {
-  return nq_cuda::launch({"warp-level product", grid, threads, shared_bytes, may_overlap(device)},
-                         stream, kernel, params);
-}
-
 template <typename S, int PLANES>
 nq_status launch_product(const ProductParams& params, int64_t blocks, const nq_cuda_device& device,
                          cudaStream_t stream) {
-  const auto kernel = product<S, PLANES>;
-  // More than the default 48 KB needs asking for; every GPU from sm_75 on has 64 KB.
-  const nq_status status =
-      check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes),
-            "shared memory of the product");
-  if (status != NQ_OK) return status;
-  return start(kernel, params, dim3(static_cast<unsigned>(blocks)), S::kThreads, S::kSharedBytes,
-               device, stream);
+  static_assert(S::kSharedBytes <= 64 << 10, "what every GPU from sm_75 on has");
+  const Launch how = {"the warp-level product", dim3(static_cast<unsigned>(blocks)), S::kThreads,
+                      S::kSharedBytes, may_overlap(device)};
+  return launch_with_shared<product<S, PLANES>>(how, S::kSharedBytes, stream, params);
 }
 
 template <int PLANES>
@@ -95,7 +88,7 @@ nq_status run_prepare(PrepareParams* params, int count, const nq_cuda_device& de
   const int64_t blocks = params->rows_padded / kRowGroup * params->max_k_tiles;
   if (blocks > NQ_MAX_DIM) return NQ_TOO_LARGE;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(count));
-  return start(prepare, *params, grid, 256, 0, device, stream);
+  return launch({"the planes", grid, 256, 0, may_overlap(device)}, stream, prepare, *params);
 }
 
 struct Piece {

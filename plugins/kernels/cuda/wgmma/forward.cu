@@ -1,179 +1,71 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The warpgroup product on the host: workspace, choice of tile and cluster, launches. A pass is
-// prepare -> stage 1 -> (rounding to bytes) -> stage 2, each launched before the one before it has
-// finished (programmatic dependent launch).
+// The launches of the warpgroup product. A pass is prepare -> stage 1 -> (rounding to bytes) ->
+// stage 2, each launched before the one before it has finished (programmatic dependent launch).
 
+#include "cuda/launch.h"
 #include "cuda/wgmma/kernel.cuh"
+#include "cuda/wgmma/plan.h"
 
 namespace nq_cuda {
 
 namespace {
 
-constexpr int64_t kPassRows = 4096;  // more rows are taken in pieces: bounds the workspace
-constexpr int kMaxDevices = 64;
+constexpr const char* kWhat = "the warpgroup product";
 
-// How many clusters of 1, 2, 4 and 8 blocks (by that number) run at once.
-struct Limits {
-  int clusters[9];
-};
-
-struct Choice {
-  int n;         // rows of x a tile
-  int cluster;   // blocks that share one of the last tiles
-  int64_t main;  // tiles that blocks compute alone
-  int64_t rest;  // tiles after them that clusters share
-};
-
-// Bytes of one projection's part of the workspace, in the order in which they lie there.
-struct Room {
-  int64_t first, middle, middle_bytes, mid_factor, out_factor, range, end;
-};
-
-Room room_of(const nq_linear& layer, int64_t rows, bool bytes) {
-  Room room;
-  room.first = 0;
-  room.middle = room.first + panel_bytes(rows, layer.in_features, bytes);
-  room.middle_bytes = room.middle + panel_bytes(rows, layer.rank, false);
-  room.mid_factor = room.middle_bytes + (bytes ? panel_bytes(rows, layer.rank, true) : 0);
-  room.out_factor = room.mid_factor + round_up(rows, 128) * 4;
-  room.range = room.out_factor + round_up(rows, 128) * 4;
-  room.end = room.range + 256;
-  return room;
+// Lets a kernel of the family have the shared memory that it needs.
+template <int N, bool FIRST, bool BYTES>
+nq_status allow() {
+  return allow_shared<gemm_wgmma_stage<N, FIRST, BYTES>>(WgmmaShape<N, BYTES>::kBytes, kWhat);
 }
 
-int largest_steps(const WgmmaStage& stage) {
-  int most = 0;
-  for (int i = 0; i < stage.count; ++i) most = max(most, stage.parts[i].steps);
-  return most;
-}
-
-// Estimated cycles of `tiles` tiles, fitted to times measured on an H200. A step of 256 columns
-// takes the tensor cores 32 N cycles (16 N for bytes), and some 800 for unpacking and waiting.
-int64_t cost(int64_t tiles, int64_t steps, int n, int cluster, bool bytes, const Limits& limits) {
-  if (tiles == 0) return 0;
-  const int64_t step = max(int64_t{32 * n} / (bytes ? 2 : 1), int64_t{500}) + (n < 128 ? 350 : 50);
-  const int64_t each =
-      ceil_div(steps, cluster) * step + 5000 + 30 * n + (cluster > 1 ? 1500 + 20 * n : 0);
-  return ceil_div(tiles, limits.clusters[cluster]) * each;
-}
-
-// Tiles that do not fill the last wave of blocks are computed by clusters, in a launch of their
-// own.
-Choice choose(const WgmmaStage& stage, bool bytes, const Limits& limits) {
-  Choice best = {};
-  int64_t least = INT64_MAX;
-  const int64_t steps = largest_steps(stage);
-  for (int n = 128; n >= 16; n /= 2) {
-    if (n > 16 && stage.rows <= n / 2) continue;
-    const int64_t tiles = stage.m_tiles * ceil_div(stage.rows, n);
-    const int64_t whole = tiles / limits.clusters[1] * limits.clusters[1];
-    for (int64_t main : {tiles, whole}) {
-      const int64_t rest = tiles - main;
-      for (int cluster = main == tiles ? 1 : 2; cluster <= (rest > 0 ? 8 : 1); cluster *= 2) {
-        if (rest > limits.clusters[cluster]) continue;
-        const int64_t now =
-            cost(main, steps, n, 1, bytes, limits) + cost(rest, steps, n, cluster, bytes, limits);
-        if (now < least) {
-          least = now;
-          best = {n, cluster, main, rest};
-        }
-      }
+// Asks once for each device. Every kernel of the family fills a multiprocessor, so any of them
+// stands for all.
+nq_status find_limits(const nq_cuda_device& device, WgmmaLimits* limits) {
+  static PerDevice<WgmmaLimits> known;
+  return known.get(limits, [&device](int, WgmmaLimits* found) {
+    nq_status status = allow<128, false, false>();
+    if (status != NQ_OK) return status;
+    found->clusters[1] = device.multiprocessors;
+    for (int cluster = 2; cluster <= 8; cluster *= 2) {
+      LaunchAttributes attributes = {};
+      const dim3 grid(device.multiprocessors / cluster * cluster);
+      const cudaLaunchConfig_t config =
+          configure({kWhat, grid, kWgmmaThreads, WgmmaShape<128, false>::kBytes, false, cluster},
+                    nullptr, attributes);
+      status = check(cudaOccupancyMaxActiveClusters(&found->clusters[cluster],
+                                                    gemm_wgmma_stage<128, false, false>, &config),
+                     "clusters of the warpgroup product");
+      if (status != NQ_OK) return status;
     }
-  }
-  return best;
-}
-
-// The launch's configuration but for the grid; `attributes` has room for two.
-template <int N, bool FIRST, bool BYTES>
-nq_status configure(int cluster, cudaLaunchConfig_t* config, cudaLaunchAttribute* attributes) {
-  auto kernel = gemm_wgmma_stage<N, FIRST, BYTES>;
-  constexpr int shared = WgmmaShape<N, BYTES>::kBytes;
-  static bool raised[kMaxDevices];
-  int index = 0;
-  nq_status status = check(cudaGetDevice(&index), "cudaGetDevice");
-  if (status != NQ_OK) return status;
-  if (index >= kMaxDevices || !__atomic_load_n(&raised[index], __ATOMIC_ACQUIRE)) {
-    status =
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-              "shared memory of gemm_wgmma");
-    if (status != NQ_OK) return status;
-    if (index < kMaxDevices) __atomic_store_n(&raised[index], true, __ATOMIC_RELEASE);
-  }
-  config->blockDim = dim3(kWgmmaThreads);
-  config->dynamicSmemBytes = shared;
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = cluster;
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
-  config->attrs = attributes;
-  config->numAttrs = cluster > 1 ? 2 : 1;
-  return NQ_OK;
-}
-
-// Asks once per device; threads that race write the same values.
-nq_status find_limits(const nq_cuda_device& device, Limits* limits) {
-  static Limits known[kMaxDevices];
-  static int ready[kMaxDevices];
-  int index = 0;
-  nq_status status = check(cudaGetDevice(&index), "cudaGetDevice");
-  if (status != NQ_OK) return status;
-  if (index < kMaxDevices && __atomic_load_n(&ready[index], __ATOMIC_ACQUIRE)) {
-    *limits = known[index];
     return NQ_OK;
-  }
-  // Every kernel of the family fills a multiprocessor: any of them stands for all.
-  auto kernel = gemm_wgmma_stage<128, false, false>;
-  Limits found = {};
-  found.clusters[1] = device.multiprocessors;
-  for (int cluster = 2; cluster <= 8; cluster *= 2) {
-    cudaLaunchConfig_t config = {};
-    cudaLaunchAttribute attributes[2];
-    status = configure<128, false, false>(cluster, &config, attributes);
-    if (status != NQ_OK) return status;
-    config.gridDim = dim3(device.multiprocessors / cluster * cluster);
-    config.attrs = attributes + 1;
-    config.numAttrs = 1;
-    status = check(cudaOccupancyMaxActiveClusters(&found.clusters[cluster], kernel, &config),
-                   "clusters of gemm_wgmma");
-    if (status != NQ_OK) return status;
-  }
-  if (index < kMaxDevices) {
-    known[index] = found;
-    __atomic_store_n(&ready[index], 1, __ATOMIC_RELEASE);
-  }
-  *limits = found;
-  return NQ_OK;
+  });
 }
 
+// Tiles `begin` to `begin + tiles` of the stage, `cluster` blocks to a tile.
 template <int N, bool FIRST, bool BYTES>
-nq_status launch(WgmmaStage& stage, int cluster, int64_t begin, int64_t tiles, const Limits& limits,
-                 cudaStream_t stream) {
+nq_status launch_tiles(WgmmaStage& stage, int cluster, int64_t begin, int64_t tiles,
+                       const WgmmaLimits& limits, cudaStream_t stream) {
   if (tiles == 0) return NQ_OK;
-  auto kernel = gemm_wgmma_stage<N, FIRST, BYTES>;
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attributes[2];
-  const nq_status status = configure<N, FIRST, BYTES>(cluster, &config, attributes);
-  if (status != NQ_OK) return status;
   if (begin + tiles > 0x7fffffff) return NQ_TOO_LARGE;
+  const nq_status status = allow<N, FIRST, BYTES>();
+  if (status != NQ_OK) return status;
   stage.n_tiles = static_cast<int>(ceil_div(stage.rows, N));
   stage.begin = static_cast<int>(begin);
   stage.tiles = static_cast<int>(tiles);
-  config.gridDim = dim3(static_cast<unsigned>(
-      cluster > 1 ? tiles * cluster : min(tiles, int64_t{limits.clusters[1]})));
-  config.stream = stream;
-  return check(cudaLaunchKernelEx(&config, kernel, static_cast<const WgmmaStage&>(stage)),
-               "gemm_wgmma");
+  const dim3 grid(static_cast<unsigned>(cluster > 1 ? tiles * cluster
+                                                    : min(tiles, int64_t{limits.clusters[1]})));
+  const Launch how = {kWhat, grid, kWgmmaThreads, WgmmaShape<N, BYTES>::kBytes, true, cluster};
+  return launch(how, stream, gemm_wgmma_stage<N, FIRST, BYTES>, stage);
 }
 
 template <int N, bool FIRST, bool BYTES>
-nq_status launch_both(WgmmaStage& stage, const Choice& choice, const Limits& limits,
+nq_status launch_both(WgmmaStage& stage, const WgmmaChoice& choice, const WgmmaLimits& limits,
                       cudaStream_t stream) {
-  const nq_status status = launch<N, FIRST, BYTES>(stage, 1, 0, choice.main, limits, stream);
+  const nq_status status = launch_tiles<N, FIRST, BYTES>(stage, 1, 0, choice.main, limits, stream);
   if (status != NQ_OK) return status;
-  return launch<N, FIRST, BYTES>(stage, choice.cluster, choice.main, choice.rest, limits, stream);
+  return launch_tiles<N, FIRST, BYTES>(stage, choice.cluster, choice.main, choice.rest, limits,
+                                       stream);
 }
 
 template <bool FIRST, bool BYTES>
@@ -183,10 +75,10 @@ nq_status launch_stage(WgmmaStage& stage, const nq_cuda_device& device, cudaStre
     stage.parts[i].first_tile = stage.m_tiles;
     stage.m_tiles += static_cast<int>(ceil_div(stage.parts[i].rows, kTileM));
   }
-  Limits limits;
+  WgmmaLimits limits;
   const nq_status status = find_limits(device, &limits);
   if (status != NQ_OK) return status;
-  const Choice choice = choose(stage, BYTES, limits);
+  const WgmmaChoice choice = choose_tiles(stage, BYTES, limits);
   switch (choice.n) {
     case 16:
       return launch_both<16, FIRST, BYTES>(stage, choice, limits, stream);
@@ -225,7 +117,7 @@ nq_status forward_rows(const nq_cuda_pass& pass, const nq_cuda_device& device, i
   int64_t used = 0;
   for (int i = 0; i < pass.count; ++i) {
     const nq_linear& layer = pass.layers[i];
-    const Room room = room_of(layer, rows, BYTES);
+    const WgmmaRoom room = wgmma_room(layer, rows, BYTES);
     char* base = offset(pass.workspace, used);
     used += room.end;
     float* mid_factor = reinterpret_cast<float*>(base + room.mid_factor);
@@ -276,18 +168,18 @@ nq_status forward_rows(const nq_cuda_pass& pass, const nq_cuda_device& device, i
 }  // namespace
 
 size_t gemm_wgmma_workspace(const nq_cuda_pass& pass, const nq_cuda_device&) {
-  const int64_t rows = min(pass.rows, kPassRows);
+  const int64_t rows = min(pass.rows, kWgmmaRows);
   int64_t bytes = 0;
   for (int i = 0; i < pass.count; ++i) {
-    bytes += room_of(pass.layers[i], rows, pass.precision == NQ_PRECISION_INT8).end;
+    bytes += wgmma_room(pass.layers[i], rows, pass.precision == NQ_PRECISION_INT8).end;
   }
   return static_cast<size_t>(bytes);
 }
 
 nq_status gemm_wgmma_forward(const nq_cuda_pass& pass, const nq_cuda_device& device,
                              cudaStream_t stream) {
-  for (int64_t begin = 0; begin < pass.rows; begin += kPassRows) {
-    const int64_t rows = min(kPassRows, pass.rows - begin);
+  for (int64_t begin = 0; begin < pass.rows; begin += kWgmmaRows) {
+    const int64_t rows = min(kWgmmaRows, pass.rows - begin);
     const nq_status status = pass.precision == NQ_PRECISION_INT8
                                  ? forward_rows<true>(pass, device, begin, rows, stream)
                                  : forward_rows<false>(pass, device, begin, rows, stream);

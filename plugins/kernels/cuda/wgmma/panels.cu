@@ -3,6 +3,7 @@
 // From rows of x to activation panels (panels.h): input function, scale_in, range, rounding and
 // order, in one pass over memory and one over the caches. One block works on one row.
 
+#include "cuda/launch.h"
 #include "cuda/ptx.cuh"
 #include "cuda/values.cuh"
 #include "cuda/wgmma/panels.h"
@@ -88,11 +89,6 @@ __device__ __forceinline__ void load_scaled(const PanelInput& in, const PanelPar
   load_eight(part.scale_in, 0, column, in.columns, in.scale_type, true, scale);
 #pragma unroll
   for (int i = 0; i < 8; ++i) v[i] *= scale[i];
-}
-
-__device__ __forceinline__ uint32_t pack_halves(float low, float high) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
 __device__ __forceinline__ uint32_t round_to_byte(float value) {
@@ -235,9 +231,11 @@ __global__ void __launch_bounds__(kMostThreads, 3) prepare(const __grid_constant
         for (int j = 0; j < 8; ++j) words[j / 4] |= round_to_byte(v[j] * factor) << (j % 4 * 8);
         reinterpret_cast<uint2*>(tile)[threadIdx.x] = make_uint2(words[0], words[1]);
       } else {
-        reinterpret_cast<uint4*>(tile)[threadIdx.x] = make_uint4(
-            pack_halves(v[0] * factor, v[1] * factor), pack_halves(v[2] * factor, v[3] * factor),
-            pack_halves(v[4] * factor, v[5] * factor), pack_halves(v[6] * factor, v[7] * factor));
+        reinterpret_cast<uint4*>(tile)[threadIdx.x] =
+            make_uint4(pack_pair(v[0] * factor, v[1] * factor, NQ_FLOAT16),
+                       pack_pair(v[2] * factor, v[3] * factor, NQ_FLOAT16),
+                       pack_pair(v[4] * factor, v[5] * factor, NQ_FLOAT16),
+                       pack_pair(v[6] * factor, v[7] * factor, NQ_FLOAT16));
       }
       __syncthreads();
       if (BYTES) {
@@ -302,21 +300,6 @@ __global__ void __launch_bounds__(kRoundThreads)
   }
 }
 
-template <typename Kernel, typename Argument>
-nq_status launch(Kernel kernel, const Argument& argument, dim3 grid, int threads, const char* what,
-                 cudaStream_t stream) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.stream = stream;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return check(cudaLaunchKernelEx(&config, kernel, argument), what);
-}
-
 }  // namespace
 
 nq_status prepare_panels(const PanelInput& input, bool bytes, cudaStream_t stream) {
@@ -327,13 +310,13 @@ nq_status prepare_panels(const PanelInput& input, bool bytes, cudaStream_t strea
   const int threads = static_cast<int>(round_up(ceil_div(eights, tiles), 32));
   const int64_t pieces = input.rows > 128 ? 1 : min(tiles, int64_t{64});
   const dim3 grid(input.rows + 1, static_cast<unsigned>(pieces));
-  return bytes ? launch(prepare<true>, input, grid, threads, "prepare", stream)
-               : launch(prepare<false>, input, grid, threads, "prepare", stream);
+  const Launch how = {"prepare", grid, threads, 0, true};
+  return launch(how, stream, bytes ? prepare<true> : prepare<false>, input);
 }
 
 nq_status round_panels(const PanelRoundings& roundings, cudaStream_t stream) {
-  return launch(round_rows, roundings, dim3(roundings.rows, roundings.count), kRoundThreads,
-                "round_panels", stream);
+  const dim3 grid(roundings.rows, roundings.count);
+  return launch({"round_panels", grid, kRoundThreads, 0, true}, stream, round_rows, roundings);
 }
 
 }  // namespace nq_cuda
