@@ -54,6 +54,15 @@ __device__ __forceinline__ uint64_t read_once_policy() {
 }
 
 // Copies 16 bytes from global to shared memory, asynchronously from sm_80 on.
+__device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+#else
+  store_shared(shared, __ldg(static_cast<const uint4*>(global)));
+#endif
+}
+
+// The same with a policy for the caches.
 __device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global,
                                               uint64_t policy) {
 #if __CUDA_ARCH__ >= 800

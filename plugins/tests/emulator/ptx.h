@@ -29,7 +29,7 @@ void store_shared(uint32_t address, const T& value) {
   memcpy(nq_emulator::shared_pointer(address), &value, sizeof value);
 }
 inline uint64_t read_once_policy() { return 0; }
-inline void copy_async_16(uint32_t shared, const void* global, uint64_t) {
+inline void copy_async_16(uint32_t shared, const void* global, uint64_t = 0) {
   nq_emulator::copy_later(shared, global);
 }
 inline void prefetch_stretch(const void*, uint32_t) {}
@@ -96,24 +96,12 @@ inline void mma_bytes(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32
 
 namespace mma {
 
-inline void copy16(uint32_t to, const void* from) { nq_emulator::copy_later(to, from); }
-inline void copies_commit() { nq_emulator::commit_copies(); }
-template <int PENDING>
-void copies_wait() {
-  nq_emulator::wait_copies(PENDING);
-}
 template <bool FIRST>
 void multiply(int (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if (FIRST) acc[0] = acc[1] = acc[2] = acc[3] = 0;
   multiply_fragments(acc, {a[0], a[1], a[2], a[3], b0, b1}, dot_bytes);
 }
 inline uint32_t block_index() { return blockIdx.x; }
-inline void unpack(uint32_t (&a)[4], const uint4& w, int step) {
-  a[0] = (w.x << (7 - step)) & 0x80808080u;
-  a[1] = (w.y << (7 - step)) & 0x80808080u;
-  a[2] = (w.z << (7 - step)) & 0x80808080u;
-  a[3] = (w.w << (7 - step)) & 0x80808080u;
-}
 
 }  // namespace mma
 

@@ -163,11 +163,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ nq_cu
       float key[kKeysPerLane][8];
 #pragma unroll
       for (int i = 0; i < kKeysPerLane; ++i) {
-        const uint4& raw = key_words[i][j];
-        unpack_pair(raw.x, Type, &key[i][0], &key[i][1]);
-        unpack_pair(raw.y, Type, &key[i][2], &key[i][3]);
-        unpack_pair(raw.z, Type, &key[i][4], &key[i][5]);
-        unpack_pair(raw.w, Type, &key[i][6], &key[i][7]);
+        unpack_eight(key_words[i][j], Type, key[i]);
       }
 #pragma unroll
       for (int q = 0; q < Q; ++q) {
@@ -227,11 +223,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ nq_cu
 #pragma unroll
     for (int i = 0; i < kValuesPerLane; ++i) {
       float value[8];
-      const uint4& raw = value_words[i];
-      unpack_pair(raw.x, Type, &value[0], &value[1]);
-      unpack_pair(raw.y, Type, &value[2], &value[3]);
-      unpack_pair(raw.z, Type, &value[4], &value[5]);
-      unpack_pair(raw.w, Type, &value[6], &value[7]);
+      unpack_eight(value_words[i], Type, value);
 #pragma unroll
       for (int q = 0; q < Q; ++q) {
         const float weight = scores[q][i * kDown + down];

@@ -20,10 +20,6 @@ __device__ __forceinline__ float warp_max(float value) {
   return value;
 }
 
-__device__ __forceinline__ void prefetch_to_l2(const void* global) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
-}
-
 // Cosines and sines of one position; lane l has the channel pairs l, l + 32, ...
 template <int D>
 struct Rotation {

@@ -10,31 +10,6 @@
 namespace nq_cuda {
 namespace mma {
 
-// Sixteen bytes into shared memory, in the background where the GPU can.
-__device__ __forceinline__ void copy16(uint32_t to, const void* from) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-#else
-  const uint4 v = __ldg(static_cast<const uint4*>(from));
-  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
-               "r"(v.w)
-               : "memory");
-#endif
-}
-
-__device__ __forceinline__ void copies_commit() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-template <int PENDING>
-__device__ __forceinline__ void copies_wait() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-#endif
-}
-
 // acc += A B, 16 x 8 x 32; FIRST sets it instead. Four sm_75 instructions take the same fragments.
 template <bool FIRST>
 __device__ __forceinline__ void multiply(int (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
@@ -65,14 +40,6 @@ __device__ __forceinline__ uint32_t block_index() {
   uint32_t block;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
   return block;
-}
-
-// Bits as bytes of 0 and -128: a left shift and a mask, which run on two different pipes.
-__device__ __forceinline__ void unpack(uint32_t (&a)[4], const uint4& w, int step) {
-  a[0] = (w.x << (7 - step)) & 0x80808080u;
-  a[1] = (w.y << (7 - step)) & 0x80808080u;
-  a[2] = (w.z << (7 - step)) & 0x80808080u;
-  a[3] = (w.w << (7 - step)) & 0x80808080u;
 }
 
 }  // namespace mma

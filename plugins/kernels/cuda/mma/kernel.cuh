@@ -17,6 +17,7 @@
 
 #include "cuda/mma/instructions.cuh"
 #include "cuda/mma/types.cuh"
+#include "cuda/ptx.cuh"
 
 namespace nq_cuda {
 namespace mma {
@@ -43,6 +44,14 @@ struct Shape {
   static_assert(kThreads % 128 == 0 && NF % (kThreads / 128) == 0,
                 "copies go by blocks of 128 threads");
 };
+
+// Bits as bytes of 0 and -128: a left shift and a mask, which run on two different pipes.
+__device__ __forceinline__ void unpack(uint32_t (&a)[4], const uint4& w, int step) {
+  a[0] = (w.x << (7 - step)) & 0x80808080u;
+  a[1] = (w.y << (7 - step)) & 0x80808080u;
+  a[2] = (w.z << (7 - step)) & 0x80808080u;
+  a[3] = (w.w << (7 - step)) & 0x80808080u;
+}
 
 // k-steps 2 CHUNK to 2 CHUNK + 2 LENGTH of a group, for SETS planes one after the other.
 template <typename S, int CHUNK, int LENGTH, int SETS, bool FIRST>
@@ -113,7 +122,7 @@ struct Source {
       const uint4* row = from + slice * kGroup;
 #pragma unroll
       for (int group = 0; group < S::NF; group += kAtOnce) {
-        copy16(to + (slice * S::NF + group) * kBlockBytes, row);
+        copy_async_16(to + (slice * S::NF + group) * kBlockBytes, row);
         row += kAtOnce * group_pitch;
       }
     }
@@ -121,8 +130,8 @@ struct Source {
     if (part == PLANES - 1 && threadIdx.x < S::WK * kScaleThreads) {
       const int k_tile = first + threadIdx.x / kScaleThreads;
       if (k_tile < layer.k_tiles) {
-        copy16(to + S::kPlaneBytes,
-               layer.scale + k_tile * rows_padded + row0 + threadIdx.x % kScaleThreads * 4);
+        copy_async_16(to + S::kPlaneBytes,
+                      layer.scale + k_tile * rows_padded + row0 + threadIdx.x % kScaleThreads * 4);
       }
     }
   }
@@ -243,7 +252,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerSm)
   const int rounds = (k_tiles + S::WK - 1) / S::WK;
 
   const Source<S, PLANES> source(layer, static_cast<uint32_t>(row0));
-  const uint32_t stages = static_cast<uint32_t>(__cvta_generic_to_shared(ring));
+  const uint32_t stages = shared_address(ring);
   // Rows of tiles past the matrix repeat its last one; their sums are never stored.
   static_assert(S::MF <= 2, "one distance between the row tiles of a warp");
   const int64_t last_tile = (layer.out_columns + 15) / 16 - 1;
@@ -258,13 +267,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerSm)
                                              : make_uint4(0, 0, 0, 0);
   }
 
-  wait_for_previous();
+  wait_for_predecessors();
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
     if (s / PLANES < rounds) {
       source.fetch(s / PLANES, s % PLANES, stages + s * S::kStageBytes, p.rows_padded);
     }
-    copies_commit();
+    copy_async_commit();
   }
 
   int acc[S::kSets][S::MF][S::NF][4];
@@ -284,7 +293,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerSm)
     }
 #pragma unroll
     for (int part = 0; part < PLANES; ++part) {
-      copies_wait<kStages - 2>();
+      copy_async_wait<kStages - 2>();
       __syncthreads();
       const int free_slot = slot == 0 ? kStages - 1 : slot - 1;
       constexpr int kAhead = kStages - 1;
@@ -293,7 +302,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerSm)
         source.fetch(coming, (part + kAhead) % PLANES, stages + free_slot * S::kStageBytes,
                      p.rows_padded);
       }
-      copies_commit();
+      copy_async_commit();
       const unsigned char* stage = ring + slot * S::kStageBytes;
       slot = slot + 1 == kStages ? 0 : slot + 1;
       if (S::WK > 1 && k_tile >= k_tiles) continue;
@@ -330,7 +339,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerSm)
     }
   }
 
-  copies_wait<0>();
+  copy_async_wait<0>();
   __syncthreads();
   float* out = reinterpret_cast<float*>(ring);
 #pragma unroll

@@ -8,27 +8,10 @@
 #define NQ_CUDA_MMA_PREPARE_CUH
 
 #include "cuda/mma/types.cuh"
+#include "cuda/ptx.cuh"
 
 namespace nq_cuda {
 namespace mma {
-
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
-  return value;
-}
-
-__device__ __forceinline__ uint32_t warp_max(uint32_t value) {
-#if __CUDA_ARCH__ >= 800
-  return __reduce_max_sync(0xffffffffu, value);
-#else
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    value = max(value, __shfl_xor_sync(0xffffffffu, value, step));
-  }
-  return value;
-#endif
-}
 
 __device__ __forceinline__ float gate(float g, nq_input input) {
   if (input == NQ_INPUT_SILU) return g / (1.0f + expf(-g));
@@ -109,7 +92,7 @@ __device__ __forceinline__ uint32_t pack_bytes(const int (&q)[8], int from) {
 }
 
 __global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareParams p) {
-  wait_for_previous();
+  wait_for_predecessors();
   const PrepareLayer& layer = p.layer[blockIdx.y];
   const int k_tile = static_cast<int>(blockIdx.x % p.max_k_tiles);
   if (k_tile >= layer.k_tiles) return;

@@ -90,16 +90,6 @@ struct ProductParams {
   nq_type out_type;
 };
 
-// From sm_90 on a launch may begin while the memory of the one before it settles: what a kernel
-// does before this touches constants only. No kernel asks for its successor sooner: with that, 16
-// rows of long layers took up to a third longer on sm_90, presumably because blocks that only wait
-// crowd some multiprocessors and the launch after them piles up on the others.
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // `COUNT` values from `index` on as float32; those at or past `valid` are 0. `index` is a multiple
 // of COUNT, but the array may begin anywhere (the second half of a gated input).
 template <int COUNT>

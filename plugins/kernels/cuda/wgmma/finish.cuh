@@ -28,7 +28,6 @@ struct Finisher {
     return tile.m * kTileM + inside + 8 * high;
   }
 
-  // Scales a half of the sums and writes them through shared memory, 16 bytes at a time.
   // What a lane needs to finish a tile: its rows' scale and bias, and the factor of every 32nd row
   // of x, which the lanes tell each other.
   struct Terms {
@@ -62,12 +61,13 @@ struct Finisher {
     return terms;
   }
 
+  // Scales a half of the sums and writes them through shared memory, 16 bytes at a time.
   template <int HALF>
   __device__ __forceinline__ void finish(const WgmmaTile& tile, const Terms& terms,
                                          const Value (&sums)[N / 2]) const {
     const WgmmaPart& part = stage.parts[tile.part];
     const bool wide = !FIRST && stage.y_type == NQ_FLOAT32;
-    const bool bfloat = !FIRST && stage.y_type == NQ_BFLOAT16;
+    const nq_type type = !FIRST && stage.y_type == NQ_BFLOAT16 ? NQ_BFLOAT16 : NQ_FLOAT16;
     const bool add = !FIRST && !wide && part.residual != nullptr;
     const uint32_t staging = base + Shape::kStagingAt + warp / 4 * (N * 128);
     const int thread = warp % 4 * 32 + lane, group = warp / 4, line0 = HALF * (N / 2);
@@ -77,7 +77,7 @@ struct Finisher {
         const int line = line0 + index / 8, chunk = index % 8, n = tile.n * N + line;
         const int row = tile.m * kTileM + group * 64 + chunk * 8;
         if (n < stage.rows) {
-          shared_store(staging + line * 128 + ((chunk ^ line % 8) << 4),
+          store_shared(staging + line * 128 + ((chunk ^ line % 8) << 4),
                        load_row(part.residual, n * part.stride + row, part.rows - row));
         }
       }
@@ -101,12 +101,13 @@ struct Finisher {
         const int line = 8 * j + lane % 4 * 2 - line0, row = warp % 4 * 16 + lane / 4;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          shared_store(staging + (line + i % 2) * 256 + (((row + i / 2 * 8) * 4) ^ (lane % 4 << 5)),
+          store_shared(staging + (line + i % 2) * 256 + (((row + i / 2 * 8) * 4) ^ (lane % 4 << 5)),
                        __float_as_uint(v[i]));
         }
       } else {
-        if (add) add_pairs(place + j * 1024, bfloat, v);
-        store_transposed(place + j * 1024, pack(v[0], v[1], bfloat), pack(v[2], v[3], bfloat));
+        if (add) add_pairs(place + j * 1024, type, v);
+        store_transposed(place + j * 1024, pack_pair(v[0], v[1], type),
+                         pack_pair(v[2], v[3], type));
       }
     }
     named_barrier(1 + group, 128);
@@ -117,7 +118,7 @@ struct Finisher {
         const int row = tile.m * kTileM + group * 64 + quad * 4;
         if (n < stage.rows) {
           store_floats(part, n * part.stride + row, part.rows - row,
-                       shared_load(staging + line * 256 + ((quad * 16) ^ (line / 2 % 4 << 5))));
+                       load_shared_16(staging + line * 256 + ((quad * 16) ^ (line / 2 % 4 << 5))));
         }
       }
     } else {
@@ -125,7 +126,7 @@ struct Finisher {
       for (int index = thread; index < N * 4; index += 128) {
         const int line = line0 + index / 8, piece = index % 8, n = tile.n * N + line;
         if (n >= stage.rows) break;
-        const uint4 value = shared_load(staging + line * 128 + ((piece ^ line % 8) << 4));
+        const uint4 value = load_shared_16(staging + line * 128 + ((piece ^ line % 8) << 4));
         if (FIRST) {
           store_panel(part, tile, n, piece, value);
         } else {
@@ -137,20 +138,10 @@ struct Finisher {
     named_barrier(1 + group, 128);  // before other results come
   }
 
-  static __device__ __forceinline__ uint32_t pack(float low, float high, bool bfloat) {
-    if (bfloat) {
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-      return *reinterpret_cast<const uint32_t*>(&pair);
-    }
-    const __half2 pair = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-  }
-
   // Adds what lies where store_transposed will put the sums.
-  static __device__ __forceinline__ void add_pairs(uint32_t shared, bool bfloat, float (&v)[4]) {
+  static __device__ __forceinline__ void add_pairs(uint32_t shared, nq_type type, float (&v)[4]) {
     uint32_t pairs[2];
     load_transposed(shared, &pairs[0], &pairs[1]);
-    const nq_type type = bfloat ? NQ_BFLOAT16 : NQ_FLOAT16;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float low, high;

@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "cuda/ptx.cuh"
+
 namespace nq_cuda {
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
@@ -55,30 +57,6 @@ __device__ __forceinline__ void bulk_copy(uint32_t shared, const void* global, u
           "r"(shared),
       "l"(global), "r"(bytes), "r"(barrier)
       : "memory");
-}
-
-__device__ __forceinline__ uint4 shared_load(uint32_t shared) {
-  uint4 value;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "r"(shared)
-               : "memory");
-  return value;
-}
-
-__device__ __forceinline__ void shared_store(uint32_t shared, const uint4& value) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(value.x), "r"(value.y),
-               "r"(value.z), "r"(value.w)
-               : "memory");
-}
-
-__device__ __forceinline__ void shared_store(uint32_t shared, uint32_t value) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared), "r"(value) : "memory");
-}
-
-// Copies 16 bytes into shared memory.
-__device__ __forceinline__ void async_copy(uint32_t shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
 
 // Arrives at `barrier` when this thread's copies so far have landed.

@@ -45,7 +45,7 @@ __device__ __forceinline__ void produce_signs(const WgmmaStage& stage, uint32_t 
       asm volatile("" : "+r"(pitch));  // or eight addresses are kept, and spilled
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
-        if (i < present) async_copy(to, here);
+        if (i < present) copy_async_16(to, here);
         to += 512;
         here += pitch;
       }
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     gemm_wgmma_stage(const __grid_constant__ WgmmaStage stage) {
   using Shape = WgmmaShape<N, BYTES>;
   extern __shared__ char shared[];
-  const uint32_t base = (static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + 1023u) & ~1023u;
+  const uint32_t base = (shared_address(shared) + 1023u) & ~1023u;
   const uint32_t full_panel = base + Shape::kBarriersAt;
   const uint32_t empty_panel = full_panel + 8 * Shape::kPanelStages;
   const uint32_t full_signs = empty_panel + 8 * Shape::kPanelStages;

@@ -46,16 +46,13 @@ struct Consumer {
   // Sums over the tile's steps.
   __device__ __forceinline__ void accumulate(const WgmmaTile& tile, Value (&sums)[N / 2]) {
     constexpr int kPerBlock = 4 / Shape::kIssue;
-    const uint32_t from =
-        base + Shape::kSignsAt +
-        (FIRST ? ((warp & 1) * 8 + lane / 4) * 512 + ((warp >> 1) * 4 + lane % 4) * 16
-               : warp * 512 + lane * 16);
+    const uint32_t from = signs_at(warp);
     int last = -1;  // the panel stage that the multiplies in flight read
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) sums[i] = 0;
     for (int step = tile.begin; step < tile.end; ++step) {
       barrier_wait(full_signs + signs.index * 8, signs.parity);
-      const uint4 words = shared_load(from + signs.index * kSignBytes);
+      const uint4 words = load_shared_16(from + signs.index * kSignBytes);
       __syncwarp();
       if (lane == 0) barrier_arrive(empty_signs + signs.index * 8);
       signs.next();
@@ -119,7 +116,7 @@ struct Consumer {
       uint4 words[2];
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
-        words[t] = shared_load(from[t] + signs.index * kSignBytes);
+        words[t] = load_shared_16(from[t] + signs.index * kSignBytes);
         const int shift = half * kMultiplies;
         words[t].x >>= shift, words[t].y >>= shift, words[t].z >>= shift, words[t].w >>= shift;
       }
@@ -159,13 +156,13 @@ struct Consumer {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         bits[i] = to_bits(half ? parts[0][4 * j + i] : parts[1][4 * j + i]);
-      shared_store(staging + (j * kConsumers + warp * 32 + lane) * 16,
+      store_shared(staging + (j * kConsumers + warp * 32 + lane) * 16,
                    make_uint4(bits[0], bits[1], bits[2], bits[3]));
     }
     named_barrier(5, kConsumers);
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
-      const uint4 other = shared_load(staging + (j * kConsumers + (warp ^ 8) * 32 + lane) * 16);
+      const uint4 other = load_shared_16(staging + (j * kConsumers + (warp ^ 8) * 32 + lane) * 16);
       const uint32_t bits[4] = {other.x, other.y, other.z, other.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -191,7 +188,7 @@ struct Consumer {
     named_barrier(5, kConsumers);  // nobody reads the panel any more
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
-      shared_store(exchange(j), make_uint4(to_bits(sums[4 * j]), to_bits(sums[4 * j + 1]),
+      store_shared(exchange(j), make_uint4(to_bits(sums[4 * j]), to_bits(sums[4 * j + 1]),
                                            to_bits(sums[4 * j + 2]), to_bits(sums[4 * j + 3])));
     }
   }
