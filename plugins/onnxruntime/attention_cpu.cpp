@@ -10,10 +10,10 @@
 #include <string.h>
 
 #include "../kernels/nq_attention.h"
-#include "linear_inputs.h"
 #include "phases.h"
 #include "plain_op.h"
 #include "status.h"
+#include "tensors.h"
 #include "workspace.h"
 
 namespace {
@@ -114,18 +114,13 @@ ort::Status* read_inputs(const AttentionKernel& kernel, ort::KernelContext* cont
                          TensorShape* shapes, void** data) {
   const ort::Api* api = kernel.api;
   for (size_t i = 0; i < kInputs; ++i) {
-    const ort::Value* value = nullptr;
-    NQ_ORT_RETURN(
-        ort::call<ort::ContextGetInput>(api, ort::kKernelContextGetInput)(context, i, &value));
-    NQ_ORT_RETURN(read_shape(api, value, &shapes[i]));
+    NQ_ORT_RETURN(read_input(api, context, i, &shapes[i], &data[i]));
     if (shapes[i].count != kRanks[i] ||
         shapes[i].type != (i == kLast ? ort::kInt32 : ort::kFloat)) {
       return ort::fail(api, ort::kInvalidArgument,
                        "attention: %s has a wrong type or %zu dimensions", kNames[i],
                        shapes[i].count);
     }
-    NQ_ORT_RETURN(ort::call<ort::GetMutableData>(api, ort::kGetTensorMutableData)(
-        const_cast<ort::Value*>(value), &data[i]));
   }
   return nullptr;
 }
@@ -188,10 +183,7 @@ ort::Status* make_outputs(const ort::Api* api, ort::KernelContext* context,
   const TensorShape* like[] = {&shapes[kQuery], &shapes[kPastKey], &shapes[kPastKey]};
   void* out[3] = {};
   for (size_t i = 0; i < 3; ++i) {
-    ort::Value* value = nullptr;
-    NQ_ORT_RETURN(ort::call<ort::ContextGetOutput>(api, ort::kKernelContextGetOutput)(
-        context, i, like[i]->dims, like[i]->count, &value));
-    NQ_ORT_RETURN(ort::call<ort::GetMutableData>(api, ort::kGetTensorMutableData)(value, &out[i]));
+    NQ_ORT_RETURN(make_output(api, context, i, *like[i], &out[i]));
   }
   call->y = static_cast<float*>(out[0]);
   call->keys = static_cast<float*>(out[1]);
@@ -238,12 +230,10 @@ ort::Status* compute(void* state, ort::KernelContext* context) {
   return run_phases(api, context, phases, work >= kWorthwhile);
 }
 
-ort::Status* create(const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info,
-                    void** state) {
-  *state = nullptr;
-  AttentionKernel kernel = {};
-  kernel.api = api;
-  nq_attention& a = kernel.attention;
+ort::Status* prepare_kernel(const ort::Api* api, const ort::KernelInfo* info,
+                            AttentionKernel* kernel) {
+  kernel->api = api;
+  nq_attention& a = kernel->attention;
   NQ_ORT_RETURN(read_integer(api, info, "num_heads", 1, 65536, &a.heads));
   NQ_ORT_RETURN(read_integer(api, info, "kv_num_heads", 1, 65536, &a.kv_heads));
   NQ_ORT_RETURN(read_integer(api, info, "head_dim", 16, 1024, &a.head_dim));
@@ -260,37 +250,23 @@ ort::Status* create(const ort::CustomOp*, const ort::Api* api, const ort::Kernel
                      " channels, scale %g, cannot be computed",
                      a.heads, a.kv_heads, a.head_dim, static_cast<double>(a.scale));
   }
-  AttentionKernel* kept = static_cast<AttentionKernel*>(malloc(sizeof(AttentionKernel)));
-  if (kept == nullptr) return ort::fail(api, ort::kFail, "out of memory");
-  *kept = kernel;
-  *state = kept;
   return nullptr;
 }
 
+ort::Status* create(const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info,
+                    void** state) {
+  return make_state<AttentionKernel>(
+      api, state, free, [=](AttentionKernel* kernel) { return prepare_kernel(api, info, kernel); });
+}
+
 const char* name(const ort::CustomOp*) { return "NanoQuantAttention"; }
-const char* provider(const ort::CustomOp*) { return "CPUExecutionProvider"; }
-size_t input_count(const ort::CustomOp*) { return kInputs; }
-size_t output_count(const ort::CustomOp*) { return 3; }
 ort::ElementType input_type(const ort::CustomOp*, size_t index) {
   return index == kLast ? ort::kInt32 : ort::kFloat;
 }
 ort::ElementType output_type(const ort::CustomOp*, size_t) { return ort::kFloat; }
 
-constexpr ort::CustomOp make_op() {
-  ort::CustomOp op = plain_op();
-  op.GetName = name;
-  op.GetExecutionProviderType = provider;
-  op.GetInputType = input_type;
-  op.GetInputTypeCount = input_count;
-  op.GetOutputType = output_type;
-  op.GetOutputTypeCount = output_count;
-  op.KernelDestroy = free;
-  op.CreateKernelV2 = create;
-  op.KernelComputeV2 = compute;
-  return op;
-}
-
-const ort::CustomOp kOp = make_op();
+const ort::CustomOp kOp = plain_op({name, always<kInputs>, input_type, always<3>, output_type},
+                                   {create, compute, free, cpu_provider});
 
 }  // namespace
 

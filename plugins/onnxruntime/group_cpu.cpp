@@ -84,7 +84,7 @@ ort::Status* read_group(const ort::Api* api, const ort::KernelInfo* info, GroupK
 
 // The address of constant input `at`, whose type and shape are put into `shape`.
 ort::Status* read_constant(const ort::Api* api, const ort::KernelInfo* info, size_t at,
-                           TensorShape* shape, const void** data) {
+                           TensorShape* shape, void** data) {
   int constant = 0;
   const ort::Value* value = nullptr;
   NQ_ORT_RETURN(ort::call<ort::InfoGetConstantInput>(api, ort::kKernelInfoGetConstantInput)(
@@ -93,11 +93,7 @@ ort::Status* read_constant(const ort::Api* api, const ort::KernelInfo* info, siz
     return ort::fail(api, ort::kInvalidGraph, "input %zu of a group is not a constant", at);
   }
   NQ_ORT_RETURN(read_shape(api, value, shape));
-  void* address = nullptr;
-  NQ_ORT_RETURN(ort::call<ort::GetMutableData>(api, ort::kGetTensorMutableData)(
-      const_cast<ort::Value*>(value), &address));
-  *data = address;
-  return nullptr;
+  return read_data(api, value, data);
 }
 
 ort::Status* prepare(const ort::Api* api, const ort::KernelInfo* info, GroupKernel* kernel) {
@@ -112,7 +108,7 @@ ort::Status* prepare(const ort::Api* api, const ort::KernelInfo* info, GroupKern
   ort::ElementType scales = ort::kUndefined;
   for (size_t i = 0; i < kernel->count; ++i) {
     const LinearAttributes& attributes = kernel->attributes[i];
-    const void* data[kInputCount] = {};
+    void* data[kInputCount] = {};
     for (size_t part = kInputV; part < kInputCount; ++part) {
       TensorShape shape;
       NQ_ORT_RETURN(read_constant(api, info, i * kWeights + part, &shape, &data[part]));
@@ -123,71 +119,40 @@ ort::Status* prepare(const ort::Api* api, const ort::KernelInfo* info, GroupKern
       }
       NQ_ORT_RETURN(check_weight(api, attributes, scales, part, shape));
     }
-    kernel->layers[i] = {
-        attributes.in_features,
-        attributes.rank,
-        attributes.out_features,
-        NQ_LAYOUT_ROWS_LSB_FIRST,
-        kernel_type(scales),
-        static_cast<const int32_t*>(data[kInputV]),
-        static_cast<const int32_t*>(data[kInputU]),
-        data[kInputScaleIn],
-        attributes.has_scale_mid ? data[kInputScaleMid] : nullptr,
-        data[kInputScaleOut],
-        attributes.has_bias ? data[kInputBias] : nullptr,
-    };
+    kernel->layers[i] = describe_layer(attributes, scales, data);
   }
   return nullptr;
 }
 
 ort::Status* create(const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info,
                     void** state) {
-  *state = nullptr;
-  GroupKernel* kernel = static_cast<GroupKernel*>(calloc(1, sizeof(GroupKernel)));
-  if (kernel == nullptr) return ort::fail(api, ort::kFail, "out of memory");
-  kernel->api = api;
-  kernel->x_type = reinterpret_cast<const GroupVariant*>(op)->x_type;
-  ort::Status* status = prepare(api, info, kernel);
-  if (status != nullptr) {
-    free(kernel);
-    return status;
-  }
-  *state = kernel;
-  return nullptr;
+  return make_state<GroupKernel>(api, state, free, [=](GroupKernel* kernel) {
+    kernel->api = api;
+    kernel->x_type = reinterpret_cast<const GroupVariant*>(op)->x_type;
+    return prepare(api, info, kernel);
+  });
 }
 
 ort::Status* compute(void* state, ort::KernelContext* context) {
   const GroupKernel& kernel = *static_cast<const GroupKernel*>(state);
   const ort::Api* api = kernel.api;
-  const ort::Value* value = nullptr;
-  NQ_ORT_RETURN(
-      ort::call<ort::ContextGetInput>(api, ort::kKernelContextGetInput)(context, kInputX, &value));
   TensorShape shape;
-  NQ_ORT_RETURN(read_shape(api, value, &shape));
-  const auto data_of = ort::call<ort::GetMutableData>(api, ort::kGetTensorMutableData);
+  void* x = nullptr;
+  NQ_ORT_RETURN(read_input(api, context, kInputX, &shape, &x));
   int64_t rows = 0;
   void* y[kMaxLayers] = {};
   for (size_t i = 0; i < kernel.count; ++i) {
     if (i > 0) shape.dims[shape.count - 1] = kernel.layers[i].in_features;
     NQ_ORT_RETURN(check_x(api, kernel.attributes[i], kernel.x_type, shape, &rows));
     shape.dims[shape.count - 1] = kernel.layers[i].out_features;
-    ort::Value* output = nullptr;
-    NQ_ORT_RETURN(ort::call<ort::ContextGetOutput>(api, ort::kKernelContextGetOutput)(
-        context, i, shape.dims, shape.count, &output));
-    if (rows != 0) NQ_ORT_RETURN(data_of(output, &y[i]));
+    NQ_ORT_RETURN(make_output(api, context, i, shape, &y[i]));
   }
   if (rows == 0) return nullptr;
-  void* x = nullptr;
-  NQ_ORT_RETURN(data_of(const_cast<ort::Value*>(value), &x));
   return run_layers(api, context, kernel.layers, kernel.count, kernel_type(kernel.x_type), rows, x,
                     y);
 }
 
 const char* name(const ort::CustomOp*) { return "NanoQuantLinearGroup"; }
-const char* provider(const ort::CustomOp*) { return "CPUExecutionProvider"; }
-// X and one variadic input of any type; one variadic output of X's.
-size_t input_count(const ort::CustomOp*) { return 2; }
-size_t output_count(const ort::CustomOp*) { return 1; }
 ort::ElementType input_type(const ort::CustomOp* op, size_t index) {
   return index == kInputX ? reinterpret_cast<const GroupVariant*>(op)->x_type : ort::kUndefined;
 }
@@ -204,22 +169,15 @@ int of_any_type(const ort::CustomOp*) { return 0; }
 int of_one_type(const ort::CustomOp*) { return 1; }
 
 constexpr GroupVariant make_variant(ort::ElementType x_type) {
-  ort::CustomOp op = plain_op();
-  op.GetName = name;
-  op.GetExecutionProviderType = provider;
-  op.GetInputType = input_type;
-  op.GetInputTypeCount = input_count;
-  op.GetOutputType = output_type;
-  op.GetOutputTypeCount = output_count;
-  op.KernelDestroy = free;
+  // X and one variadic input of any type; one variadic output of X's.
+  ort::CustomOp op = plain_op({name, always<2>, input_type, always<1>, output_type},
+                              {create, compute, free, cpu_provider});
   op.GetInputCharacteristic = input_kind;
   op.GetOutputCharacteristic = output_kind;
   op.GetVariadicInputMinArity = fewest_inputs;
   op.GetVariadicInputHomogeneity = of_any_type;
   op.GetVariadicOutputMinArity = fewest_outputs;
   op.GetVariadicOutputHomogeneity = of_one_type;
-  op.CreateKernelV2 = create;
-  op.KernelComputeV2 = compute;
   return GroupVariant{op, x_type};
 }
 

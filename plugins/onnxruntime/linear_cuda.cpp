@@ -14,6 +14,7 @@
 
 #include "cuda_library.h"
 #include "linear_kernel.h"
+#include "plain_op.h"
 #include "status.h"
 
 namespace {
@@ -179,16 +180,8 @@ ort::Status* prepare(const ort::CustomOp* op, const ort::Api* api, const ort::Ke
 
 ort::Status* cuda_create(const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info,
                          void** state) {
-  *state = nullptr;
-  CudaKernel* kernel = static_cast<CudaKernel*>(calloc(1, sizeof(CudaKernel)));
-  if (kernel == nullptr) return ort::fail(api, ort::kFail, "out of memory");
-  ort::Status* status = prepare(op, api, info, kernel);
-  if (status != nullptr) {
-    cuda_destroy(kernel);
-    return status;
-  }
-  *state = kernel;
-  return nullptr;
+  return make_state<CudaKernel>(api, state, cuda_destroy,
+                                [=](CudaKernel* kernel) { return prepare(op, api, info, kernel); });
 }
 
 ort::Status* cuda_compute(void* state, ort::KernelContext* context) {
@@ -201,7 +194,7 @@ ort::Status* cuda_compute(void* state, ort::KernelContext* context) {
   NQ_ORT_RETURN(
       ort::call<ort::ContextGetGpuStream>(api, ort::kKernelContextGetGpuStream)(context, &stream));
   NQ_ORT_RETURN(ensure_tiles(&kernel, call, stream));
-  nq_linear layer = describe_layer(kernel.base, call);
+  nq_linear layer = describe_layer(kernel.base.attributes, kernel.base.scale_type, call.data);
   layer.layout = NQ_LAYOUT_TILES_16X256;
   if (kernel.v_own != nullptr) {
     layer.v_words = kernel.v_own;

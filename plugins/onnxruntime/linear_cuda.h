@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The callbacks of the CUDA kernel.
+// NanoQuantLinear's callbacks on a GPU.
 
 #ifndef NQ_ORT_LINEAR_CUDA_H
 #define NQ_ORT_LINEAR_CUDA_H

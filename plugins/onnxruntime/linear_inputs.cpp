@@ -50,22 +50,6 @@ void packed_shape(int64_t layout, int64_t rows, int64_t columns, int64_t* first,
 
 }  // namespace
 
-ort::Status* read_integer(const ort::Api* api, const ort::KernelInfo* info, const char* name,
-                          int64_t low, int64_t high, int64_t* value) {
-  ort::Status* status =
-      ort::call<ort::InfoGetInt64>(api, ort::kKernelInfoGetAttributeInt64)(info, name, value);
-  if (status != nullptr) {
-    ort::call<ort::ReleaseStatus>(api, ort::kReleaseStatus)(status);
-    return ort::fail(api, ort::kInvalidGraph, "integer attribute '%s' is missing", name);
-  }
-  if (*value < low || *value > high) {
-    return ort::fail(api, ort::kInvalidGraph,
-                     "attribute '%s' is %" PRId64 ", outside %" PRId64 " to %" PRId64, name, *value,
-                     low, high);
-  }
-  return nullptr;
-}
-
 ort::Status* read_attributes(const ort::Api* api, const ort::KernelInfo* info,
                              LinearAttributes* attributes) {
   NQ_ORT_RETURN(read_integer(api, info, "in_features", 1, NQ_MAX_DIM, &attributes->in_features));
@@ -83,28 +67,6 @@ ort::Status* read_attributes(const ort::Api* api, const ort::KernelInfo* info,
                      attributes->layout);
   }
   return nullptr;
-}
-
-ort::Status* read_shape(const ort::Api* api, const ort::Value* value, TensorShape* shape) {
-  if (value == nullptr) return ort::fail(api, ort::kInvalidGraph, "an input is missing");
-  ort::TypeShape* info = nullptr;
-  NQ_ORT_RETURN(
-      ort::call<ort::GetTensorTypeAndShape>(api, ort::kGetTensorTypeAndShape)(value, &info));
-  ort::Status* status =
-      ort::call<ort::GetElementType>(api, ort::kGetElementType)(info, &shape->type);
-  if (status == nullptr) {
-    status = ort::call<ort::GetDimensionsCount>(api, ort::kGetDimensionsCount)(info, &shape->count);
-  }
-  if (status == nullptr && shape->count > kMaxDimensions) {
-    status = ort::fail(api, ort::kInvalidArgument, "a tensor has %zu dimensions, more than %zu",
-                       shape->count, kMaxDimensions);
-  }
-  if (status == nullptr) {
-    status =
-        ort::call<ort::GetDimensions>(api, ort::kGetDimensions)(info, shape->dims, shape->count);
-  }
-  ort::call<ort::ReleaseTypeShape>(api, ort::kReleaseTypeShape)(info);
-  return status;
 }
 
 ort::Status* check_weight(const ort::Api* api, const LinearAttributes& attributes,
@@ -190,13 +152,19 @@ ort::Status* check_x(const ort::Api* api, const LinearAttributes& attributes,
   return nullptr;
 }
 
-nq_type kernel_type(ort::ElementType type) {
-  switch (type) {
-    case ort::kFloat16:
-      return NQ_FLOAT16;
-    case ort::kBfloat16:
-      return NQ_BFLOAT16;
-    default:
-      return NQ_FLOAT32;
-  }
+nq_linear describe_layer(const LinearAttributes& attributes, ort::ElementType scale_type,
+                         const void* const* data) {
+  return nq_linear{
+      attributes.in_features,
+      attributes.rank,
+      attributes.out_features,
+      static_cast<nq_layout>(attributes.layout),
+      kernel_type(scale_type),
+      static_cast<const int32_t*>(data[kInputV]),
+      static_cast<const int32_t*>(data[kInputU]),
+      data[kInputScaleIn],
+      attributes.has_scale_mid ? data[kInputScaleMid] : nullptr,
+      data[kInputScaleOut],
+      attributes.has_bias ? data[kInputBias] : nullptr,
+  };
 }

@@ -6,8 +6,7 @@
 #ifndef NQ_ORT_LINEAR_INPUTS_H
 #define NQ_ORT_LINEAR_INPUTS_H
 
-#include "../kernels/nq_kernels.h"
-#include "ort_abi.h"
+#include "tensors.h"
 
 // Positions of the seven inputs.
 enum LinearInput : size_t {
@@ -21,8 +20,6 @@ enum LinearInput : size_t {
   kInputCount = 7
 };
 
-constexpr size_t kMaxDimensions = 16;
-
 // The node's integer attributes, all required.
 struct LinearAttributes {
   int64_t in_features;
@@ -33,23 +30,9 @@ struct LinearAttributes {
   int64_t layout;
 };
 
-// Type and dimensions of one tensor.
-struct TensorShape {
-  ort::ElementType type;
-  size_t count;
-  int64_t dims[kMaxDimensions];
-};
-
-// Reads a required integer attribute and refuses what is outside [low, high].
-ort::Status* read_integer(const ort::Api* api, const ort::KernelInfo* info, const char* name,
-                          int64_t low, int64_t high, int64_t* value);
-
 // Reads the attributes and refuses sizes, flags or layouts outside the schema.
 ort::Status* read_attributes(const ort::Api* api, const ort::KernelInfo* info,
                              LinearAttributes* attributes);
-
-// Reads a tensor's type and dimensions.
-ort::Status* read_shape(const ort::Api* api, const ort::Value* value, TensorShape* shape);
 
 // Checks that input `index` (1 to 6) has the type and dimensions that the attributes promise.
 // `scale_type` is the element type shared by the three scales and the bias.
@@ -60,7 +43,8 @@ ort::Status* check_weight(const ort::Api* api, const LinearAttributes& attribute
 ort::Status* check_x(const ort::Api* api, const LinearAttributes& attributes,
                      ort::ElementType x_type, const TensorShape& shape, int64_t* rows);
 
-// The kernels' name of an element type; X and scale types only.
-nq_type kernel_type(ort::ElementType type);
+// The layer as the kernels' interface describes it, from the addresses of its seven inputs.
+nq_linear describe_layer(const LinearAttributes& attributes, ort::ElementType scale_type,
+                         const void* const* data);
 
 #endif  // NQ_ORT_LINEAR_INPUTS_H

@@ -4,15 +4,6 @@
 
 #include "status.h"
 
-namespace {
-
-ort::Status* data_of(const ort::Api* api, const ort::Value* value, void** data) {
-  return ort::call<ort::GetMutableData>(api, ort::kGetTensorMutableData)(
-      const_cast<ort::Value*>(value), data);
-}
-
-}  // namespace
-
 ort::Status* prepare_kernel(const ort::CustomOp* op, const ort::Api* api,
                             const ort::KernelInfo* info, LinearKernel* kernel) {
   kernel->api = api;
@@ -61,30 +52,9 @@ ort::Status* read_call(const LinearKernel& kernel, ort::KernelContext* context, 
       NQ_ORT_RETURN(read_shape(api, value, &shape));
       NQ_ORT_RETURN(check_weight(api, attributes, kernel.scale_type, i, shape));
     }
-    NQ_ORT_RETURN(data_of(api, value, &call->data[i]));
+    NQ_ORT_RETURN(read_data(api, value, &call->data[i]));
   }
   TensorShape& shape = call->x_shape;
   shape.dims[shape.count - 1] = attributes.out_features;
-  ort::Value* output = nullptr;
-  NQ_ORT_RETURN(ort::call<ort::ContextGetOutput>(api, ort::kKernelContextGetOutput)(
-      context, 0, shape.dims, shape.count, &output));
-  call->y = nullptr;
-  return call->rows == 0 ? nullptr : data_of(api, output, &call->y);
-}
-
-nq_linear describe_layer(const LinearKernel& kernel, const LinearCall& call) {
-  const LinearAttributes& attributes = kernel.attributes;
-  return nq_linear{
-      attributes.in_features,
-      attributes.rank,
-      attributes.out_features,
-      static_cast<nq_layout>(attributes.layout),
-      kernel_type(kernel.scale_type),
-      static_cast<const int32_t*>(call.data[kInputV]),
-      static_cast<const int32_t*>(call.data[kInputU]),
-      call.data[kInputScaleIn],
-      attributes.has_scale_mid ? call.data[kInputScaleMid] : nullptr,
-      call.data[kInputScaleOut],
-      attributes.has_bias ? call.data[kInputBias] : nullptr,
-  };
+  return make_output(api, context, 0, shape, &call->y);
 }

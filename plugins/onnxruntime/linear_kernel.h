@@ -34,7 +34,7 @@ struct LinearCall {
   TensorShape x_shape;
   int64_t rows;
   void* data[kInputCount];
-  void* y;  // null where there are no rows
+  void* y;
 };
 
 // Reads and checks the attributes, and every input that is constant.
@@ -43,8 +43,5 @@ ort::Status* prepare_kernel(const ort::CustomOp* op, const ort::Api* api,
 
 // Checks what the session hands over and asks it for the output.
 ort::Status* read_call(const LinearKernel& kernel, ort::KernelContext* context, LinearCall* call);
-
-// The layer as the kernels' interface describes it, in the node's own layout.
-nq_linear describe_layer(const LinearKernel& kernel, const LinearCall& call);
 
 #endif  // NQ_ORT_LINEAR_KERNEL_H

@@ -16,28 +16,20 @@
 namespace {
 
 const char* name(const ort::CustomOp*) { return "NanoQuantLinear"; }
-const char* cpu_provider(const ort::CustomOp*) { return "CPUExecutionProvider"; }
 const char* cuda_provider(const ort::CustomOp*) { return NQ_ORT_CUDA_PROVIDER; }
-size_t input_count(const ort::CustomOp*) { return kInputCount; }
-size_t output_count(const ort::CustomOp*) { return 1; }
 ort::ElementType input_type(const ort::CustomOp* op, size_t index) {
   if (index == kInputX) return variant_of(op)->x_type;
   return index == kInputV || index == kInputU ? ort::kInt32 : variant_of(op)->scale_type;
 }
 ort::ElementType output_type(const ort::CustomOp* op, size_t) { return variant_of(op)->x_type; }
 
+constexpr OpSignature kSignature = {name, always<kInputCount>, input_type, always<1>, output_type};
+constexpr OpKernel kCpu = {cpu_create, cpu_compute, free, cpu_provider};
+constexpr OpKernel kCuda = {cuda_create, cuda_compute, cuda_destroy, cuda_provider};
+
 constexpr LinearVariant make_variant(bool cuda, ort::ElementType x, ort::ElementType scale) {
-  ort::CustomOp op = plain_op();
-  op.GetName = name;
-  op.GetExecutionProviderType = cuda ? cuda_provider : cpu_provider;
-  op.GetInputType = input_type;
-  op.GetInputTypeCount = input_count;
-  op.GetOutputType = output_type;
-  op.GetOutputTypeCount = output_count;
-  op.KernelDestroy = cuda ? cuda_destroy : cpu_destroy;
+  ort::CustomOp op = plain_op(kSignature, cuda ? kCuda : kCpu);
   op.InferOutputShape = infer_linear_shape;
-  op.CreateKernelV2 = cuda ? cuda_create : cpu_create;
-  op.KernelComputeV2 = cuda ? cuda_compute : cpu_compute;
   return LinearVariant{op, x, scale};
 }
 

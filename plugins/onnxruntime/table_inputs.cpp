@@ -60,12 +60,7 @@ ort::Status* read_table_call(const TableKernel& kernel, ort::KernelContext* cont
   TensorShape shapes[kTableInputs];
   void* data[kTableInputs];
   for (size_t i = 0; i < kTableInputs; ++i) {
-    const ort::Value* value = nullptr;
-    NQ_ORT_RETURN(
-        ort::call<ort::ContextGetInput>(api, ort::kKernelContextGetInput)(context, i, &value));
-    NQ_ORT_RETURN(read_shape(api, value, &shapes[i]));
-    NQ_ORT_RETURN(ort::call<ort::GetMutableData>(api, ort::kGetTensorMutableData)(
-        const_cast<ort::Value*>(value), &data[i]));
+    NQ_ORT_RETURN(read_input(api, context, i, &shapes[i], &data[i]));
   }
   const int64_t groups =
       kernel.group >= kernel.columns ? 1 : (kernel.columns - 1) / kernel.group + 1;

@@ -7,8 +7,7 @@
 #define NQ_ORT_TABLE_INPUTS_H
 
 #include "../kernels/nq_table.h"
-#include "linear_inputs.h"
-#include "ort_abi.h"
+#include "tensors.h"
 
 // Positions of the three inputs; the first is the indices or X.
 enum TableInput : size_t { kTableData = 0, kTableCodes = 1, kTableScales = 2, kTableInputs = 3 };

@@ -28,17 +28,6 @@ bool count_of(const TensorShape& shape, size_t skip, int64_t* count) {
   return true;
 }
 
-ort::Status* output_of(const ort::Api* api, ort::KernelContext* context, const TensorShape& shape,
-                       float** y) {
-  ort::Value* output = nullptr;
-  NQ_ORT_RETURN(ort::call<ort::ContextGetOutput>(api, ort::kKernelContextGetOutput)(
-      context, 0, shape.dims, shape.count, &output));
-  void* data = nullptr;
-  NQ_ORT_RETURN(ort::call<ort::GetMutableData>(api, ort::kGetTensorMutableData)(output, &data));
-  *y = static_cast<float*>(data);
-  return nullptr;
-}
-
 ort::Status* embed(void* state, ort::KernelContext* context) {
   const TableKernel& kernel = *static_cast<const TableKernel*>(state);
   const ort::Api* api = kernel.api;
@@ -52,11 +41,11 @@ ort::Status* embed(void* state, ort::KernelContext* context) {
     return ort::fail_table(api, ort::kInvalidArgument, "the dimensions of the indices are invalid");
   }
   shape.dims[shape.count++] = call.table.columns;
-  float* y = nullptr;
-  NQ_ORT_RETURN(output_of(api, context, shape, &y));
+  void* y = nullptr;
+  NQ_ORT_RETURN(make_output(api, context, 0, shape, &y));
   if (count == 0) return nullptr;
-  const nq_status status =
-      nq_table_gather(&call.table, static_cast<const int64_t*>(call.data), count, y);
+  const nq_status status = nq_table_gather(&call.table, static_cast<const int64_t*>(call.data),
+                                           count, static_cast<float*>(y));
   if (status == NQ_OK) return nullptr;
   return ort::fail_table(api, ort::kInvalidArgument, "an index is not in [0, %lld)",
                          static_cast<long long>(call.table.rows));
@@ -96,8 +85,8 @@ ort::Status* multiply(void* state, ort::KernelContext* context) {
     return ort::fail_table(api, ort::kInvalidArgument, "the dimensions of X are invalid");
   }
   shape.dims[shape.count - 1] = table.rows;
-  float* y = nullptr;
-  NQ_ORT_RETURN(output_of(api, context, shape, &y));
+  void* data = nullptr;
+  NQ_ORT_RETURN(make_output(api, context, 0, shape, &data));
   if (count == 0) return nullptr;
   const int64_t most = count < kMostRows ? count : kMostRows;
   const Workspace workspace(nq_table_workspace(&table, most));
@@ -105,6 +94,7 @@ ort::Status* multiply(void* state, ort::KernelContext* context) {
     return ort::fail_table(api, ort::kFail, "no scratch memory, or no instruction set");
   }
   const float* x = static_cast<const float*>(call.data);
+  float* y = static_cast<float*>(data);
   for (int64_t row = 0; row < count; row += most) {
     const int64_t rows = count - row < most ? count - row : most;
     const nq_status status =
@@ -126,25 +116,15 @@ ort::Status* multiply(void* state, ort::KernelContext* context) {
 
 ort::Status* create(const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info,
                     void** state) {
-  *state = nullptr;
-  TableKernel* kernel = static_cast<TableKernel*>(calloc(1, sizeof(TableKernel)));
-  if (kernel == nullptr) return ort::fail_table(api, ort::kFail, "out of memory");
-  kernel->scale_type = op_of(op).scale_type;
-  ort::Status* status = prepare_table(api, info, kernel);
-  if (status != nullptr) {
-    free(kernel);
-    return status;
-  }
-  *state = kernel;
-  return nullptr;
+  return make_state<TableKernel>(api, state, free, [=](TableKernel* kernel) {
+    kernel->scale_type = op_of(op).scale_type;
+    return prepare_table(api, info, kernel);
+  });
 }
 
 const char* name(const ort::CustomOp* op) {
   return op_of(op).head ? "NanoQuantHead" : "NanoQuantEmbedding";
 }
-const char* provider(const ort::CustomOp*) { return "CPUExecutionProvider"; }
-size_t input_count(const ort::CustomOp*) { return kTableInputs; }
-size_t output_count(const ort::CustomOp*) { return 1; }
 ort::ElementType input_type(const ort::CustomOp* op, size_t index) {
   if (index == kTableCodes) return ort::kInt8;
   if (index == kTableScales) return op_of(op).scale_type;
@@ -153,17 +133,9 @@ ort::ElementType input_type(const ort::CustomOp* op, size_t index) {
 ort::ElementType output_type(const ort::CustomOp*, size_t) { return ort::kFloat; }
 
 constexpr TableOp make_op(bool head, ort::ElementType scale_type) {
-  ort::CustomOp op = plain_op();
-  op.GetName = name;
-  op.GetExecutionProviderType = provider;
-  op.GetInputType = input_type;
-  op.GetInputTypeCount = input_count;
-  op.GetOutputType = output_type;
-  op.GetOutputTypeCount = output_count;
-  op.KernelDestroy = free;
-  op.CreateKernelV2 = create;
-  op.KernelComputeV2 = head ? multiply : embed;
-  return TableOp{op, head, scale_type};
+  const OpKernel kernel = {create, head ? multiply : embed, free, cpu_provider};
+  return TableOp{plain_op({name, always<kTableInputs>, input_type, always<1>, output_type}, kernel),
+                 head, scale_type};
 }
 
 const TableOp kOps[] = {
