@@ -13,8 +13,9 @@
 
 #include <vector>
 
-#include "../kernels/cpu/convert.h"
 #include "../kernels/nq_cuda.h"
+#include "random.h"
+#include "typed.h"
 
 namespace {
 
@@ -28,33 +29,6 @@ int failures = 0;
       exit(1);                                                         \
     }                                                                  \
   } while (0)
-
-// A small deterministic generator (xorshift64*, Vigna 2016).
-uint64_t state = 0x9e3779b97f4a7c15u;
-uint32_t random_bits() {
-  state ^= state >> 12;
-  state ^= state << 25;
-  state ^= state >> 27;
-  return static_cast<uint32_t>((state * 0x2545f4914f6cdd1du) >> 32);
-}
-float random_float() { return static_cast<float>(random_bits() >> 8) * 0x1p-23f - 1.0f; }
-
-size_t bytes_of(nq_type type) { return type == NQ_FLOAT32 ? 4 : 2; }
-
-void put(void* array, nq_type type, size_t i, float value) {
-  if (type == NQ_FLOAT32) {
-    static_cast<float*>(array)[i] = value;
-  } else {
-    static_cast<uint16_t*>(array)[i] =
-        type == NQ_FLOAT16 ? float_to_half(value) : float_to_bfloat(value);
-  }
-}
-
-double get(const void* array, nq_type type, size_t i) {
-  if (type == NQ_FLOAT32) return static_cast<const float*>(array)[i];
-  const uint16_t bits = static_cast<const uint16_t*>(array)[i];
-  return type == NQ_FLOAT16 ? half_to_float(bits) : bfloat_to_float(bits);
-}
 
 // Host bytes and a device allocation of the same size.
 struct Buffer {

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "fake_ort.h"
+#include "random.h"
 
 namespace {
 
@@ -23,16 +24,8 @@ using fake::Attribute;
 using fake::Node;
 using fake::Tensor;
 
-// A small deterministic generator (xorshift64*, Vigna 2016).
-uint64_t state = 1;
-uint64_t random_bits() {
-  state ^= state >> 12;
-  state ^= state << 25;
-  state ^= state >> 27;
-  return state * 0x2545f4914f6cdd1du;
-}
 int64_t below(int64_t limit) {
-  return static_cast<int64_t>((random_bits() >> 8) % static_cast<uint64_t>(limit));
+  return static_cast<int64_t>((random_word() >> 8) % static_cast<uint64_t>(limit));
 }
 int64_t between(int64_t low, int64_t high) { return low + below(high - low + 1); }
 
@@ -49,7 +42,7 @@ void fill(Tensor* tensor) {
   const int64_t size = tensor->bytes();
   const bool wild = below(4) == 0;
   for (int64_t i = 0; i < size; ++i) {
-    tensor->data[static_cast<size_t>(i)] = static_cast<uint8_t>(random_bits() >> 20);
+    tensor->data[static_cast<size_t>(i)] = static_cast<uint8_t>(random_word() >> 20);
   }
   if (wild) return;
   for (int64_t i = 0; tensor->type == ort::kFloat && i < size; i += 4) {
@@ -202,7 +195,7 @@ void damage(Node* node) {
       break;
     case 2:
       for (int64_t& value : attribute->second.ints) {
-        value = static_cast<int64_t>(static_cast<uint64_t>(value) + random_bits() % 5 - 2);
+        value = static_cast<int64_t>(static_cast<uint64_t>(value) + random_word() % 5 - 2);
       }
       break;
     case 3:
@@ -285,7 +278,7 @@ int main(int count, char** arguments) {
   if (count < 3) return 2;
   const auto operators = fake::load(arguments[1]);
   const int64_t cases = atoll(arguments[2]);
-  state = count > 3 ? strtoull(arguments[3], nullptr, 10) * 2 + 1 : 1;
+  random_state = count > 3 ? strtoull(arguments[3], nullptr, 10) * 2 + 1 : 1;
   std::map<std::string, Counts> counts;
   for (int64_t done = 0; done < cases;) {
     for (const ort::CustomOp* op : operators) {

@@ -10,30 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../kernels/cpu/convert.h"
 #include "../kernels/cpu/isa.h"
 #include "../kernels/nq_attention.h"
 #include "../kernels/nq_kernels.h"
+#include "expect.h"
+#include "random.h"
+#include "typed.h"
 
 namespace {
-
-int failures = 0;
-
-void expect(bool condition, const char* what, double seen = 0.0) {
-  if (condition) return;
-  ++failures;
-  if (failures < 20) printf("FAILED: %s (%g)\n", what, seen);
-}
-
-// A small deterministic generator (xorshift64*, Vigna 2016).
-uint64_t state = 0x9e3779b97f4a7c15u;
-uint32_t random_bits() {
-  state ^= state >> 12;
-  state ^= state << 25;
-  state ^= state >> 27;
-  return static_cast<uint32_t>((state * 0x2545f4914f6cdd1du) >> 32);
-}
-float random_float() { return static_cast<float>(random_bits() >> 8) * 0x1p-23f - 1.0f; }
 
 // An array on the heap, exactly `count` long, so that its neighbours are out of bounds.
 template <class T>
@@ -49,23 +33,6 @@ struct Array {
   T* data;
   int64_t size;
 };
-
-int64_t bytes_of(nq_type type) { return type == NQ_FLOAT32 ? 4 : 2; }
-
-void put(void* array, nq_type type, int64_t i, float value) {
-  uint16_t* narrow = static_cast<uint16_t*>(array);
-  if (type == NQ_FLOAT32) {
-    static_cast<float*>(array)[i] = value;
-  } else {
-    narrow[i] = type == NQ_FLOAT16 ? float_to_half(value) : float_to_bfloat(value);
-  }
-}
-
-double get(const void* array, nq_type type, int64_t i) {
-  const uint16_t* narrow = static_cast<const uint16_t*>(array);
-  if (type == NQ_FLOAT32) return static_cast<const float*>(array)[i];
-  return type == NQ_FLOAT16 ? half_to_float(narrow[i]) : bfloat_to_float(narrow[i]);
-}
 
 int sign_of(const int32_t* words, int64_t row_words, int64_t row, int64_t column) {
   const uint32_t word = static_cast<uint32_t>(words[row * row_words + column / 32]);

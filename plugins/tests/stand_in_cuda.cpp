@@ -9,8 +9,8 @@
 
 #include <vector>
 
-#include "../kernels/cpu/convert.h"
 #include "../kernels/nq_cuda.h"
+#include "typed.h"
 
 #define NQ_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -19,12 +19,6 @@ namespace {
 constexpr size_t kWorkspace = 4096;
 
 bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-double get(const void* array, nq_type type, int64_t i) {
-  if (type == NQ_FLOAT32) return static_cast<const float*>(array)[i];
-  const uint16_t bits = static_cast<const uint16_t*>(array)[i];
-  return type == NQ_FLOAT16 ? half_to_float(bits) : bfloat_to_float(bits);
-}
 
 // Where word `word` of row `row` lies in layout 1.
 int64_t place(int64_t row, int64_t word, int64_t columns) {
@@ -112,9 +106,7 @@ nq_status forward_one(const nq_cuda_pass* pass, int32_t index) {
       }
       sum *= get(layer.scale_out, layer.scale_type, i);
       if (layer.bias != nullptr) sum += get(layer.bias, layer.scale_type, i);
-      const float value = static_cast<float>(sum);
-      static_cast<uint16_t*>(pass->y[index])[row * pass->y_stride[index] + i] =
-          pass->y_type == NQ_FLOAT16 ? float_to_half(value) : float_to_bfloat(value);
+      put(pass->y[index], pass->y_type, row * pass->y_stride[index] + i, static_cast<float>(sum));
     }
   }
   return NQ_OK;

@@ -11,26 +11,10 @@
 #include <initializer_list>
 
 #include "../kernels/nq_table.h"
+#include "expect.h"
+#include "random.h"
 
 namespace {
-
-int failures = 0;
-
-void expect(bool condition, const char* what, double seen = 0.0) {
-  if (condition) return;
-  ++failures;
-  if (failures < 20) printf("FAILED: %s (%g)\n", what, seen);
-}
-
-// A small deterministic generator (xorshift64*, Vigna 2016).
-uint64_t state = 0x9e3779b97f4a7c15u;
-uint32_t random_bits() {
-  state ^= state >> 12;
-  state ^= state << 25;
-  state ^= state >> 27;
-  return static_cast<uint32_t>((state * 0x2545f4914f6cdd1du) >> 32);
-}
-float random_float() { return static_cast<float>(random_bits() >> 8) * 0x1p-23f - 1.0f; }
 
 template <class T>
 T* make(int64_t count, size_t alignment = alignof(T)) {

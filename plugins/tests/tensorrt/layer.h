@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../../kernels/cpu/convert.h"
+#include "../random.h"
 #include "memory.h"
 
 namespace conformance {
@@ -23,14 +24,6 @@ namespace conformance {
 using nvinfer1::DataType;
 using nvinfer1::Dims;
 
-// A small deterministic generator (xorshift64*, Vigna 2016).
-inline uint32_t random_bits() {
-  static uint64_t state = 0x9e3779b97f4a7c15u;
-  state ^= state >> 12;
-  state ^= state << 25;
-  state ^= state >> 27;
-  return static_cast<uint32_t>((state * 0x2545f4914f6cdd1du) >> 32);
-}
 inline double random_value() { return random_bits() / 2147483648.0 - 1.0; }
 
 inline size_t bytes_of(DataType type) {
