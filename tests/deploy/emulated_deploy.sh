@@ -16,29 +16,14 @@ root="$(cd "$(dirname "$0")/../.." && pwd)"
 work="${2:-$root/build/emulated-deploy}"
 mkdir -p "$work" && cd "$work" && work="$PWD"
 
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-debian() { # suite, architecture, folder, package...
-  local suite="$1" architecture="$2" folder="$3" state="$work/apt-$1"
-  shift 3
-  [[ -e $folder.ready ]] && return
-  mkdir -p "$state/lists/partial" "$state/cache/archives/partial" "$folder" "$folder-debs"
-  echo "deb [signed-by=$keyring] http://deb.debian.org/debian $suite main" >"$state/sources.list"
-  local apt=(apt-get -qq -o APT::Sandbox::User=root -o Dir::State::status=/dev/null
-    -o "Dir::State=$state" -o "Dir::Cache=$state/cache"
-    -o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=/dev/null
-    -o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture")
-  "${apt[@]}" update
-  (cd "$folder-debs" && "${apt[@]}" download "$@")
-  for package in "$folder-debs"/*.deb; do dpkg-deb -x "$package" "$folder"; done
-  touch "$folder.ready"
-}
-debian bookworm arm64 machine base-files libc6 libc-bin libgcc-s1 libstdc++6 dash coreutils libacl1 libattr1 \
+source "$root/tests/debian_packages.sh"
+debian "$work" bookworm arm64 machine base-files libc6 libc-bin libgcc-s1 libstdc++6 dash coreutils libacl1 libattr1 \
   libselinux1 libpcre2-8-0 libgmp10 grep sed findutils python3.11 python3.11-minimal libpython3.11-minimal \
   libpython3.11-stdlib python3.11-venv python3-pip-whl python3-setuptools-whl python3 python3-minimal \
   python3-distutils libpython3-stdlib zlib1g libexpat1 libssl3 libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1 \
   libreadline8 libtinfo6 libncursesw6 libnsl2 libtirpc3 libdb5.3 libgssapi-krb5-2 libkrb5-3 libk5crypto3 \
   libcom-err2 libkrb5support0 libkeyutils1 media-types
-debian trixie amd64 qemu qemu-user
+debian "$work" trixie amd64 qemu qemu-user
 
 mkdir -p machine/proc machine/sys machine/dev machine/tmp machine/opt
 for folder in bin sbin; do

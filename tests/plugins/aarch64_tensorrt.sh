@@ -54,25 +54,10 @@ echo "$(stat -c %s "$library") bytes, needs $newest"
 [[ $(printf '%s\nGLIBC_2.35\n' "$newest" | sort -V | tail -n 1) == GLIBC_2.35 ]]
 
 echo "== emulated machine"
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-debian() { # suite, architecture, folder, package...
-  local suite="$1" architecture="$2" folder="$3" state="$work/apt-$1"
-  shift 3
-  [[ -e $folder/.ready ]] && return
-  mkdir -p "$state/lists/partial" "$state/cache/archives/partial" "$folder" "$folder-debs"
-  echo "deb [signed-by=$keyring] http://deb.debian.org/debian $suite main" >"$state/sources.list"
-  local apt=(apt-get -qq -o APT::Sandbox::User=root -o Dir::State::status=/dev/null
-    -o "Dir::State=$state" -o "Dir::Cache=$state/cache"
-    -o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=/dev/null
-    -o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture")
-  "${apt[@]}" update
-  (cd "$folder-debs" && "${apt[@]}" download "$@")
-  for package in "$folder-debs"/*.deb; do dpkg-deb -x "$package" "$folder"; done
-  touch "$folder/.ready"
-}
-debian bookworm arm64 machine libc6 libgcc-s1 libstdc++6 python3.11-minimal libpython3.11-minimal \
+source "$root/tests/debian_packages.sh"
+debian "$work" bookworm arm64 machine libc6 libgcc-s1 libstdc++6 python3.11-minimal libpython3.11-minimal \
   libpython3.11-stdlib zlib1g libexpat1 libssl3 libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1
-debian trixie amd64 qemu qemu-user
+debian "$work" trixie amd64 qemu qemu-user
 
 echo "== TensorRT for RTX on aarch64"
 machine="$work/machine"
