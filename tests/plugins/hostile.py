@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nodes that contradict themselves, and the message each must be refused with; also runs as a script.
 
-python hostile.py LIBRARY      prints {case: message or null when nothing was refused}
+python -m tests.plugins.hostile LIBRARY      prints {case: message or null when nothing was refused}
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-try:
-    from tests.plugins import one_node
-except ImportError:  # as a script
-    import one_node  # type: ignore[no-redef]
+from tests.plugins import one_node
 
 __all__ = ["CASES", "attempt"]
 

@@ -14,6 +14,10 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
+from tests.plugins.sessions import make_session, to_bytes
+
+__all__ = ["CASES", "make_feeds", "make_model", "make_session", "reference", "run"]
+
 NAMES = ("query", "key", "value", "past_key", "past_value", "last", "cosines", "sines")
 
 
@@ -35,17 +39,7 @@ def make_model(heads: int, kv_heads: int, dim: int, window: int = 0, scale: floa
         for name, rank in zip(outputs, (3, 4, 4), strict=True)
     ]
     graph = helper.make_graph([node], "one", inputs, results)
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.nanoquant", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-
-
-def make_session(model: bytes, library: str, threads: int = 1) -> onnxruntime.InferenceSession:
-    """A CPU session that knows the operator."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.register_custom_ops_library(library)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return to_bytes(graph)
 
 
 def run(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> np.ndarray:

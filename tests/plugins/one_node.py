@@ -5,7 +5,7 @@ Shares no code with the package: the packer here is the specification written ou
 nothing but numpy, onnx and onnxruntime, so that it also runs in an environment with the lowest supported versions or
 with another instruction set forced.
 
-    python one_node.py LIBRARY      prints {"onnxruntime": ..., "rows": [{case, error, limit}, ...]}
+    python -m tests.plugins.one_node LIBRARY      prints {"onnxruntime": ..., "rows": [{case, error, limit}, ...]}
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
+
+from tests.plugins.sessions import make_session, to_bytes
 
 __all__ = ["Layer", "from_float32", "grid", "make_layer", "make_model", "make_session", "run", "to_float64"]
 
@@ -157,17 +159,7 @@ def make_model(
         inputs += [helper.make_tensor_value_info(t.name, t.data_type, [None] * len(t.dims)) for t in tensors]
     outputs = [helper.make_tensor_value_info("y", layer.kind, [*dims, None])]
     graph = helper.make_graph([node], "one", inputs, outputs, [] if weights_as_inputs else tensors)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.nanoquant", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-
-
-def make_session(model: bytes, library: str, threads: int = 1) -> onnxruntime.InferenceSession:
-    """A CPU session that knows the operator."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.register_custom_ops_library(library)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return to_bytes(graph, opset=21)
 
 
 def run(session: onnxruntime.InferenceSession, layer: Layer, x: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 
 Shares no code with the package, and needs nothing but numpy, onnx and onnxruntime.
 
-    python one_table.py LIBRARY      prints {"onnxruntime": ..., "rows": [{case, error, limit}, ...]}
+    python -m tests.plugins.one_table LIBRARY      prints {"onnxruntime": ..., "rows": [{case, error, limit}, ...]}
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+
+from tests.plugins.sessions import make_session, to_bytes
 
 __all__ = ["Table", "grid", "make_model", "make_session", "make_table", "measure"]
 
@@ -65,17 +67,7 @@ def make_model(table: Table, **changes: int) -> bytes:
         helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", rows]),
     ]
     graph = helper.make_graph(nodes, "table", inputs, outputs, tensors)
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.nanoquant", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-
-
-def make_session(model: bytes, library: str, threads: int = 1) -> onnxruntime.InferenceSession:
-    """A CPU session that knows the operators."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.register_custom_ops_library(library)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return to_bytes(graph)
 
 
 def measure(table: Table, session: onnxruntime.InferenceSession, height: int, seed: int) -> float:

@@ -10,14 +10,10 @@ import pytest
 
 from tests.plugins import one_attention
 from tests.plugins.conftest import Script
-from tests.plugins.test_operator_numerics import lacks
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "neon"])
 def test_cases_agree_with_float64(isa: str, script: Script) -> None:
-    if reason := lacks(isa):
-        pytest.skip(reason)
-    rows = script("one_attention.py", NQ_CPU_ISA=isa)["rows"]
+    rows = script("one_attention", NQ_CPU_ISA=isa)["rows"]
     assert len(rows) == 2 * len(one_attention.CASES)
     assert all(row["error"] <= 1e-5 and row["kept"] for row in rows), rows
 

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.plugins import one_node
+from tests.plugins.sessions import to_bytes
 
 LISTS = {"rank": "ranks", "out_features": "out_features", "has_scale_mid": "has_scale_mid", "has_bias": "has_bias"}
 
@@ -33,8 +34,7 @@ def group_model(layers: list[one_node.Layer], **changes: Any) -> bytes:
     outputs = [helper.make_tensor_value_info(name, kind, ["batch", "length", None]) for name in names]
     x = helper.make_tensor_value_info("x", kind, ["batch", "length", layers[0].n])
     graph = helper.make_graph([node], "group", [x], outputs, tensors)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.nanoquant", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return to_bytes(graph, opset=21)
 
 
 def layers_of(n: int, sizes: list[tuple[int, int]], scale_kind: int = one_node.FLOAT32) -> list[one_node.Layer]:

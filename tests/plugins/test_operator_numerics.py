@@ -3,54 +3,23 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
 from tests.plugins import one_node
-from tests.plugins.conftest import Script
+from tests.plugins.conftest import Script, check_grid
 
 pytest.importorskip("onnxruntime")
 
-FLAGS = {"avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
 
-
-def lacks(isa: str) -> str | None:
-    """Why this processor has no such kernels, or None."""
-    arm = platform.machine() in ("aarch64", "arm64")
-    if isa == "scalar" or (isa == "neon" and arm):
-        return None
-    if isa == "neon" or arm:
-        return f"{isa} is of another architecture"
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    present = set(next(line for line in lines if line.startswith("flags")).split())
-    return None if FLAGS[isa] <= present else f"this processor has no {isa}"
-
-
-def check_grid(result: dict[str, Any]) -> None:
-    assert len(result["rows"]) > 250
-    bad = [row for row in result["rows"] if not row["error"] <= row["limit"]]
-    assert not bad, bad[:5]
-
-
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "neon"])
 def test_grid_is_within_the_ladder(isa: str, script: Script) -> None:
-    if reason := lacks(isa):
-        pytest.skip(reason)
-    check_grid(script("one_node.py", NQ_CPU_ISA=isa))
+    check_grid(script("one_node", NQ_CPU_ISA=isa), 251)
 
 
-def test_grid_on_the_lowest_supported_onnxruntime(script: Script) -> None:
-    python = os.environ.get("NQ_EDGE_LOWEST_PYTHON")
-    if not python:
-        pytest.skip("NQ_EDGE_LOWEST_PYTHON names no Python with onnxruntime==1.23.2, onnx and numpy")
-    result = script("one_node.py", python=python)
+def test_grid_on_the_lowest_supported_onnxruntime(lowest_python: str, script: Script) -> None:
+    result = script("one_node", python=lowest_python)
     assert result["onnxruntime"].startswith("1.23."), result["onnxruntime"]
-    check_grid(result)
+    check_grid(result, 251)
 
 
 def test_padding_bits_never_count(library: str) -> None:

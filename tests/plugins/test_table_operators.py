@@ -3,37 +3,23 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.plugins import one_table
-from tests.plugins.conftest import Script
-from tests.plugins.test_operator_numerics import lacks
+from tests.plugins.conftest import Script, check_grid
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
-def check(result: dict) -> None:
-    assert len(result["rows"]) == 3 * len(one_table.grid())
-    bad = [row for row in result["rows"] if not row["error"] <= row["limit"]]
-    assert not bad, bad[:5]
-
-
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "neon"])
 def test_grid_is_within_the_ladder(isa: str, script: Script) -> None:
-    if reason := lacks(isa):
-        pytest.skip(reason)
-    check(script("one_table.py", NQ_CPU_ISA=isa))
+    check_grid(script("one_table", NQ_CPU_ISA=isa), 3 * len(one_table.grid()))
 
 
-def test_grid_on_the_lowest_supported_onnxruntime(script: Script) -> None:
-    python = os.environ.get("NQ_EDGE_LOWEST_PYTHON")
-    if not python:
-        pytest.skip("NQ_EDGE_LOWEST_PYTHON names no Python with onnxruntime==1.23.2, onnx and numpy")
-    check(script("one_table.py", python=python))
+def test_grid_on_the_lowest_supported_onnxruntime(lowest_python: str, script: Script) -> None:
+    check_grid(script("one_table", python=lowest_python), 3 * len(one_table.grid()))
 
 
 def test_threads_change_nothing(library: str) -> None:

@@ -38,7 +38,7 @@ def build(script: Script, plugin: Path) -> Any:
         pytest.skip("TensorRT for RTX is not installed")
 
     def run(**case: Any) -> Any:
-        return script("rtx_build.py", library=str(plugin), NQ_CASE=json.dumps(case))
+        return script("rtx_build", library=str(plugin), NQ_CASE=json.dumps(case))
 
     return run
 
