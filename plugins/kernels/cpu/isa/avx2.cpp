@@ -5,7 +5,7 @@
 #include <immintrin.h>
 
 #include "cpu/attend.h"
-#include "cpu/convert.h"
+#include "cpu/convert_rows.h"
 #include "cpu/isa.h"
 #include "cpu/lookup_panel.h"
 #include "cpu/panel.h"
@@ -69,46 +69,18 @@ struct Ymm {
                         _mm256_set1_ps(1.0f));
   }
   static Words shift_up(Words bits) { return _mm256_slli_epi32(bits, 1); }
+  static __m128i halves(const uint16_t* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  }
+  static Floats widen_half(const uint16_t* from) { return _mm256_cvtph_ps(halves(from)); }
+  static Floats widen_bfloat(const uint16_t* from) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves(from)), 16));
+  }
+  static void narrow_half(Floats value, uint16_t* to) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                     _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
 };
-
-void to_float(const void* src, nq_type type, int64_t count, float* dst) {
-  if (type == NQ_FLOAT32) {
-    memcpy(dst, src, static_cast<size_t>(count) * sizeof(float));
-    return;
-  }
-  const uint16_t* narrow = static_cast<const uint16_t*>(src);
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(narrow + i));
-    const __m256 value =
-        type == NQ_FLOAT16
-            ? _mm256_cvtph_ps(bits)
-            : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-    _mm256_storeu_ps(dst + i, value);
-  }
-  for (; i < count; ++i) {
-    dst[i] = type == NQ_FLOAT16 ? half_to_float(narrow[i]) : bfloat_to_float(narrow[i]);
-  }
-}
-
-void from_float(const float* src, nq_type type, int64_t count, void* dst) {
-  if (type == NQ_FLOAT32) {
-    memcpy(dst, src, static_cast<size_t>(count) * sizeof(float));
-    return;
-  }
-  uint16_t* narrow = static_cast<uint16_t*>(dst);
-  int64_t i = 0;
-  if (type == NQ_FLOAT16) {
-    for (; i + 8 <= count; i += 8) {
-      const __m128i bits =
-          _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(narrow + i), bits);
-    }
-    for (; i < count; ++i) narrow[i] = float_to_half(src[i]);
-  } else {
-    for (; i < count; ++i) narrow[i] = float_to_bfloat(src[i]);
-  }
-}
 
 // Eight rows a register, one word of each: the eight sums of three columns are one permutation's
 // table, and the low three bits of every lane its index. A word is ten groups of three columns and
@@ -193,8 +165,8 @@ void gemv(const uint32_t* words, int64_t row_words, int64_t rows, const float* t
 }  // namespace
 
 const NqIsa kIsaAvx2 = {"avx2",
-                        to_float,
-                        from_float,
+                        ConvertRows<Ymm>::to_float,
+                        ConvertRows<Ymm>::from_float,
                         kLookupFloats,
                         lookup,
                         gemv,

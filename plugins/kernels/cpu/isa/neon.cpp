@@ -5,7 +5,7 @@
 #include <arm_neon.h>
 
 #include "cpu/attend.h"
-#include "cpu/convert.h"
+#include "cpu/convert_rows.h"
 #include "cpu/isa.h"
 #include "cpu/lookup.h"
 #include "cpu/panel.h"
@@ -44,45 +44,25 @@ struct Neon {
         vbslq_u32(vdupq_n_u32(0x80000000u), bits, vdupq_n_u32(0x3f800000u)));
   }
   static Words shift_up(Words bits) { return vshlq_n_u32(bits, 1); }
+  static Floats widen_half(const uint16_t* from) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+  }
+  static Floats widen_bfloat(const uint16_t* from) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(from), 16));
+  }
+  static void narrow_half(Floats value, uint16_t* to) {
+    vst1_u16(to, vreinterpret_u16_f16(vcvt_f16_f32(value)));
+  }
 };
-
-void to_float(const void* src, nq_type type, int64_t count, float* dst) {
-  if (type == NQ_FLOAT32) {
-    memcpy(dst, src, static_cast<size_t>(count) * sizeof(float));
-    return;
-  }
-  const uint16_t* narrow = static_cast<const uint16_t*>(src);
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4) {
-    const uint16x4_t bits = vld1_u16(narrow + i);
-    const float32x4_t value = type == NQ_FLOAT16 ? vcvt_f32_f16(vreinterpret_f16_u16(bits))
-                                                 : vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
-    vst1q_f32(dst + i, value);
-  }
-  for (; i < count; ++i) {
-    dst[i] = type == NQ_FLOAT16 ? half_to_float(narrow[i]) : bfloat_to_float(narrow[i]);
-  }
-}
-
-void from_float(const float* src, nq_type type, int64_t count, void* dst) {
-  if (type == NQ_FLOAT32) {
-    memcpy(dst, src, static_cast<size_t>(count) * sizeof(float));
-    return;
-  }
-  uint16_t* narrow = static_cast<uint16_t*>(dst);
-  int64_t i = 0;
-  if (type == NQ_FLOAT16) {
-    for (; i + 4 <= count; i += 4) {
-      vst1_u16(narrow + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(src + i))));
-    }
-    for (; i < count; ++i) narrow[i] = float_to_half(src[i]);
-  } else {
-    for (; i < count; ++i) narrow[i] = float_to_bfloat(src[i]);
-  }
-}
 
 }  // namespace
 
-const NqIsa kIsaNeon = {"neon",           to_float,      from_float,
-                        kNibbleFloats,    nibble_tables, nibble_gemv,
-                        Panel<Neon>::run, nullptr,       Attend<Neon, Panel<Neon>>::run};
+const NqIsa kIsaNeon = {"neon",
+                        ConvertRows<Neon>::to_float,
+                        ConvertRows<Neon>::from_float,
+                        kNibbleFloats,
+                        nibble_tables,
+                        nibble_gemv,
+                        Panel<Neon>::run,
+                        nullptr,
+                        Attend<Neon, Panel<Neon>>::run};
