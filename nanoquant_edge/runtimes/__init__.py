@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from .backend import Backend
 from .chat_template import ChatTemplate, load_chat_template
-from .generator import Generation, Generator, TextRun
+from .generator import Generator
 from .onnxruntime.backend import OnnxRuntimeBackend
 from .options import OpenOptions
+from .result import Generation, TextRun
 from .sampling import SamplingConfig
 from .selection import open_backend, remarks
 from .streaming import StopMatcher, TextStream

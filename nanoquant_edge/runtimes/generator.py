@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
+import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,62 +22,24 @@ from ..system.memory import peak_memory_mb
 from .backend import Backend
 from .chat_template import ChatTemplate, load_chat_template
 from .options import OpenOptions
+from .result import Generation, SharedIterator, TextRun
 from .sampling import SamplingConfig, make_sampler
 from .selection import open_backend
-from .streaming import StopMatcher, TextStream
+from .streaming import StopMatcher, TextStream, stop_strings
 from .tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["DEFAULT_MAX_NEW_TOKENS", "Generation", "Generator", "TextRun"]
+__all__ = ["DEFAULT_MAX_NEW_TOKENS", "Generator", "read_eos_ids"]
 
 DEFAULT_MAX_NEW_TOKENS = 256
 #: A text, or a chat as messages with "role" and "content".
 Prompt = str | Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Generation:
-    """A finished text.
-
-    Attributes:
-        text: what was generated, without special tokens and without the stop string.
-        ids: all generated ids; the end-of-sequence id is the last one when the model ended the text.
-        finish_reason: "eos", "stop" (a stop string) or "length".
-        prompt_tokens: tokens of the prompt.
-        prefill_tps: prompt tokens a second until the first new token.
-        decode_tps: new tokens a second after the first; 0 when there is only one.
-        ttft_s: seconds from the call to the first new token, tokenization included.
-        peak_memory_mb: most resident memory of the process so far, 10^6 bytes.
-        kernel: what computed the compressed layers, see `Backend`.
-    """
-
-    text: str
-    ids: list[int]
-    finish_reason: str
-    prompt_tokens: int
-    prefill_tps: float
-    decode_tps: float
-    ttft_s: float
-    peak_memory_mb: float
-    kernel: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, for JSON."""
-        return asdict(self)
-
-
-class TextRun(Iterator[str]):
-    """Text pieces as they come; `result` is there once they are used up."""
-
-    def __init__(self, pieces: Iterator[str]) -> None:
-        self._pieces = pieces
-        self.result: Generation | None = None
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-
 class Generator:
     """A model that writes text. One text at a time; starting another ends the earlier one.
+
+    Several threads may use it: the later text ends the earlier one, which raises NQ-OPTION at its next token, and
+    `close` waits for the token that is being computed.
 
     Args:
         backend: the loaded model.
@@ -94,7 +59,11 @@ class Generator:
         self.tokenizer = tokenizer
         self.eos_ids = frozenset(eos_ids)
         self.chat_template = chat_template
-        self._run = 0
+        # Held from the question whether a text is the current one until its token is computed.
+        self._computing = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._current = 0
+        self._closed = False
 
     @classmethod
     def from_bundle(
@@ -133,10 +102,21 @@ class Generator:
 
         An empty text becomes the BOS token, if the model has one.
 
+        Args:
+            prompt: a text, or messages with "role" and "content".
+            system: system message put before the messages.
+
         Raises:
-            NqEdgeError: NQ-PROMPT for an empty text without BOS, NQ-TEMPLATE for a chat without template.
+            NqEdgeError: NQ-PROMPT for an empty text without BOS and for what is neither text nor messages, NQ-OPTION
+                for a system message beside a text, NQ-TEMPLATE for a chat without template.
         """
         if isinstance(prompt, str):
+            if system is not None:
+                raise NqEdgeError(
+                    "NQ-OPTION",
+                    "a system message is part of a chat, and the prompt is a plain text.",
+                    'Pass the prompt as [{"role": "user", "content": ...}].',
+                )
             ids = self.tokenizer.encode(prompt)
             bos = self.tokenizer.token_id("bos_token")
             if not ids and bos is not None:
@@ -144,6 +124,12 @@ class Generator:
             if not ids:
                 raise NqEdgeError("NQ-PROMPT", "the prompt is empty and the model has no BOS token.", "Pass a text.")
             return ids
+        if not _is_chat(prompt):
+            raise NqEdgeError(
+                "NQ-PROMPT",
+                f"the prompt is neither a text nor a list of messages but {type(prompt).__name__}.",
+                'A message is {"role": "user", "content": "..."}.',
+            )
         if self.chat_template is None:
             raise NqEdgeError("NQ-TEMPLATE", "the bundle has no chat template.", "Pass a plain prompt, without --chat.")
         messages = ([{"role": "system", "content": system}] if system is not None else []) + [dict(m) for m in prompt]
@@ -166,37 +152,53 @@ class Generator:
             sampling: None is greedy.
 
         Raises:
-            NqEdgeError: NQ-PROMPT when the prompt is empty or longer than the context, NQ-OPTION for a bad
-                `max_new_tokens`, or when another text was started before this one ended.
+            NqEdgeError: NQ-PROMPT when the prompt is empty, longer than the context or not made of whole numbers,
+                NQ-OPTION for a bad `max_new_tokens`, or when another text was started before this one ended.
         """
         limit = self.backend.max_context
-        if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        whole = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
+        if not whole or max_new_tokens < 1:
             raise NqEdgeError("NQ-OPTION", f"max_new_tokens must be a whole number above 0, got {max_new_tokens!r}.")
-        if len(ids) == 0:
+        if not isinstance(sampling, SamplingConfig | None):
+            raise NqEdgeError("NQ-OPTION", f"sampling must be a SamplingConfig, got {type(sampling).__name__}.")
+        history = np.asarray(ids)
+        if history.size == 0:
             raise NqEdgeError("NQ-PROMPT", "the prompt has no tokens.", "Pass a text.")
-        if len(ids) > limit:
-            raise NqEdgeError("NQ-PROMPT", f"the prompt has {len(ids)} tokens, the context holds {limit}.")
+        if history.ndim != 1 or history.dtype.kind not in "iu":
+            raise NqEdgeError("NQ-PROMPT", "the prompt's token ids are not a row of whole numbers.")
+        if len(history) > limit:
+            raise NqEdgeError("NQ-PROMPT", f"the prompt has {len(history)} tokens, the context holds {limit}.")
         # The last new token is never stored, hence the one more.
-        count = min(max_new_tokens, limit - len(ids) + 1)
-        self._run += 1
-        return self._steps(list(ids), count, sampling or SamplingConfig(), self._run)
+        count = min(int(max_new_tokens), limit - len(history) + 1)
+        self._current = number = next(self._numbers)
+        return SharedIterator(self._steps(number, history.tolist(), count, sampling or SamplingConfig()))
 
-    def _steps(self, history: list[int], count: int, sampling: SamplingConfig, run: int) -> Iterator[int]:
+    def _steps(
+        self, number: int, history: list[int], count: int, sampling: SamplingConfig
+    ) -> typing.Generator[int, None, None]:
         sample = make_sampler(sampling)
-        self.backend.reset()
         new = history
-        for _ in range(count):
-            if run != self._run:
-                raise NqEdgeError(
-                    "NQ-OPTION", "another text was started with this generator.", "Finish one text before the next."
-                )
-            logits = self.backend.forward(np.asarray([new], dtype=np.int64))
+        for step in range(count):
+            with self._computing:
+                self._check_current(number)
+                if not step:
+                    self.backend.reset()
+                logits = self.backend.forward(np.asarray([new], dtype=np.int64))
             index = sample(logits[0, -1], history)
             history.append(index)
             new = [index]
             yield index
             if index in self.eos_ids:
                 return
+
+    def _check_current(self, number: int) -> None:
+        """See that no other text was started since this one, whose tokens would go into the same cache."""
+        if self._closed:
+            raise NqEdgeError("NQ-OPTION", "the generator is closed.", "Open the bundle again.")
+        if number != self._current:
+            raise NqEdgeError(
+                "NQ-OPTION", "another text was started with this generator.", "Finish one text before the next."
+            )
 
     def stream(
         self,
@@ -205,7 +207,7 @@ class Generator:
         system: str | None = None,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         sampling: SamplingConfig | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
     ) -> TextRun:
         """Text pieces as they come: whole characters, and nothing of a stop string.
 
@@ -214,24 +216,29 @@ class Generator:
             system: system message put before the messages.
             max_new_tokens: most new tokens.
             sampling: None is greedy.
-            stop: strings that end the text and are not part of it.
+            stop: a string that ends the text and is not part of it, or several; special tokens count by their names.
 
         Returns:
             An iterator of non-empty pieces whose `result` is the `Generation` once it is used up.
 
         Raises:
-            NqEdgeError: as `encode` and `generate_step`.
+            NqEdgeError: as `encode` and `generate_step`, and NQ-OPTION for stop strings that are none.
+
+        Example:
+            >>> run = generator.stream("The sky is", stop="\\n")
+            >>> for piece in run:
+            ...     print(piece, end="")
+            >>> run.result.finish_reason
         """
         begin = time.perf_counter()
+        matcher = StopMatcher(stop_strings(stop), self.tokenizer.special_texts)
         ids = self.encode(prompt, system)
         steps = self.generate_step(ids, max_new_tokens=max_new_tokens, sampling=sampling)
-        run = TextRun(iter(()))
-        run._pieces = self._pieces(run, ids, steps, StopMatcher(stop), begin)
-        return run
+        return TextRun(self._pieces(ids, steps, matcher, begin))
 
     def _pieces(
-        self, run: TextRun, prompt: list[int], steps: Iterator[int], matcher: StopMatcher, begin: float
-    ) -> Iterator[str]:
+        self, prompt: list[int], steps: Iterator[int], matcher: StopMatcher, begin: float
+    ) -> typing.Generator[str, None, Generation]:
         text = TextStream(self.tokenizer)
         ids: list[int] = []
         pieces: list[str] = []
@@ -243,7 +250,7 @@ class Generator:
             if index in self.eos_ids:
                 reason = "eos"
                 break
-            if piece := matcher.push(text.push(index)):
+            if piece := matcher.push(text.push(index) + matcher.mark(index)):
                 pieces.append(piece)
                 yield piece
             if matcher.stopped:
@@ -255,7 +262,7 @@ class Generator:
         if rest:
             pieces.append(rest)
             yield rest
-        run.result = Generation(
+        return Generation(
             text="".join(pieces),
             ids=ids,
             finish_reason=reason,
@@ -274,7 +281,7 @@ class Generator:
         system: str | None = None,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         sampling: SamplingConfig | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
     ) -> Generation:
         """The whole text at once; arguments as `stream`."""
         run = self.stream(prompt, system=system, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
@@ -284,9 +291,10 @@ class Generator:
         return run.result
 
     def close(self) -> None:
-        """Give back the model's memory."""
-        self._run += 1
-        self.backend.close()
+        """Give back the model's memory; a text that is being written ends with NQ-OPTION."""
+        self._closed = True
+        with self._computing:
+            self.backend.close()
 
     def __enter__(self) -> Generator:
         return self
@@ -295,6 +303,11 @@ class Generator:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_chat(prompt: Any) -> bool:
+    """Whether it is a sequence of messages; a single message is none."""
+    return isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt)
 
 
 def read_eos_ids(bundle: Bundle, tokenizer: Tokenizer) -> frozenset[int]:

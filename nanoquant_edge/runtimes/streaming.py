@@ -8,13 +8,16 @@ so text is held back while its last character is unfinished.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from ..errors import NqEdgeError
 from .tokenizer import Tokenizer
 
-__all__ = ["StopMatcher", "TextStream"]
+__all__ = ["StopMatcher", "TextStream", "stop_strings"]
 
 REPLACEMENT = "\ufffd"
+#: Code points of the characters that stand for special tokens, and how many there are.
+_FIRST_MARK, _MARKS = 0xD800, 0x800
 #: Vocabulary entry of a single byte in tokenizers with byte fallback (SentencePiece's notation).
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -72,20 +75,45 @@ class TextStream:
         return self._decode(self._context + self._pending)[len(self._context_text) :]
 
 
+def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Stop strings as a caller may give them: several, one, or None; empty ones are left out.
+
+    Raises:
+        NqEdgeError: NQ-OPTION for anything else.
+    """
+    given = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    if not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
+        raise NqEdgeError("NQ-OPTION", f"stop must be a text or a list of texts, got {stop!r}.")
+    return tuple(one for one in given if one)
+
+
 class StopMatcher:
     """Finds stop strings in text that arrives in pieces.
 
     The text ends before the stop string that is complete first (of two complete at the same character, the one that
     begins first), however the pieces are cut.
 
+    Special tokens are not part of the text, but a stop string may name them: `mark` gives a character that stands for
+    such a token, to be pushed in its place; it is found as a whole only, and never shown.
+
     Args:
         stops: stop strings; empty ones are ignored.
+        special_tokens: id -> name of the special tokens that the text leaves out.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
+    def __init__(self, stops: Sequence[str], special_tokens: Mapping[int, str] | None = None) -> None:
+        stops = [stop for stop in stops if stop]
+        named = {i: name for i, name in (special_tokens or {}).items() if any(name in stop for stop in stops)}
+        # Lone surrogates are no characters: no decoded text holds one.
+        self._marks = {i: chr(_FIRST_MARK + place) for place, i in enumerate(sorted(named)[:_MARKS])}
+        self._hidden = {ord(mark): None for mark in self._marks.values()}
+        self._stops = tuple(dict.fromkeys([*stops, *(self._marked(stop, named) for stop in stops)]))
         self._held = ""
         self.stopped = False
+
+    def mark(self, index: int) -> str:
+        """What to push for an id that the text leaves out: a character when a stop string names it, else nothing."""
+        return self._marks.get(index, "")
 
     def push(self, piece: str) -> str:
         """Add text; returns what may be shown. After a match `stopped` is true and nothing more comes out."""
@@ -95,15 +123,21 @@ class StopMatcher:
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
+            return text[: min(found)[1]].translate(self._hidden)
         held = self._possible_start(text)
         self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        return text[: len(text) - held].translate(self._hidden)
 
     def flush(self) -> str:
         """What was held back, once no more text comes."""
         rest, self._held = self._held, ""
-        return rest
+        return rest.translate(self._hidden)
+
+    def _marked(self, stop: str, named: Mapping[int, str]) -> str:
+        """A stop string with marks for the special tokens in it, the longest names first."""
+        for index in sorted(self._marks, key=lambda index: -len(named[index])):
+            stop = stop.replace(named[index], self._marks[index])
+        return stop
 
     def _possible_start(self, text: str) -> int:
         """Length of the longest end of `text` that a stop string begins with."""

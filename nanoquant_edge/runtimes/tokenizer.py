@@ -8,7 +8,8 @@ again (transformers 5 drops them as well whenever a tokenizer.json lies beside t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ class Tokenizer:
         self.core = core
         self.special_tokens = special_tokens
         self.config = config
-        self.special_ids = frozenset(i for i, token in core.get_added_tokens_decoder().items() if token.special)
+        with _native("the tokenizer has added tokens that cannot be read"):
+            added = core.get_added_tokens_decoder()
+        #: id -> text of the special tokens, which texts leave out.
+        self.special_texts = {i: token.content for i, token in added.items() if token.special}
+        self.special_ids = frozenset(self.special_texts)
 
     @property
     def size(self) -> int:
@@ -53,13 +58,22 @@ class Tokenizer:
             text: any string; lone surrogates, which are no characters, become U+FFFD.
             add_special_tokens: let the model's post-processor add BOS or EOS. False for rendered chats, whose
                 template wrote them already.
+
+        Raises:
+            NqEdgeError: NQ-TOKENIZER when the tokenizer's own description makes it fail on this text.
         """
         text = text.encode("utf-8", "replace").decode("utf-8") if not _is_unicode(text) else text
-        return list(self.core.encode(text, add_special_tokens=add_special_tokens).ids)
+        with _native("the tokenizer cannot encode this text"):
+            return list(self.core.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids; ids without a token are skipped."""
-        return str(self.core.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
+        """Text of token ids; ids without a token are skipped.
+
+        Raises:
+            NqEdgeError: NQ-TOKENIZER when the tokenizer's own description makes it fail on these ids.
+        """
+        with _native("the tokenizer cannot decode these ids"):
+            return str(self.core.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
 
     def token(self, index: int) -> str | None:
         """The vocabulary entry of an id as it is stored, None when there is none."""
@@ -87,12 +101,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if not path.is_file():
         raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no {TOKENIZER_FILE}.")
     text = read_tokenizer_file(path)
-    try:
+    with _native(f"{path} is not a valid {TOKENIZER_FILE}"):
         core = tokenizers.Tokenizer.from_str(text)
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:  # the library is native code: its panics are no subclass of Exception
-        raise NqEdgeError("NQ-TOKENIZER", f"{path} is not a valid {TOKENIZER_FILE} ({error}).") from error
     # Batching settings that were stored with the file would cut or fill single prompts.
     core.no_truncation()
     core.no_padding()
@@ -101,11 +111,26 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     special = [*named.values(), *_extra_tokens(config)]
     if not all(_is_unicode(text) for text in special):  # JSON can hold lone surrogates
         raise NqEdgeError("NQ-TOKENIZER", f"{folder} names a special token that is not Unicode text.")
-    core.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in special])
+    with _native(f"{folder} names a special token that the tokenizer does not take"):
+        core.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in special])
     core.encode_special_tokens = bool(config.get("split_special_tokens", False))
     del text
     return_freed_memory()  # parsing leaves more behind than the tokenizer itself takes: 37 MB for 49152 tokens
     return Tokenizer(core, named, config)
+
+
+@contextlib.contextmanager
+def _native(failure: str) -> Iterator[None]:
+    """Turn whatever the tokenizer library raises into one error.
+
+    It is native code, and what it is given is a stranger's file: its panics are no subclass of Exception.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError, NqEdgeError):
+        raise
+    except BaseException as error:
+        raise NqEdgeError("NQ-TOKENIZER", f"{failure} ({str(error)[:300] or type(error).__name__}).") from error
 
 
 def _is_unicode(text: str) -> bool:

@@ -82,6 +82,22 @@ def test_a_stop_string_ends_the_text_and_is_not_shown(byte_level_folder: Path) -
     assert len(run.result.ids) < len(generator.backend.script) - 1
 
 
+@pytest.mark.parametrize("stop", ["zebra", " tw", None, np.str_(" tw")])
+def test_one_stop_string_may_be_given_as_it_is(stop: str | None, byte_level_folder: Path) -> None:
+    generator = _scripted(byte_level_folder, "one two three", [2])
+    several = generator.generate("x", stop=[] if stop is None else [stop])
+    assert generator.generate("x", stop=stop).text == several.text == ("one" if stop == " tw" else "one two three")
+
+
+@pytest.mark.parametrize(("stop", "text"), [("<|im_end|>", "one"), ("e<|im_end|>", "on"), ("im_end", "onetwo")])
+def test_a_special_token_may_be_a_stop_string(stop: str, text: str, byte_level_folder: Path) -> None:
+    tokenizer = load_tokenizer(byte_level_folder)
+    mark = tokenizer.core.token_to_id("<|im_end|>")
+    script = [*tokenizer.encode("one"), mark, *tokenizer.encode("two"), 2]
+    result = Generator(Scripted(script), tokenizer, [2]).generate("x", stop=stop)  # type: ignore[arg-type]
+    assert (result.text, result.finish_reason) == (text, "eos" if text == "onetwo" else "stop")
+
+
 def test_the_number_of_tokens_is_bounded_by_the_wish_and_by_the_context(byte_level_folder: Path) -> None:
     assert len(_scripted(byte_level_folder, "a" * 50).generate("x", max_new_tokens=3).ids) == 3
     generator = _scripted(byte_level_folder, "a" * 50, max_context=6)
@@ -109,7 +125,38 @@ def test_an_empty_prompt_begins_with_bos_or_is_refused(byte_level_folder: Path) 
         generator.generate_step([])
 
 
-@pytest.mark.parametrize("wrong", [0, -5, 2.5, True, None])
+@pytest.mark.parametrize("count", [3, np.int64(3), np.uint8(3)])
+def test_numbers_of_numpy_are_numbers(count: int, byte_level_folder: Path) -> None:
+    generator = _scripted(byte_level_folder, "a" * 50)
+    assert len(generator.generate("x", max_new_tokens=count).ids) == 3
+    prompt = np.array(generator.encode("xyz"), np.int32)
+    assert list(generator.generate_step(prompt, max_new_tokens=count)) == generator.backend.script[:3]
+
+
+@pytest.mark.parametrize("ids", [[1.5], ["1"], [[1]], 5, [None], [True], [2**70]])
+def test_ids_that_are_none_are_refused(ids: object, byte_level_folder: Path) -> None:
+    with pytest.raises(NqEdgeError, match="not a row of whole numbers") as caught:
+        _scripted(byte_level_folder, "a").generate_step(ids)  # type: ignore[arg-type]
+    assert caught.value.code == "NQ-PROMPT"
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"x", {"role": "user", "content": "x"}, ["x"], [None]])
+def test_a_prompt_is_a_text_or_messages(prompt: object, byte_level_folder: Path) -> None:
+    with pytest.raises(NqEdgeError, match="neither a text nor a list of messages") as caught:
+        _scripted(byte_level_folder, "a").generate(prompt)  # type: ignore[arg-type]
+    assert caught.value.code == "NQ-PROMPT"
+
+
+def test_a_system_message_needs_a_chat_and_sampling_its_type(byte_level_folder: Path) -> None:
+    generator = _scripted(byte_level_folder, "a", [2])
+    with pytest.raises(NqEdgeError, match="a system message is part of a chat") as caught:
+        generator.generate("x", system="Be brief.")
+    assert caught.value.code == "NQ-OPTION"
+    with pytest.raises(NqEdgeError, match="sampling must be a SamplingConfig"):
+        generator.generate("x", sampling={"temperature": 1.0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [0, -5, 2.5, True, None, "3", np.float32(3)])
 def test_a_bad_number_of_tokens_is_refused_before_anything_runs(wrong: object, byte_level_folder: Path) -> None:
     with pytest.raises(NqEdgeError, match="max_new_tokens must be") as caught:
         _scripted(byte_level_folder, "a").stream("x", max_new_tokens=wrong)  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoquant_edge.runtimes.streaming import StopMatcher, TextStream
+from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.runtimes.streaming import StopMatcher, TextStream, stop_strings
 from nanoquant_edge.runtimes.tokenizer import Tokenizer, load_tokenizer
 
 TEXT = "Größe 東京 🙂🚀👩‍👩‍👧 naïve\n the fox"
@@ -89,3 +90,40 @@ def test_how_the_text_is_cut_changes_nothing(text: str, stops: list[str], data: 
     if ends:
         first = text[: min(ends)]
         assert expected == min((first[: -len(s)] for s in stops if first.endswith(s)), key=len)
+
+
+@pytest.mark.parametrize(("stop", "expected"), [
+    (None, ()), ("", ()), ([], ()), ("zebra", ("zebra",)), (["a", "", "b"], ("a", "b")), (("a",), ("a",)),
+])  # fmt: skip
+def test_stop_strings_are_given_as_text_list_or_nothing(stop: object, expected: tuple[str, ...]) -> None:
+    assert stop_strings(stop) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stop", [5, b"x", [b"x"], ["a", None], {"a": 1}, {"a"}, True])
+def test_stop_strings_that_are_none_are_refused(stop: object) -> None:
+    with pytest.raises(NqEdgeError, match="stop must be a text or a list of texts") as caught:
+        stop_strings(stop)  # type: ignore[arg-type]
+    assert caught.value.code == "NQ-OPTION"
+
+
+SPECIAL = {7: "<end>", 8: "<end>of<turn>", 9: "<other>"}
+
+
+@pytest.mark.parametrize(
+    ("stops", "pieces", "shown", "stopped"),
+    [
+        (["<end>"], ["one", 7, "two"], "one", True),
+        (["x<end>"], ["one", 7, "x", 7, "two"], "one", True),
+        (["<end>"], ["one <en", "d> two"], "one ", True),  # spelled by ordinary tokens
+        (["end", "<"], ["one", 7, "two"], "onetwo", False),  # a special token is found as a whole only
+        (["<end>of<turn>"], ["one", 8, "two"], "one", True),
+        (["<end>y"], ["one", 7, "x"], "onex", False),
+        (["<end><other>"], ["one", 7, 9, "two"], "one", True),
+        (["<end><other>"], ["one", 7, "two"], "onetwo", False),
+    ],
+)
+def test_special_tokens_in_stop_strings(stops: list[str], pieces: list, shown: str, stopped: bool) -> None:
+    matcher = StopMatcher(stops, SPECIAL)
+    out = [matcher.push(piece if isinstance(piece, str) else matcher.mark(piece)) for piece in pieces]
+    assert "".join(out) + matcher.flush() == shown
+    assert matcher.stopped == stopped

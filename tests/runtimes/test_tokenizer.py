@@ -137,3 +137,44 @@ def test_a_file_that_leads_elsewhere_is_refused(byte_level_folder: Path, tmp_pat
     with pytest.raises(NqEdgeError, match="outside") as caught:
         load_tokenizer(tmp_path)
     assert caught.value.code == "NQ-PATH"
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+SLOW = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+START = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+NO_TOKEN = [{"SpecialToken": {"id": "<none>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "none"}},
+        {"model": {"type": "Unigram", "vocab": [], "unk_id": None}},
+        {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "none", "continuing_subword_prefix": "##",
+                   "max_input_chars_per_word": 100}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SLOW, BYTES]}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}},
+        {"post_processor": {**START, "single": NO_TOKEN}},
+        {"post_processor": {**START, "single": [{"Sequence": {"id": "B", "type_id": 0}}]}},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_file_that_makes_the_library_fail_is_one_error(change: dict, byte_level_folder: Path, tmp_path: Path) -> None:
+    honest = json.loads((byte_level_folder / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**honest, **change}))
+    with pytest.raises(NqEdgeError) as caught:
+        load_tokenizer(tmp_path).encode("Hello " + "a" * 40 + "!")
+    assert caught.value.code == "NQ-TOKENIZER"
+
+
+def test_a_file_that_makes_decoding_fail_is_one_error(byte_level_folder: Path, tmp_path: Path) -> None:
+    honest = json.loads((byte_level_folder / "tokenizer.json").read_text())
+    decoder = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**honest, "decoder": decoder}))
+    tokenizer = load_tokenizer(tmp_path)
+    word = "a" * 40 + "!"
+    tokenizer.core.add_tokens([word])
+    with pytest.raises(NqEdgeError) as caught:
+        tokenizer.decode([tokenizer.core.token_to_id(word)])
+    assert caught.value.code == "NQ-TOKENIZER"
