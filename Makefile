@@ -117,7 +117,7 @@ LOWEST_PYTHON ?= $(PYTHON)
 .venv-lowest/.ready: pyproject.toml
 	$(LOWEST_PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check onnxruntime==1.23.2 "numpy==1.26.*" \
-	  click==8.1.7 jinja2==3.1.6 rich==13.0.0 safetensors==0.4.3 tokenizers==0.20.0 "onnx==1.18.*"
+	  click==8.1.7 jinja2==3.1.6 packaging==23.0 rich==13.0.0 safetensors==0.4.3 tokenizers==0.20.0 "onnx==1.18.*"
 	touch $@
 
 test-lowest: setup .venv-lowest/.ready

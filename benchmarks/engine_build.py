@@ -150,7 +150,7 @@ def main() -> None:
         "model": given.name or given.shape or bundle.source_model.get("name"),
         "target_bpw": bundle.target_bpw,
         "compute_capabilities": list(engine.compute_capabilities),
-        "capacity": bundle.kv.max_capacity,
+        "capacity": bundle.kv.capacity,
         "tensorrt": engine.tensorrt_version,
         "graph_mb": round(graph / 1e6, 1),
         "engine_mb": round(build["engine_bytes"] / 1e6, 1),

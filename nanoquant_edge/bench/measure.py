@@ -88,7 +88,7 @@ def measure_bundle(folder: str | Path, options: BenchOptions) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     bundle = Bundle.open(folder, verify=False)
-    limit = bundle.kv.max_capacity
+    limit = bundle.kv.capacity
     if max(options.lengths) + options.new_tokens > limit:
         raise NqEdgeError(
             "NQ-OPTION",

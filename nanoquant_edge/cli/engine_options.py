@@ -107,7 +107,7 @@ def _summary(bundle: Bundle) -> dict[str, object]:
         "built": engine is not None,
         "tensorrt_version": engine.tensorrt_version if engine else None,
         "compute_capabilities": list(engine.compute_capabilities) if engine else None,
-        "capacity": bundle.kv.max_capacity,
+        "capacity": bundle.kv.capacity,
         "plugin_layers": engine.plugin_layers if engine else None,
         "compressed_linears": bundle.compressed_linears,
         "true_bpw": bundle.true_bpw,
@@ -140,14 +140,14 @@ def _print_table(bundle: Bundle) -> None:
     total = sum(entry.size for entry in bundle.files.values()) / 1e6
     form = f"{bundle.compressed_linears} compressed layers at {bundle.true_bpw:.3f} bits per weight, {bundle.dtype}"
     if engine is None:
-        console.print(f"{folder}: {total:.1f} MB, {form}, cache {bundle.kv.max_capacity}, {build['seconds']:.1f} s")
+        console.print(f"{folder}: {total:.1f} MB, {form}, cache {bundle.kv.capacity}, {build['seconds']:.1f} s")
         console.print(
             "No engine yet: TensorRT builds it on the device. Copy the folder there and run build.sh (README.md).",
             style="bold",
         )
         return
     console.print(
-        f"{folder}: {total:.1f} MB, {form} in {engine.plugin_layers} plugin layers, cache {bundle.kv.max_capacity}"
+        f"{folder}: {total:.1f} MB, {form} in {engine.plugin_layers} plugin layers, cache {bundle.kv.capacity}"
     )
     console.print(
         f"TensorRT {engine.tensorrt_version}, compute capability {', '.join(engine.compute_capabilities)}; "

@@ -148,7 +148,7 @@ def _summary(bundle: Bundle, seconds: float) -> dict[str, object]:
         "portable": bundle.portable,
         "compressed_linears": bundle.compressed_linears,
         "true_bpw": bundle.true_bpw,
-        "max_length": bundle.kv.max_capacity,
+        "max_length": bundle.kv.capacity,
         "embedding": bundle.source_model["embedding"],
         "head": bundle.source_model["head"],
         "files": {name: entry.size for name, entry in bundle.files.items()},
@@ -174,5 +174,5 @@ def _print_table(bundle: Bundle, seconds: float) -> None:
     console.print(
         f"{bundle.compressed_linears} compressed layers at {bundle.true_bpw:.3f} bits per weight, "
         f"embedding {bundle.source_model['embedding']}, head {bundle.source_model['head']}, "
-        f"dialect {bundle.dialect}, {bundle.dtype}, context {bundle.kv.max_capacity}, {seconds:.1f} s"
+        f"dialect {bundle.dialect}, {bundle.dtype}, context {bundle.kv.capacity}, {seconds:.1f} s"
     )

@@ -14,6 +14,7 @@ from ..devices.assess import Assessment, assess
 from ..devices.model import open_model
 from ..devices.profile import Target
 from ..errors import NqEdgeError
+from ..formats.backends import BOARD_BUILD, ONNXRUNTIME
 from ..formats.bundle import Bundle
 from ..system.extras import install_command
 from ..system.files import new_folder, sha256_of, write_json
@@ -31,7 +32,7 @@ _GLIBC = {"Ubuntu 20.04": 31, "Ubuntu 22.04": 35, "Raspberry Pi OS 12": 36, "Ubu
 #: Oldest Python that this package runs on.
 _OLDEST = (3, 10)
 #: Backend of a bundle -> its folder.
-_PLACES = {"onnxruntime": "bundle", "tensorrt": "engine", "tensorrt-build": "graph"}
+_PLACES = {ONNXRUNTIME: "bundle", "tensorrt": "engine", BOARD_BUILD: "graph"}
 
 
 def deploy(
@@ -78,7 +79,7 @@ def deploy(
         place = scratch / _PLACES[source.backend]
         _copy_bundle(source, place)
         graph = place.name == "graph"
-        if target.flavour == "standard" and source.backend == "onnxruntime":
+        if target.flavour == "standard" and source.backend == ONNXRUNTIME:
             progress("writing the TensorRT graph")
             graph = _write_graph(source, target, scratch / "graph")
         progress("libraries")
@@ -115,7 +116,7 @@ def _assessed(source: Bundle, target: Target) -> Assessment | None:
     if not isinstance(source.source_model.get("config"), dict):
         return None
     model = open_model(str(source.folder))
-    context = min(2048, source.kv.max_capacity)
+    context = min(2048, source.kv.capacity)
     found = assess(model, target, context)
     if not found.fit.fits and found.largest_context >= 256:
         return assess(model, target, found.largest_context)
@@ -143,7 +144,7 @@ def _write_graph(source: Bundle, target: Target, place: Path) -> bool:
         from ..exporters.tensorrt import build_engine
     except ModuleNotFoundError:
         return False
-    return build_engine(source.folder, place, target=(target.name,)).backend == "tensorrt-build"
+    return build_engine(source.folder, place, target=(target.name,)).backend == BOARD_BUILD
 
 
 def _write_sums(folder: Path) -> None:

@@ -17,7 +17,14 @@ PINS = {
     "3.10": {"onnxruntime": "1.23.2", "numpy": "2.2.6"},
     "": {"onnxruntime": "1.31.1", "numpy": "2.4.6"},
 }
-_COMMON = {"click": "8.5.1", "jinja2": "3.1.6", "rich": "15.0.0", "safetensors": "0.8.0", "tokenizers": "0.23.3"}
+_COMMON = {
+    "click": "8.5.1",
+    "jinja2": "3.1.6",
+    "packaging": "26.4",
+    "rich": "15.0.0",
+    "safetensors": "0.8.0",
+    "tokenizers": "0.23.3",
+}
 
 
 def requirement_lines(version: str, python: str, cuda: str = "") -> list[str]:

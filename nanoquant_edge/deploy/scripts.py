@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..formats.backends import ONNXRUNTIME
 from .deployment import Deployment
 
 __all__ = ["write_scripts"]
@@ -54,7 +55,7 @@ def _words(made: Deployment, version: str) -> dict[str, str]:
     jetson, gpu = bool(target.jetpack), target.flavour == "standard"
     has_template = "chat_template.jinja" in bundle.files
     older = system.get("python", made.python) != made.python
-    paths = ["ONNX Runtime on the processor"] if bundle.backend == "onnxruntime" else []
+    paths = ["ONNX Runtime on the processor"] if bundle.backend == ONNXRUNTIME else []
     if made.graph or bundle.backend == "tensorrt":
         paths.append("TensorRT on the GPU, once ./build_engine.sh has built its engine there")
     fit = None if made.found is None else made.found.fit

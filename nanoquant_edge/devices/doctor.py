@@ -16,6 +16,7 @@ from ..errors import NqEdgeError, first_line
 from ..system import native
 from ..system.extras import install_command
 from ..system.memory import memory_available
+from ..system.versions import release
 from .power import find_sources
 from .profile import Target
 from .recognise import Machine, describe_machine, recognise
@@ -184,9 +185,7 @@ def _gpus(here: _Here) -> Iterator[Check]:
     for name in ("tensorrt", "tensorrt_rtx"):
         found = _module_version(name)
         if found is not None:
-            good = tuple(int(part) for part in re.findall(r"\d+", found)[:2]) >= (
-                (10, 0) if name == "tensorrt" else (1, 7)
-            )
+            good = release(found) >= ((10, 0) if name == "tensorrt" else (1, 7))
             advice = "" if good else "TensorRT 10.0 or newer has the plugin interface that ours needs."
             yield Check(name, OK if good else PROBLEM, found, advice)
     if not any(_module_version(name) for name in ("tensorrt", "tensorrt_rtx")):
@@ -227,7 +226,7 @@ def _package(name: str, lowest: str, missing: str) -> Check:
     found = _version(name)
     if found is None:
         return Check(name, missing, "not installed", f"pip install '{name}>={lowest}'")
-    if _numbers(found) < _numbers(lowest):
+    if release(found) < release(lowest):
         return Check(name, PROBLEM, f"{found} is older than {lowest}", f"pip install --upgrade '{name}>={lowest}'")
     return Check(name, OK, found)
 
@@ -244,10 +243,6 @@ def _module_version(name: str) -> str | None:
         return str(import_module(name).__version__)
     except Exception:  # a TensorRT without its libraries raises OSError, one for another Python ImportError
         return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)  # type: ignore[index]
 
 
 _CHECKS: tuple[Callable[[_Here], Iterable[Check]], ...] = (

@@ -12,9 +12,12 @@ from typing import Any
 
 from ..errors import NqEdgeError
 from ..system.files import path_inside, read_json, sha256_of, write_json
+from .backends import ENGINE_BACKENDS
 from .engine import EngineInfo, read_engine
+from .graph import LINEAR_OP, OPERATOR_VERSION
+from .kv_layout import KvLayout
 
-__all__ = ["BUNDLE_VERSION", "MANIFEST_FILE", "REFERENCE_FILE", "Bundle", "FileEntry", "KvLayout"]
+__all__ = ["BUNDLE_VERSION", "MANIFEST_FILE", "REFERENCE_FILE", "Bundle", "FileEntry"]
 
 MANIFEST_FILE = "nq_bundle.json"
 REFERENCE_FILE = "reference.safetensors"
@@ -32,31 +35,12 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class KvLayout:
-    """Key/value cache: [batch, kv_heads, capacity, head_dim] per layer, one buffer bound as input and output.
-
-    Attributes:
-        layers: number of (key, value) pairs.
-        heads: key/value heads.
-        head_dim: channels a head.
-        dtype: "float32", "float16" or "bfloat16".
-        max_capacity: longest context the position tables allow, in tokens.
-    """
-
-    layers: int
-    heads: int
-    head_dim: int
-    dtype: str
-    max_capacity: int
-
-
-@dataclass(frozen=True)
 class Bundle:
     """What a bundle says about itself.
 
     Attributes:
         folder: where it lies (not stored).
-        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        backend: what runs it, see `formats.backends`.
         backend_versions: lowest and highest backend version known to work, as strings; highest may be "".
         dialect: "ort", "onnx24" or "trt103".
         dtype: activation type ("float32", "float16", "bfloat16").
@@ -99,9 +83,12 @@ class Bundle:
                 files[name] = FileEntry(path.stat().st_size, sha256_of(path))
         entry = asdict(self)
         entry.pop("folder")
+        entry["kv"] = self.kv.to_manifest()
         entry["files"] = {name: asdict(value) for name, value in files.items()}
         if self.engine is None:
             entry.pop("engine")
+        else:
+            entry["engine"] = self.engine.to_dict()
         write_json(self.folder / MANIFEST_FILE, entry)
         return Bundle.open(self.folder)
 
@@ -134,6 +121,20 @@ class Bundle:
         bundle = cls(folder=folder, **_checked(entry))
         bundle._check_files(verify)
         return bundle
+
+    def check_operator_version(self) -> None:
+        """Refuse a graph whose operators are of another version than this program's kernels.
+
+        Raises:
+            NqEdgeError: NQ-BACKEND naming both versions.
+        """
+        if self.operator_version != OPERATOR_VERSION:
+            raise NqEdgeError(
+                "NQ-BACKEND",
+                f"the bundle uses version {self.operator_version} of {LINEAR_OP}, this program has version "
+                f"{OPERATOR_VERSION}.",
+                "Install a newer nanoquant-edge, or export and build again with this one.",
+            )
 
     def _check_files(self, verify: bool | None) -> None:
         mark = self.folder / _VERIFIED_MARK
@@ -200,46 +201,37 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
             raise NqEdgeError("NQ-BUNDLE", f"the manifest's {name} is missing or of the wrong type.")
     fields = {name: entry[name] for name in expected}
     try:
-        fields["kv"] = KvLayout(**entry["kv"])
         fields["files"] = {name: FileEntry(**value) for name, value in entry["files"].items()}
         low, high = entry["backend_versions"]
     except (TypeError, ValueError) as error:
-        raise NqEdgeError(
-            "NQ-BUNDLE", f"the manifest's kv, files or backend_versions is malformed ({error})."
-        ) from error
+        raise NqEdgeError("NQ-BUNDLE", f"the manifest's files or backend_versions are malformed ({error}).") from error
     fields["backend_versions"] = (str(low), str(high))
-    kv = fields["kv"]
-    sizes = (kv.layers, kv.heads, kv.head_dim, kv.max_capacity, fields["vocab_size"])
-    good = all(type(size) is int and 0 < size < 1 << 31 for size in sizes) and isinstance(kv.dtype, str)
+    fields["kv"] = KvLayout.from_manifest(entry["kv"], fields["dialect"])
+    good = type(fields["vocab_size"]) is int and 0 < fields["vocab_size"] < 1 << 31
     good = good and all(math.isfinite(fields[name]) for name in ("target_bpw", "true_bpw"))
     good = good and all(type(file.size) is int and isinstance(file.sha256, str) for file in fields["files"].values())
     if not good:
         raise NqEdgeError("NQ-BUNDLE", "the manifest holds impossible sizes.")
-    fields["engine"] = _checked_engine(entry, fields)
+    fields["engine"] = engine = _checked_engine(entry, fields)
+    if engine is not None:
+        fields["kv"] = engine.kv
     return fields
-
-
-#: Backend of a bundle with an engine -> the engine's flavour.
-_ENGINE_BACKENDS = {"tensorrt": "standard", "tensorrt-rtx": "rtx"}
 
 
 def _checked_engine(entry: dict[str, Any], fields: dict[str, Any]) -> EngineInfo | None:
     """The manifest's engine, seen to agree with what the manifest says elsewhere."""
-    flavour = _ENGINE_BACKENDS.get(fields["backend"])
+    flavour = ENGINE_BACKENDS.get(fields["backend"])
     if flavour is None:
         if entry.get("engine") is not None:
             raise NqEdgeError("NQ-BUNDLE", f"the manifest describes an engine for backend {fields['backend'][:40]!r}.")
         return None
     engine = read_engine(entry.get("engine"))
-    kv, own = fields["kv"], engine.kv
+    sizes = engine.kv.to_manifest()
     pairs = {
-        "flavour": (engine.flavour, flavour),
+        "flavour": (engine.flavour, flavour.name),
         "precision": (engine.precision, fields["dtype"]),
         "compressed_linears": (engine.compressed_linears, fields["compressed_linears"]),
-        "kv": (
-            (own.layers, own.kv_heads, own.head_dim, own.capacity, own.dtype),
-            (kv.layers, kv.heads, kv.head_dim, kv.max_capacity, kv.dtype),
-        ),
+        "kv": (tuple(sizes.values()), tuple(fields["kv"].to_manifest().values())),
     }
     for name, (inside, outside) in pairs.items():
         if inside != outside:

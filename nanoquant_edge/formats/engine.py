@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..errors import NqEdgeError
+from .backends import FLAVOURS
+from .graph import DOMAIN, LINEAR_OP
+from .kv_layout import CACHE_DTYPES, KvLayout
 
-__all__ = ["ENGINE_FILE", "FLAVOURS", "EngineInfo", "EngineKv", "PluginInfo", "Profile", "Span", "read_engine"]
+__all__ = ["ENGINE_FILE", "PLUGIN", "EngineInfo", "PluginInfo", "Profile", "Span", "read_engine"]
 
 #: The usual name of the engine file.
 ENGINE_FILE = "model.engine"
-#: "standard" is TensorRT as on Jetson boards and data-center GPUs, "rtx" TensorRT for RTX.
-FLAVOURS = ("standard", "rtx")
-_PRECISIONS = ("float16", "bfloat16", "float32")
+#: Name, version and namespace of the plugin that our library registers with TensorRT.
+PLUGIN = (LINEAR_OP, "1", DOMAIN)
 _LARGEST = 1 << 31
 _MOST_NAMES = 100_000
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
@@ -48,26 +50,6 @@ class PluginInfo:
     namespace: str
     sha256: str
     embedded: bool
-
-
-@dataclass(frozen=True)
-class EngineKv:
-    """Key/value cache [batch, kv_heads, capacity, head_dim] per layer, with a fixed number of slots.
-
-    Attributes:
-        layers, kv_heads, head_dim: sizes.
-        capacity: slots, which is the longest context in tokens.
-        dtype: "float16", "bfloat16" or "float32".
-        in_place: `present.*` is the whole cache, written into the memory of `past_key_values.*`; else it holds the new
-            rows alone, [batch, kv_heads, sequence, head_dim], which the runtime copies into the cache.
-    """
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-    capacity: int
-    dtype: str
-    in_place: bool
 
 
 @dataclass(frozen=True)
@@ -122,7 +104,7 @@ class EngineInfo:
     compute_capabilities: tuple[str, ...]
     plugin: PluginInfo
     precision: str
-    kv: EngineKv
+    kv: KvLayout
     profiles: dict[str, Profile]
     refit: bool
     version_compatible: bool
@@ -141,6 +123,10 @@ class EngineInfo:
         """
         return self.plugin.embedded or (self.version_compatible and self.flavour == "standard")
 
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that `read_engine` reads."""
+        return {**asdict(self), "kv": self.kv.to_engine()}
+
 
 def read_engine(entry: Any) -> EngineInfo:
     """The `engine` entry of a manifest from a stranger, every value checked.
@@ -156,7 +142,7 @@ def read_engine(entry: Any) -> EngineInfo:
     """
     main = _record(entry, EngineInfo, "engine")
     main["plugin"] = plugin = PluginInfo(**_record(main["plugin"], PluginInfo, "engine.plugin"))
-    main["kv"] = kv = EngineKv(**_record(main["kv"], EngineKv, "engine.kv"))
+    main["kv"] = kv = KvLayout.from_engine(main["kv"])
     main["profiles"] = profiles = _profiles(main["profiles"])
     for name in ("compute_capabilities", "debug_outputs"):
         main[name] = _names(main[name], f"engine.{name}")
@@ -167,11 +153,7 @@ def read_engine(entry: Any) -> EngineInfo:
         _need(bool(_CAPABILITY.fullmatch(capability)), "compute_capabilities", capability)
     _need(bool(_SHA256.fullmatch(plugin.sha256)), "plugin.sha256", plugin.sha256)
     _need(bool(engine.file), "file", engine.file)
-    for name in ("precision", "kv.dtype"):
-        value = engine.precision if name == "precision" else kv.dtype
-        _need(value in _PRECISIONS, name, value)
-    for name in ("layers", "kv_heads", "head_dim", "capacity"):
-        _need(0 < getattr(kv, name) < _LARGEST, f"kv.{name}", getattr(kv, name))
+    _need(engine.precision in CACHE_DTYPES, "precision", engine.precision)
     for name in ("plugin_layers", "compressed_linears"):
         _need(0 <= getattr(engine, name) < _LARGEST, name, getattr(engine, name))
     _need(engine.plugin_layers <= engine.compressed_linears, "plugin_layers", engine.plugin_layers)

@@ -1,25 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """A look into model.onnx, and one edit of it, without the onnx package, which a board need not have.
 
-Only the protocol-buffer wire format is read (https://protobuf.dev/programming-guides/encoding) with the field numbers
-of onnx.proto (ONNX IR specification). Weights lie in external files, so the model file itself is small.
+Weights lie in external files, so the model file itself is small. Numbers of fields: onnx.proto of the ONNX IR
+specification.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..errors import NqEdgeError
+from .graph import DOMAIN
+from .protobuf import BYTES, WireError, fields, integers
 
-__all__ = ["ModelSummary", "initializers", "strip_functions", "summarize"]
+__all__ = ["ModelSummary", "external_tensors", "initializers", "strip_functions", "summarize"]
 
-#: Domain of this package's operators.
-DOMAIN = "com.nanoquant"
 #: Nesting of graphs in nodes; real models stay below 5.
 MAX_DEPTH = 32
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+#: Message -> number of a field -> the message that lies there: every way from a model to its nodes and to the places
+#: where data lies outside of the file.
+_CHILDREN = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "place"},
+    "place": {},
+}
+_GRAPH, _FUNCTION, _INITIALIZER = 7, 25, 5
+_FUNCTION_NAME, _FUNCTION_DOMAIN, _NODE_OPERATOR, _NODE_DOMAIN = 1, 10, 4, 7
+_TENSOR_DIMS, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_PLACE = 1, 8, 9, 13
+_KEY, _VALUE = 1, 2
 
 
 @dataclass
@@ -29,7 +46,7 @@ class ModelSummary:
     Attributes:
         operators: nodes of this package's domain by operator type, graphs inside nodes and functions included.
         functions: model-local functions of this package's domain.
-        external_files: names of the files that hold initializers.
+        external_files: names of the files that hold tensors, wherever in the model these stand.
     """
 
     operators: dict[str, int] = field(default_factory=dict)
@@ -37,48 +54,44 @@ class ModelSummary:
     external_files: set[str] = field(default_factory=set)
 
 
-def _varint(data: memoryview, start: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if start >= len(data) or shift > 63:
-            raise _malformed()
-        byte = data[start]
-        start += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, start
-        shift += 7
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Turns what is wrong with the bytes into this package's error."""
+    try:
+        yield
+    except WireError as error:
+        raise NqEdgeError("NQ-BUNDLE", f"model.onnx is not a valid ONNX file: {error}.") from error
 
 
-def _malformed() -> NqEdgeError:
-    return NqEdgeError("NQ-BUNDLE", "model.onnx is not a valid ONNX file.")
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
-    """(field number, wire type, payload, whole record) of each record; the payload of a varint is empty."""
-    place = 0
-    while place < len(data):
-        start = place
-        key, place = _varint(data, place)
-        number, wire = key >> 3, key & 7
-        begin = place
-        if wire == _VARINT:
-            _, place = _varint(data, place)
-            begin = place
-        elif wire == _BYTES:
-            size, begin = _varint(data, place)
-            place = begin + size
-        elif wire in (_FIXED64, _FIXED32):
-            place += 8 if wire == _FIXED64 else 4
+def _walk(kind: str, data: memoryview, depth: int = 0) -> Iterator[tuple[str, dict[int, str]]]:
+    """Every function, node and place inside a message: what it is, and its texts by the numbers of their fields."""
+    if depth > MAX_DEPTH:
+        raise WireError("its graphs are nested without end")
+    children = _CHILDREN[kind]
+    texts = {}
+    for number, wire, content, _ in fields(data):
+        if wire != BYTES:
+            continue
+        child = children.get(number)
+        if child is None:
+            texts[number] = content  # of a field that comes twice, the last counts
         else:
-            raise _malformed()
-        if place > len(data) or number == 0:
-            raise _malformed()
-        yield number, wire, data[begin:place], data[start:place]
+            yield from _walk(child, content, depth + (child == "graph"))
+    if kind in ("function", "node", "place"):
+        yield kind, {number: _text(content) for number, content in texts.items()}
 
 
-def _text(payload: memoryview) -> str:
-    return bytes(payload).decode("utf-8", "replace")
+def _text(content: memoryview) -> str:
+    return str(content, "utf-8", "replace")
+
+
+def _last_text(data: memoryview, wanted: int) -> str:
+    """A text of a message, "" where it has none."""
+    found = ""
+    for number, wire, content, _ in fields(data):
+        if number == wanted and wire == BYTES:
+            found = _text(content)
+    return found
 
 
 def summarize(model: bytes) -> ModelSummary:
@@ -91,69 +104,54 @@ def summarize(model: bytes) -> ModelSummary:
         NqEdgeError: NQ-BUNDLE when it is not a protocol buffer of the expected form.
     """
     summary = ModelSummary()
-    for number, wire, payload, _ in _fields(memoryview(model)):
-        if wire != _BYTES:
-            continue
-        if number == 7:  # ModelProto.graph
-            _graph(payload, summary, 0)
-        elif number == 25:  # ModelProto.functions
-            name, domain = _function(payload)
-            if domain == DOMAIN:
-                summary.functions.add(name)
-            for inner, kind, node, _ in _fields(payload):
-                if inner == 7 and kind == _BYTES:  # FunctionProto.node
-                    _node(node, summary, 0)
+    with _reading():
+        for kind, texts in _walk("model", memoryview(model)):
+            if kind == "place" and texts.get(_KEY) == "location":
+                summary.external_files.add(texts.get(_VALUE, ""))
+            elif kind == "function" and texts.get(_FUNCTION_DOMAIN) == DOMAIN:
+                summary.functions.add(texts.get(_FUNCTION_NAME, ""))
+            elif kind == "node" and texts.get(_NODE_DOMAIN) == DOMAIN:
+                operator = texts.get(_NODE_OPERATOR, "")
+                summary.operators[operator] = summary.operators.get(operator, 0) + 1
     return summary
 
 
-def _graph(data: memoryview, summary: ModelSummary, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise _malformed()
-    for number, wire, payload, _ in _fields(data):
-        if wire != _BYTES:
+@dataclass
+class _Initializer:
+    """A tensor of the graph: its dimensions, the bytes that lie in the file, and where else its data lies."""
+
+    dims: list[int] = field(default_factory=list)
+    bytes: int = 0
+    place: dict[str, str] = field(default_factory=dict)
+
+
+def _initializers(model: bytes) -> dict[str, _Initializer]:
+    """Tensors of the graph by name; those inside of nodes are left out."""
+    found = {}
+    for graph_number, graph_wire, graph, _ in fields(memoryview(model)):
+        if graph_number != _GRAPH or graph_wire != BYTES:
             continue
-        if number == 1:  # GraphProto.node
-            _node(payload, summary, depth)
-        elif number == 5:  # GraphProto.initializer
-            _tensor(payload, summary)
-        elif number == 15:  # GraphProto.sparse_initializer, whose values and indices are tensors
-            for inner, kind, tensor, _ in _fields(payload):
-                if inner in (1, 2) and kind == _BYTES:
-                    _tensor(tensor, summary)
+        for number, wire, tensor, _ in fields(graph):
+            if number == _INITIALIZER and wire == BYTES:
+                name, initializer = _initializer(tensor)
+                found[name] = initializer
+    return found
 
 
-def _node(data: memoryview, summary: ModelSummary, depth: int) -> None:
-    operator = domain = ""
-    for number, wire, payload, _ in _fields(data):
-        if wire != _BYTES:
+def _initializer(tensor: memoryview) -> tuple[str, _Initializer]:
+    name, found = "", _Initializer()
+    for number, wire, content, _ in fields(tensor):
+        if number == _TENSOR_DIMS:
+            found.dims += integers(wire, content)
+        elif wire != BYTES:
             continue
-        if number == 4:  # NodeProto.op_type
-            operator = _text(payload)
-        elif number == 7:  # NodeProto.domain
-            domain = _text(payload)
-        elif number == 5:  # NodeProto.attribute
-            for inner, kind, value, _ in _fields(payload):
-                if kind != _BYTES:
-                    continue
-                if inner in (5, 10):  # AttributeProto.t, tensors
-                    _tensor(value, summary)
-                elif inner in (6, 11):  # AttributeProto.g, graphs
-                    _graph(value, summary, depth + 1)
-    if domain == DOMAIN:
-        summary.operators[operator] = summary.operators.get(operator, 0) + 1
-
-
-def _tensor(data: memoryview, summary: ModelSummary) -> None:
-    for number, wire, payload, _ in _fields(data):
-        if number == 13 and wire == _BYTES:  # TensorProto.external_data
-            key = value = ""
-            for inner, kind, text, _ in _fields(payload):
-                if kind == _BYTES and inner == 1:
-                    key = _text(text)
-                elif kind == _BYTES and inner == 2:
-                    value = _text(text)
-            if key == "location":
-                summary.external_files.add(value)
+        elif number == _TENSOR_NAME:
+            name = _text(content)
+        elif number == _TENSOR_RAW:
+            found.bytes = len(content)
+        elif number == _TENSOR_PLACE:
+            found.place[_last_text(content, _KEY)] = _last_text(content, _VALUE)
+    return name, found
 
 
 def initializers(model: bytes) -> dict[str, tuple[tuple[int, ...], int]]:
@@ -165,55 +163,52 @@ def initializers(model: bytes) -> dict[str, tuple[tuple[int, ...], int]]:
     Raises:
         NqEdgeError: NQ-BUNDLE when it is not a protocol buffer of the expected form.
     """
+    with _reading():
+        return {
+            name: (tuple(tensor.dims), _number(tensor.place["length"]) if "length" in tensor.place else tensor.bytes)
+            for name, tensor in _initializers(model).items()
+        }
+
+
+def external_tensors(model: bytes) -> dict[str, tuple[str, int, int]]:
+    """Initializers of the graph that lie in other files: name -> (file, offset, bytes).
+
+    Args:
+        model: content of model.onnx (ModelProto).
+
+    Raises:
+        NqEdgeError: NQ-BUNDLE when it is not a protocol buffer of the expected form, or a place is not complete.
+    """
     found = {}
-    for number, wire, graph, _ in _fields(memoryview(model)):
-        if number == 7 and wire == _BYTES:  # ModelProto.graph
-            for inner, kind, tensor, _ in _fields(graph):
-                if inner == 5 and kind == _BYTES:  # GraphProto.initializer
-                    name, dims, size = _extent(tensor)
-                    found[name] = (dims, size)
+    with _reading():
+        for name, tensor in _initializers(model).items():
+            if place := tensor.place:
+                if not {"location", "length"} <= set(place):
+                    raise WireError(f"initializer {name!r} does not say where its data lies")
+                found[name] = (place["location"], _number(place.get("offset", "0")), _number(place["length"]))
     return found
 
 
-def _extent(data: memoryview) -> tuple[str, tuple[int, ...], int]:
-    """Name, dimensions and bytes of a tensor, whether its values lie in the file or outside."""
-    name, dims, size = "", [], 0
-    for number, wire, payload, record in _fields(data):
-        if number == 1 and wire == _VARINT:  # TensorProto.dims, one by one
-            dims.append(_varint(record, 1)[0])
-        elif number == 1 and wire == _BYTES:  # packed
-            place = 0
-            while place < len(payload):
-                dim, place = _varint(payload, place)
-                dims.append(dim)
-        elif number == 8 and wire == _BYTES:  # TensorProto.name
-            name = _text(payload)
-        elif number == 9 and wire == _BYTES:  # TensorProto.raw_data
-            size = len(payload)
-        elif number == 13 and wire == _BYTES:  # TensorProto.external_data
-            entry = {inner: _text(text) for inner, kind, text, _ in _fields(payload) if kind == _BYTES}
-            if entry.get(1) == "length" and entry.get(2, "").isdigit():
-                size = int(entry[2])
-    return name, tuple(dims), size
-
-
-def _function(data: memoryview) -> tuple[str, str]:
-    name = domain = ""
-    for number, wire, payload, _ in _fields(data):
-        if wire == _BYTES and number == 1:  # FunctionProto.name
-            name = _text(payload)
-        elif wire == _BYTES and number == 10:  # FunctionProto.domain
-            domain = _text(payload)
-    return name, domain
+def _number(text: str) -> int:
+    """An offset or a length."""
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise WireError(f"{text[:40]!r} is no offset or length")
+    return int(text)
 
 
 def strip_functions(model: bytes) -> bytes:
     """The model without the function bodies of this package's operators.
 
     What is left runs with a registered kernel or not at all: ONNX Runtime cannot fall back to a slow body in silence.
+
+    Raises:
+        NqEdgeError: NQ-BUNDLE when it is not a protocol buffer of the expected form.
     """
-    kept = []
-    for number, wire, payload, record in _fields(memoryview(model)):
-        if not (number == 25 and wire == _BYTES and _function(payload)[1] == DOMAIN):
-            kept.append(bytes(record))
-    return b"".join(kept)
+    pieces, start = [], 0
+    with _reading():
+        for number, wire, content, end in fields(memoryview(model)):
+            body = number == _FUNCTION and wire == BYTES and _last_text(content, _FUNCTION_DOMAIN) == DOMAIN
+            if not body:
+                pieces.append(model[start:end])
+            start = end
+    return b"".join(pieces)

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import NqEdgeError
+from .protobuf import integer, message
 
-__all__ = ["FOLDER_OPTION", "block_output", "linear_output", "with_extra_outputs"]
+__all__ = ["FOLDER_OPTION", "with_extra_outputs"]
 
 #: ONNX Runtime session entry that says where the external data of a model passed as bytes lies: its folder.
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
@@ -25,22 +26,12 @@ _MODEL_GRAPH, _GRAPH_OUTPUT, _INFO_NAME, _INFO_TYPE, _TYPE_TENSOR, _TENSOR_ELEME
 _ELEMENTS = {"float32": 1, "float16": 10, "bfloat16": 16}
 
 
-def block_output(block: int) -> str:
-    """Name of the value that leaves decoder block `block`, [batch, sequence, hidden_size], activation type."""
-    return f"block.{block}.output"
-
-
-def linear_output(name: str) -> str:
-    """Name of the value that leaves the compressed layer with this module path, [batch, sequence, out_features]."""
-    return f"{name}.output"
-
-
 def with_extra_outputs(model_file: str | Path, names: Iterable[str], dtype: str = "float32") -> bytes:
     """A model that also returns some of its intermediate values.
 
     Args:
         model_file: a bundle's model.onnx.
-        names: value names, e.g. from `block_output` and `linear_output`.
+        names: value names, e.g. from `formats.graph.block_output` and `linear_output`.
         dtype: their type: the bundle's activation type.
 
     Returns:
@@ -59,30 +50,11 @@ def with_extra_outputs(model_file: str | Path, names: Iterable[str], dtype: str 
         raise NqEdgeError("NQ-BUNDLE", f"cannot read {path}: {error.strerror}.") from error
     if dtype not in _ELEMENTS:
         raise NqEdgeError("NQ-OPTION", f"dtype {dtype!r} is not one of {', '.join(_ELEMENTS)}.")
-    tensor = _tag(_TENSOR_ELEMENT, 0) + _varint(_ELEMENTS[dtype])
-    kind = _message(_INFO_TYPE, _message(_TYPE_TENSOR, tensor))
+    kind = message(_INFO_TYPE, message(_TYPE_TENSOR, integer(_TENSOR_ELEMENT, _ELEMENTS[dtype])))
     outputs = b""
     for name in dict.fromkeys(names):
         encoded = name.encode()
-        if not encoded or _message(1, encoded)[1:] not in data:
+        if not encoded or message(1, encoded)[1:] not in data:
             raise NqEdgeError("NQ-OPTION", f"the model has no value {name!r}.", "Check the name in the model file.")
-        outputs += _message(_GRAPH_OUTPUT, _message(_INFO_NAME, encoded) + kind)
-    return data + _message(_MODEL_GRAPH, outputs)
-
-
-def _varint(number: int) -> bytes:
-    pieces = bytearray()
-    while number > 0x7F:
-        pieces.append(number & 0x7F | 0x80)
-        number >>= 7
-    pieces.append(number)
-    return bytes(pieces)
-
-
-def _tag(field: int, wire: int) -> bytes:
-    return _varint(field << 3 | wire)
-
-
-def _message(field: int, content: bytes) -> bytes:
-    """A length-delimited field: sub-message or string."""
-    return _tag(field, 2) + _varint(len(content)) + content
+        outputs += message(_GRAPH_OUTPUT, message(_INFO_NAME, encoded) + kind)
+    return data + message(_MODEL_GRAPH, outputs)

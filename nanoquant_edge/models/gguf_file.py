@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import NqEdgeError, first_line
 from ..formats.gguf_header import GgufHeader, read_gguf_header
 from ..system.extras import install_command
+from ..system.versions import release
 from .config_reader import read_config
 from .families import family_of
 from .source import SourceModel, load_tokenizer
@@ -127,10 +128,8 @@ def _load_dense(path: Path, folder: Path, **options: Any) -> Any:
 
 def _check_transformers() -> None:
     """Refuse a transformers that reads some files wrongly, and without a word."""
-    from packaging.version import Version
-
     installed = importlib.metadata.version("transformers")
-    if Version(installed) < Version(_LEAST_TRANSFORMERS):
+    if release(installed) < release(_LEAST_TRANSFORMERS):
         message = f"reading GGUF needs transformers {_LEAST_TRANSFORMERS} or newer; {installed} is installed."
         raise NqEdgeError("NQ-MISSING", message, _INSTALL)
 

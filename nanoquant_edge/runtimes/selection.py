@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import NqEdgeError
+from ..formats.backends import BOARD_BUILD, ENGINE_BACKENDS, ONNXRUNTIME
 from ..formats.bundle import Bundle
 from .backend import Backend
 from .options import OpenOptions
@@ -40,17 +41,17 @@ def open_backend(
         ...     print(backend.kernel)
     """
     options = replace(options or OpenOptions(), **keywords)
-    if bundle.backend in ("tensorrt", "tensorrt-rtx"):
+    if bundle.backend in ENGINE_BACKENDS:
         from .tensorrt import TensorRTBackend, open_engine
 
         return TensorRTBackend(bundle, options, extra_outputs=extra_outputs, opener=engine_opener or open_engine)
-    if bundle.backend == "tensorrt-build":
+    if bundle.backend == BOARD_BUILD:
         raise NqEdgeError(
             "NQ-BACKEND",
             f"{bundle.folder} holds a graph from which the board builds its engine, and no engine yet.",
             "Copy the folder to the board, run build.sh there, and use the bundle that it writes.",
         )
-    if bundle.backend != "onnxruntime":
+    if bundle.backend != ONNXRUNTIME:
         raise NqEdgeError(
             "NQ-BACKEND",
             f"the bundle was made for {bundle.backend[:40]!r}, this program runs onnxruntime, tensorrt and "

@@ -161,8 +161,8 @@ class RecordedReference:
     def _load(self, bundle: Bundle) -> None:
         windows = self._ids("windows", (None, None))
         count, length = windows.shape
-        if length < 2 or length > bundle.kv.max_capacity:
-            raise self._bad(f"its windows have {length} tokens; the bundle holds 2 to {bundle.kv.max_capacity}")
+        if length < 2 or length > bundle.kv.capacity:
+            raise self._bad(f"its windows have {length} tokens; the bundle holds 2 to {bundle.kv.capacity}")
         self.windows = windows
         self._loss = self._tensor("loss", "F64", (count,))
         self._log_sum = self._tensor("log_sum", "F64", (count, length))

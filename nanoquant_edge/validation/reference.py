@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import NqEdgeError
 from ..formats.checkpoint import TABLE_FORMATS, Checkpoint, quantize_table
-from ..formats.onnx_outputs import block_output, linear_output
+from ..formats.graph import block_output, linear_output
 from ..models import family_of
 from .compare import next_token_loss
 from .dense import dense_model

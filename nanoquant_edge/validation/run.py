@@ -159,7 +159,7 @@ def _live_reference(
             f"Run {install_command('compress')}, or validate against a recorded reference.",
         ) from error
     reference = TorchReference(checkpoint, options.threads, str(bundle.source_model.get("embedding", "")))
-    length = min(options.window_length, bundle.kv.max_capacity)
+    length = min(options.window_length, bundle.kv.capacity)
     if options.text is None:
         progress(0.5, "sampling windows from the model")
         windows = reference.sample(options.windows, length, _SEED)
@@ -183,11 +183,11 @@ def _prompts(bundle: Bundle, windows: NDArray[np.int64], options: ValidationOpti
     else:
         starts = [row[: min(_PROMPT_TOKENS, windows.shape[1] // 2)] for row in windows[:_PROMPTS]]
     for start in starts:
-        if not 0 < len(start) <= bundle.kv.max_capacity - options.new_tokens:
+        if not 0 < len(start) <= bundle.kv.capacity - options.new_tokens:
             raise NqEdgeError(
                 "NQ-PROMPT",
                 f"a prompt of {len(start)} tokens with {options.new_tokens} new ones does not fit the context of "
-                f"{bundle.kv.max_capacity}, or is empty.",
+                f"{bundle.kv.capacity}, or is empty.",
             )
     return starts
 

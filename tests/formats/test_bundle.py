@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.formats.bundle import MANIFEST_FILE, Bundle, KvLayout
+from nanoquant_edge.formats.bundle import MANIFEST_FILE, Bundle
+from nanoquant_edge.formats.kv_layout import KvLayout
 
 
 def _bundle(folder: Path) -> Bundle:
@@ -122,9 +123,15 @@ def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     [
         ({"bundle_version": 7}, "has version 7"),
         ({"backend": 3}, "backend is missing or of the wrong type"),
-        ({"kv": {"layers": 1}}, "malformed"),
-        ({"kv": {"layers": 0, "heads": 1, "head_dim": 1, "dtype": "x", "max_capacity": 1}}, "impossible sizes"),
-        ({"kv": {"layers": 1, "heads": 1, "head_dim": 1, "dtype": "x", "max_capacity": 1 << 40}}, "impossible sizes"),
+        ({"kv": {"layers": 1}}, r"kv\.dtype is missing"),
+        (
+            {"kv": {"layers": 0, "heads": 1, "head_dim": 1, "dtype": "x", "max_capacity": 1}},
+            r"kv\.layers has the impossible",
+        ),
+        (
+            {"kv": {"layers": 1, "heads": 1, "head_dim": 1, "dtype": "x", "max_capacity": 1}},
+            r"kv\.dtype has the impossible",
+        ),
         ({"files": {"a": 3}}, "malformed"),
         ({"files": {"a": {"size": "5", "sha256": ""}}}, "impossible sizes"),
         ({"backend_versions": ["1"]}, "malformed"),

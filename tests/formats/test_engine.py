@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.formats.bundle import MANIFEST_FILE, Bundle, KvLayout
-from nanoquant_edge.formats.engine import EngineInfo, EngineKv, PluginInfo, Profile, read_engine
+from nanoquant_edge.formats.bundle import MANIFEST_FILE, Bundle
+from nanoquant_edge.formats.engine import EngineInfo, PluginInfo, Profile, read_engine
+from nanoquant_edge.formats.kv_layout import KvLayout
 
 ENGINE = EngineInfo(
     file="model.engine",
@@ -24,7 +24,7 @@ ENGINE = EngineInfo(
     compute_capabilities=("8.6", "8.9", "12.0"),
     plugin=PluginInfo("NanoQuantLinear", "1", "com.nanoquant", "ab" * 32, False),
     precision="float16",
-    kv=EngineKv(2, 2, 16, 96, "float16", True),
+    kv=KvLayout(2, 2, 16, "float16", 96),
     profiles={
         "decode": Profile(0, (1, 1, 4), (1, 1, 1), (1, 1, 1), (96, 96, 96)),
         "prefill": Profile(1, (1, 1, 1), (1, 16, 64), (1, 1, 64), (96, 96, 96)),
@@ -36,7 +36,7 @@ ENGINE = EngineInfo(
     debug_outputs=("block.0.output",),
     timing_cache="timing.cache",
 )
-ENTRY: dict[str, Any] = json.loads(json.dumps(asdict(ENGINE)))
+ENTRY: dict[str, Any] = json.loads(json.dumps(ENGINE.to_dict()))
 
 
 def _bundle(folder: Path) -> Bundle:
@@ -196,7 +196,7 @@ def test_any_value_anywhere_is_read_or_refused(path: str, value: Any) -> None:
         assert error.code == "NQ-BUNDLE"
         assert len(error.message) < 400
     else:
-        assert read_engine(json.loads(json.dumps(asdict(engine)))) == engine
+        assert read_engine(json.loads(json.dumps(engine.to_dict()))) == engine
 
 
 @given(_json)

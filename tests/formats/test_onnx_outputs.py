@@ -15,7 +15,8 @@ import torch
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.formats import onnx_outputs as extra_outputs
-from nanoquant_edge.formats.onnx_outputs import FOLDER_OPTION, block_output, linear_output, with_extra_outputs
+from nanoquant_edge.formats.graph import block_output, linear_output
+from nanoquant_edge.formats.onnx_outputs import FOLDER_OPTION, with_extra_outputs
 from tests.exporters.onnx.support import have_kernel, open_session, reference_model
 from tests.tiny import tiny_checkpoint
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import NqEdgeError
+from ...formats.graph import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL_FILE, PAST, PRESENT
 from ...models import DecoderConfig
 
 __all__ = ["CONFIG_FILE", "USUAL_LENGTH", "genai_config"]
@@ -58,22 +59,22 @@ def genai_config(
     pad = generation.get("pad_token_id", source.get("pad_token_id"))
     decoder = {
         "session_options": {"custom_ops_library": library, "provider_options": []},
-        "filename": "model.onnx",
+        "filename": MODEL_FILE,
         "head_size": config.head_dim,
         "hidden_size": config.hidden_size,
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
         "num_key_value_heads": config.num_kv_heads,
         "inputs": {
-            "input_ids": "input_ids",
-            "attention_mask": "attention_mask",
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
+            "input_ids": INPUT_IDS,
+            "attention_mask": ATTENTION_MASK,
+            "past_key_names": f"{PAST}%d.key",
+            "past_value_names": f"{PAST}%d.value",
         },
         "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
+            "logits": LOGITS,
+            "present_key_names": f"{PRESENT}%d.key",
+            "present_value_names": f"{PRESENT}%d.value",
         },
     }
     return {

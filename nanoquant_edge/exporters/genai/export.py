@@ -13,20 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import NqEdgeError
-from ...formats.bundle import Bundle, KvLayout
+from ...formats.backends import GENAI
+from ...formats.bundle import Bundle
 from ...formats.checkpoint import Checkpoint
+from ...formats.graph import OPERATOR_VERSION
+from ...formats.kv_layout import KvLayout
 from ...models.config_reader import read_config
 from ...system.files import new_folder, read_json, write_json
 from ...system.native import ORT_LIBRARY_NAME, ort_library_path
 from ..onnx.build import build_model
 from ..onnx.export import Progress, source_model, table_formats, with_tables, write_graph_folder
-from ..onnx.operator import VERSION
 from .config import CONFIG_FILE, genai_config
 from .graph import last_token_logits
 
 __all__ = ["export_genai"]
 
-_BACKEND, _DTYPE, _DIALECT = "onnxruntime-genai", "float32", "ort"
+_DTYPE, _DIALECT = "float32", "ort"
 #: Lowest version seen to run these folders.
 _LOWEST = "0.18"
 
@@ -86,12 +88,12 @@ def export_genai(
         shutil.copyfile(kernels, scratch / ORT_LIBRARY_NAME)
         bundle = Bundle(
             folder=scratch,
-            backend=_BACKEND,
+            backend=GENAI,
             backend_versions=(_LOWEST, ""),
             dialect=_DIALECT,
             dtype=_DTYPE,
             portable=False,
-            operator_version=VERSION,
+            operator_version=OPERATOR_VERSION,
             source_model={**source_model(source, config), **table_formats(weights, config, _DIALECT, _DTYPE, False)},
             target_bpw=source.settings.target_bpw,
             true_bpw=source.settings.true_bpw,

@@ -6,6 +6,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ...formats.graph import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_INDICES
+
 __all__ = ["last_token_logits"]
 
 _INTEGER = ir.DataType.INT64
@@ -22,7 +24,7 @@ def last_token_logits(model: ir.Model) -> None:
     """
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs}
-    chosen = inputs["logits_indices"]
+    chosen = inputs[LOGITS_INDICES]
     nodes: list[ir.Node] = []
 
     def constant(name: str, numbers: list[int]) -> ir.Value:
@@ -34,8 +36,8 @@ def last_token_logits(model: ir.Model) -> None:
         return output
 
     axis = constant("axis", [1])
-    valid = add("ReduceSum", [inputs["attention_mask"], axis], "valid", ["batch", 1], keepdims=1)
-    shape = add("Shape", [inputs["input_ids"]], "shape", [2])
+    valid = add("ReduceSum", [inputs[ATTENTION_MASK], axis], "valid", ["batch", 1], keepdims=1)
+    shape = add("Shape", [inputs[INPUT_IDS]], "shape", [2])
     columns = add("Gather", [shape, axis], "columns", [1])
     shorter = add("Min", [valid, columns], "shorter", ["batch", 1])
     last = add("Sub", [shorter, axis], "index", ["batch", 1])
@@ -44,7 +46,7 @@ def last_token_logits(model: ir.Model) -> None:
     graph.inputs.remove(chosen)
     for node in reversed(nodes):
         graph.insert_before(graph[0], node)
-    logits = next(value for value in graph.outputs if value.name == "logits")
+    logits = next(value for value in graph.outputs if value.name == LOGITS)
     assert logits.shape is not None
     logits.shape = ir.Shape([logits.shape[0], 1, logits.shape[2]])
 

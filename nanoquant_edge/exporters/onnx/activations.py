@@ -8,7 +8,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from .graph import GraphBuilder
+from .graph_builder import GraphBuilder
 
 __all__ = ["decomposed_gelu_tanh", "scalar", "silu", "soft_cap"]
 

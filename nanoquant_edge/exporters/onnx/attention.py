@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from ...formats.graph import ATTENTION_OP, DOMAIN
 from ...models import DecoderConfig
-from .graph import GraphBuilder, dims_of
-from .operator import DOMAIN
+from .graph_builder import GraphBuilder, dims_of
 
-__all__ = ["ATTENTION_OP", "check_attention_node", "emit_attention", "native_attention"]
+__all__ = ["check_attention_node", "emit_attention", "native_attention"]
 
-ATTENTION_OP = "NanoQuantAttention"
 #: Query, key, value, both caches, last positions, cosines, sines.
 _RANKS = (3, 3, 3, 4, 4, 1, 2, 2)
 _INTEGERS = ("num_heads", "kv_num_heads", "head_dim", "window")

@@ -6,12 +6,13 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ...errors import NqEdgeError
+from ...formats.graph import DOMAIN, OPERATOR_VERSION
 from ...models import DecoderConfig
 from .decoder import build_decoder
 from .dialects.base import Dialect, dialect_named
 from .dtypes import ir_dtype
-from .graph import GraphBuilder
-from .operator import DOMAIN, VERSION, LinearForm
+from .graph_builder import GraphBuilder
+from .operator import LinearForm
 from .tables import reads_codes
 from .weights import WeightSource, check_weights
 
@@ -78,7 +79,7 @@ def build_model(
         )
     target.check(config)
     check_weights(config, weights)
-    opsets = {**target.opsets, DOMAIN: VERSION}
+    opsets = {**target.opsets, DOMAIN: OPERATOR_VERSION}
     functions = []
     if portable:
         from .portable import linear_function

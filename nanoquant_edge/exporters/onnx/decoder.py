@@ -10,11 +10,20 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ...formats.graph import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS_INDICES,
+    PAST,
+    PRESENT,
+    block_output,
+    cache_names,
+)
 from ...models import DecoderConfig
 from .activations import silu
 from .dialects.base import DecoderInputs, Dialect
 from .embedding_and_head import embed_tokens, emit_head
-from .graph import Dims, GraphBuilder
+from .graph_builder import Dims, GraphBuilder
 from .norms import Norm, norm_named
 from .operator import LinearForm, emit_linears
 from .weights import WeightSource
@@ -47,17 +56,12 @@ def build_decoder(
         codes: quantized tables stay codes, for our operators; else they are widened.
     """
     integer = ir.DataType.INT64
-    ids = g.input("input_ids", integer, ["batch", "sequence"])
-    mask = g.input("attention_mask", integer, ["batch", "total"])
-    chosen = g.input("logits_indices", integer, ["batch", "positions"])
+    ids = g.input(INPUT_IDS, integer, ["batch", "sequence"])
+    mask = g.input(ATTENTION_MASK, integer, ["batch", "total"])
+    chosen = g.input(LOGITS_INDICES, integer, ["batch", "positions"])
     cache: Dims = ["batch", config.num_kv_heads, capacity or "capacity", config.head_dim]
-    past = [
-        (
-            g.input(f"past_key_values.{block}.key", dtype, cache),
-            g.input(f"past_key_values.{block}.value", dtype, cache),
-        )
-        for block in range(config.num_layers)
-    ]
+    caches = [g.input(PAST + name, dtype, cache) for name in cache_names(config.num_layers)]
+    past = list(zip(caches[::2], caches[1::2], strict=True))
     dialect.prepare(g, config, DecoderInputs(ids, mask, past[0][0], dtype, max_length))
     blocks = _Blocks(g, config, weights, dialect, dtype, form)
     family = config.structure
@@ -72,7 +76,7 @@ def build_decoder(
         attention = f"block.{block}.attention"
         normed, residual = dialect.add_norm(g, before_feed.name, attended, residual, before_feed, attention)
         fed = blocks.feed_forward(block, normed)
-        total = f"block.{block}.output"
+        total = block_output(block)
         if block + 1 < config.num_layers:
             following = blocks.norm(block + 1, family.attention_norm)
             normed, residual = dialect.add_norm(g, following.name, fed, residual, following, total)
@@ -115,7 +119,7 @@ class _Blocks:
         if family.head_norms:
             query = self._head_norm(block, "self_attn.q_norm", query, config.num_heads)
             key = self._head_norm(block, "self_attn.k_norm", key, config.num_kv_heads)
-        presents = (f"present.{block}.key", f"present.{block}.value")
+        presents = (f"{PRESENT}{block}.key", f"{PRESENT}{block}.value")
         attended, *updated = self._dialect.attention(self._g, name, block, (query, key, value), past, presents)
         (projected,) = self._linears(block, name, (family.output,), attended)
         return self._out_norm(block, family.attention_out_norm, projected), (updated[0], updated[1])

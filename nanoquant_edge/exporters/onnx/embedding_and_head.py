@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ...formats.graph import EMBEDDING_OP, HEAD_OP, LOGITS
 from ...models import DecoderConfig
 from .activations import scalar, soft_cap
 from .dialects.base import Dialect
-from .graph import Dims, GraphBuilder
+from .graph_builder import Dims, GraphBuilder
 from .norms import Norm
-from .tables import EMBEDDING_OP, HEAD_OP, WideTable, coded_node
+from .tables import WideTable, coded_node
 from .weights import HEAD, WeightSource
 
 __all__ = ["embed_tokens", "emit_head"]
@@ -92,11 +93,11 @@ def emit_head(
     dims: Dims = ["batch", "positions", vocabulary]
     direct = hidden.dtype == wide and config.logit_cap is None
     # allowzero: a piece of a prompt may want no logits at all, positions = 0.
-    name = "logits" if direct else None
+    name = LOGITS if direct else None
     logits = g.node("Reshape", [flat, target], "head.unflatten", shape=dims, output=name, allowzero=1)
     if config.logit_cap is not None:
         logits = g.cast(logits, wide, "head.float32")
-        logits = soft_cap(g, "head.capped", logits, config.logit_cap, output="logits")
+        logits = soft_cap(g, "head.capped", logits, config.logit_cap, output=LOGITS)
     elif not direct:
-        logits = g.cast(logits, wide, "head.float32", output="logits")
+        logits = g.cast(logits, wide, "head.float32", output=LOGITS)
     g.output(logits)

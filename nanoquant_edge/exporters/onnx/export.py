@@ -11,21 +11,21 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ...errors import NqEdgeError
-from ...formats.bundle import Bundle, KvLayout
+from ...formats.backends import ONNXRUNTIME
+from ...formats.bundle import Bundle
 from ...formats.checkpoint import COMPANION_FILES, TABLE_FORMATS, Checkpoint
+from ...formats.graph import DATA_FILE, MODEL_FILE, OPERATOR_VERSION
+from ...formats.kv_layout import KvLayout
 from ...models import DecoderConfig
 from ...models.config_reader import read_config
 from ...system.files import new_folder, read_json
 from .build import build_model
 from .dialects.base import dialect_named
-from .operator import VERSION
 from .schema import check_file
 from .tables import Requantized, reads_codes
 from .weights import HEAD, WeightSource
 
 __all__ = [
-    "DATA_FILE",
-    "MODEL_FILE",
     "export_onnx",
     "source_model",
     "table_formats",
@@ -34,8 +34,6 @@ __all__ = [
     "write_model",
 ]
 
-MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
 #: Below this a tensor stays in model.onnx, where shape inference can read it: axes, shapes, unused scales.
 _INLINE_BYTES = 64
 
@@ -95,12 +93,12 @@ def export_onnx(
         compressed = write_graph_folder(model, source, scratch, progress)
         bundle = Bundle(
             folder=scratch,
-            backend="onnxruntime",
+            backend=ONNXRUNTIME,
             backend_versions=target.backend_versions,
             dialect=dialect,
             dtype=dtype,
             portable=portable,
-            operator_version=VERSION,
+            operator_version=OPERATOR_VERSION,
             source_model={**source_model(source, config), **table_formats(weights, config, dialect, dtype, portable)},
             target_bpw=source.settings.target_bpw,
             true_bpw=source.settings.true_bpw,
@@ -111,7 +109,7 @@ def export_onnx(
                 heads=config.num_kv_heads,
                 head_dim=config.head_dim,
                 dtype=dtype,
-                max_capacity=max_length or config.max_positions,
+                capacity=max_length or config.max_positions,
             ),
         ).write()
     return replace(bundle, folder=Path(output))

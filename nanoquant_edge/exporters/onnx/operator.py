@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators com.nanoquant::NanoQuantLinear and NanoQuantLinearGroup, version 1 (docs/OPERATOR.md): their names, and
-emitting their nodes."""
+"""The operators com.nanoquant::NanoQuantLinear and NanoQuantLinearGroup, version 1 (docs/OPERATOR.md): emitting
+their nodes."""
 
 from __future__ import annotations
 
@@ -12,31 +12,24 @@ import onnx_ir as ir
 
 from ...errors import NqEdgeError
 from ...formats.checkpoint import PackedLayer
+from ...formats.graph import DOMAIN, GROUP_OP, LINEAR_OP, linear_output
 from .dtypes import onnx_type_of
-from .graph import GraphBuilder, dims_of
+from .graph_builder import GraphBuilder, dims_of
 from .scales import ExportScales, export_scales
 from .tensors import TiledTensor
 
 __all__ = [
     "ATTRIBUTES",
-    "DOMAIN",
     "GROUP_ATTRIBUTES",
-    "GROUP_OP_TYPE",
     "INPUTS",
     "LAYOUT_ROWS_LSB_FIRST",
     "LAYOUT_TILES_16X256",
     "MAX_GROUP",
-    "OP_TYPE",
-    "VERSION",
     "LinearForm",
     "emit_linear",
     "emit_linears",
 ]
 
-DOMAIN = "com.nanoquant"
-OP_TYPE = "NanoQuantLinear"
-GROUP_OP_TYPE = "NanoQuantLinearGroup"
-VERSION = 1
 INPUTS = ("X", "v_packed", "u_packed", "scale_in", "scale_mid", "scale_out", "bias")
 ATTRIBUTES = ("in_features", "rank", "out_features", "has_scale_mid", "has_bias", "layout")
 GROUP_ATTRIBUTES = ("in_features", "ranks", "out_features", "has_scale_mid", "has_bias", "layout")
@@ -92,9 +85,9 @@ def emit_linears(
     inputs = [x]
     for path, layer in layers.items():
         inputs += _constants(g, path, layer, scales[path], form.layout)
-    outputs = [(f"{path}.output", x.dtype, [*dims_of(x)[:-1], layer.out_features]) for path, layer in layers.items()]
+    outputs = [(linear_output(path), x.dtype, [*dims_of(x)[:-1], layer.out_features]) for path, layer in layers.items()]
     return g.nodes(
-        GROUP_OP_TYPE,
+        GROUP_OP,
         inputs,
         name,
         outputs,
@@ -126,7 +119,7 @@ def emit_linear(
     assert x.dtype is not None
     scales = export_scales(name, layer, x.dtype)
     return g.node(
-        OP_TYPE,
+        LINEAR_OP,
         [x, *_constants(g, name, layer, scales, layout)],
         name,
         shape=[*dims_of(x)[:-1], layer.out_features],

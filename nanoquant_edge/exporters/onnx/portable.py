@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .operator import ATTRIBUTES, DOMAIN, INPUTS, OP_TYPE
+from ...formats.graph import DOMAIN, LINEAR_OP
+from .operator import ATTRIBUTES, INPUTS
 
 __all__ = ["linear_function"]
 
@@ -60,10 +61,10 @@ def linear_function(opset: int) -> ir.Function:
     shifted = body.op("Add", [outer, wide("bias")], "shifted")
     result = body.op("CastLike", [shifted, inputs["X"]], "Y")
     graph = ir.Graph(
-        list(inputs.values()), [result], nodes=body.nodes, opset_imports={"": opset}, name=f"{OP_TYPE}_body"
+        list(inputs.values()), [result], nodes=body.nodes, opset_imports={"": opset}, name=f"{LINEAR_OP}_body"
     )
     attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in ATTRIBUTES]
-    return ir.Function(DOMAIN, OP_TYPE, graph=graph, attributes=attributes)
+    return ir.Function(DOMAIN, LINEAR_OP, graph=graph, attributes=attributes)
 
 
 def _unpack(body: _Body, words: ir.Value, name: str, factor: ir.Value) -> ir.Value:

@@ -19,19 +19,16 @@ from numpy.typing import NDArray
 
 from ...errors import NqEdgeError
 from ...formats.checkpoint import from_tiles, tiles_shape, to_tiles, words_for
+from ...formats.graph import ATTENTION_OP, DOMAIN, GROUP_OP, LINEAR_OP, OPERATOR_VERSION
 from ...system.files import path_inside
-from .attention import ATTENTION_OP, check_attention_node
+from .attention import check_attention_node
 from .operator import (
     ATTRIBUTES,
-    DOMAIN,
     GROUP_ATTRIBUTES,
-    GROUP_OP_TYPE,
     INPUTS,
     LAYOUT_ROWS_LSB_FIRST,
     LAYOUT_TILES_16X256,
     MAX_GROUP,
-    OP_TYPE,
-    VERSION,
 )
 from .table_schema import TABLE_OPS, check_table_node
 
@@ -105,16 +102,16 @@ def check_model(model: ir.Model) -> int:
     for node in model.graph.all_nodes():
         if node.domain != DOMAIN:
             continue
-        if node.op_type in TABLE_OPS and model.opset_imports.get(DOMAIN) == VERSION:
+        if node.op_type in TABLE_OPS and model.opset_imports.get(DOMAIN) == OPERATOR_VERSION:
             check_table_node(node)
             continue
-        if node.op_type == ATTENTION_OP and model.opset_imports.get(DOMAIN) == VERSION:
+        if node.op_type == ATTENTION_OP and model.opset_imports.get(DOMAIN) == OPERATOR_VERSION:
             check_attention_node(node, functools.partial(_fail, node))
             continue
-        if node.op_type not in (OP_TYPE, GROUP_OP_TYPE):
-            raise _fail(node, f"{DOMAIN}::{node.op_type} is not an operator of version {VERSION}")
-        if model.opset_imports.get(DOMAIN) != VERSION:
-            raise _fail(node, f"the model imports {DOMAIN} {model.opset_imports.get(DOMAIN)}, not {VERSION}")
+        if node.op_type not in (LINEAR_OP, GROUP_OP):
+            raise _fail(node, f"{DOMAIN}::{node.op_type} is not an operator of version {OPERATOR_VERSION}")
+        if model.opset_imports.get(DOMAIN) != OPERATOR_VERSION:
+            raise _fail(node, f"the model imports {DOMAIN} {model.opset_imports.get(DOMAIN)}, not {OPERATOR_VERSION}")
         layers = _check_node(node)
         if layers[0].layout != LAYOUT_ROWS_LSB_FIRST and node.op_identifier() in model.functions:
             raise _fail(node, "the file carries a portable body, which reads layout 0 only")
@@ -195,7 +192,7 @@ def _packed_shape(layout: int, rows: int, columns: int) -> tuple[int, int]:
 
 def _attributes(node: ir.Node) -> list[_Layer]:
     """The node's layers: one of a NanoQuantLinear, two to four of a group, whose attributes are lists."""
-    group = node.op_type == GROUP_OP_TYPE
+    group = node.op_type == GROUP_OP
     wanted, names = GROUP_ATTRIBUTES if group else ATTRIBUTES, set(node.attributes)
     if names != set(wanted):
         odd = sorted(names ^ set(wanted))

@@ -6,7 +6,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ...errors import NqEdgeError
-from .tables import EMBEDDING_OP, HEAD_OP, TABLE_ATTRIBUTES
+from ...formats.graph import EMBEDDING_OP, HEAD_OP
+from .tables import TABLE_ATTRIBUTES
 
 __all__ = ["TABLE_OPS", "check_table_node"]
 

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from ...errors import NqEdgeError
 from ...formats.checkpoint import TABLE_FORMATS, PackedLayer, QuantizedTable, quantize_table
+from ...formats.graph import DOMAIN
 from .dtypes import numpy_dtype
-from .graph import Dims, GraphBuilder
-from .operator import DOMAIN
+from .graph_builder import Dims, GraphBuilder
 from .weights import WeightSource
 
-__all__ = ["EMBEDDING_OP", "HEAD_OP", "TABLE_ATTRIBUTES", "Requantized", "WideTable", "coded_node", "reads_codes"]
+__all__ = ["TABLE_ATTRIBUTES", "Requantized", "WideTable", "coded_node", "reads_codes"]
 
-EMBEDDING_OP, HEAD_OP = "NanoQuantEmbedding", "NanoQuantHead"
 TABLE_ATTRIBUTES = ("columns", "bits", "group_size")
 _PIECE_ROWS = 1024
 

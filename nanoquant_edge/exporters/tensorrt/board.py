@@ -13,10 +13,8 @@ from pathlib import Path
 from ...devices import Target
 from .plan import BuildPlan
 
-__all__ = ["BUILD_BACKEND", "write_board_files"]
+__all__ = ["write_board_files"]
 
-#: Backend in the manifest of a folder that holds no engine yet.
-BUILD_BACKEND = "tensorrt-build"
 #: What the plugin is built from, below the source tree's `plugins`.
 _SOURCES = ("CMakeLists.txt", "cmake", "kernels", "onnxruntime", "tensorrt")
 

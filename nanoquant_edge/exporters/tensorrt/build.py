@@ -13,21 +13,22 @@ from typing import Any
 from ...devices import ModelSizes, Target, check_host
 from ...devices.targets import targets_named
 from ...errors import NqEdgeError
-from ...formats.bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle, KvLayout
+from ...formats.backends import BOARD_BUILD, FLAVOURS
+from ...formats.bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle
 from ...formats.checkpoint import COMPANION_FILES
-from ...formats.engine import ENGINE_FILE, EngineInfo, PluginInfo
+from ...formats.engine import ENGINE_FILE, PLUGIN, EngineInfo, PluginInfo
+from ...formats.graph import OPERATOR_VERSION
 from ...system.extras import install_command
 from ...system.files import check_new_folder, new_folder, read_json, sha256_of
 from ...system.native import tensorrt_library_path
-from .board import BUILD_BACKEND, write_board_files
+from ...system.versions import release
+from .board import write_board_files
 from .options import EngineOptions
 from .plan import BuildPlan
 from .runner import can_build, run_compiler
 
-__all__ = ["BACKENDS", "build_engine"]
+__all__ = ["build_engine"]
 
-#: Flavour -> the bundle's backend.
-BACKENDS = {"rtx": "tensorrt-rtx", "standard": "tensorrt"}
 #: Files that travel from the source to the bundle: the tokenizer's, and what PyTorch computed, to validate against.
 _COMPANIONS = (*COMPANION_FILES, REFERENCE_FILE)
 #: First standard TensorRT whose parser takes the operators of dialect onnx24.
@@ -73,7 +74,7 @@ def build_engine(
     _check_options(targets, options)
     check_new_folder(output, overwrite)
     if (source / MANIFEST_FILE).is_file() and read_json(source / MANIFEST_FILE, "NQ-BUNDLE").get("backend") == (
-        BUILD_BACKEND
+        BOARD_BUILD
     ):
         return _build_on_board(source, output, targets, options, overwrite, library, progress, start)
     flavour = targets[0].flavour
@@ -109,20 +110,18 @@ def build_engine(
                 shutil.copyfile(model.folder / name, scratch / name)
         shell = Bundle(
             folder=scratch,
-            backend=BUILD_BACKEND,
+            backend=BOARD_BUILD,
             backend_versions=("10.3", ""),
             dialect=plan.dialect,
             dtype=plan.precision,
             portable=False,
-            operator_version=1,
+            operator_version=OPERATOR_VERSION,
             source_model=model.source_model,
             target_bpw=model.target_bpw,
             true_bpw=model.true_bpw,
             compressed_linears=plan.compressed_linears,
             vocab_size=model.config.vocab_size,
-            kv=KvLayout(
-                plan.kv.layers, plan.kv.kv_heads, plan.kv.head_dim, plan.kv.dtype, max_capacity=plan.kv.capacity
-            ),
+            kv=plan.kv,
         )
         if plugin is None:
             write_board_files(scratch, plan, targets[0])
@@ -167,9 +166,8 @@ def _dialect(flavour: str) -> str:
     if can_build(flavour):
         import importlib
 
-        version = str(importlib.import_module("tensorrt").__version__)
-        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-        return "onnx24" if numbers >= _ATTENTION_VERSION else "trt103"
+        version = str(importlib.import_module(FLAVOURS[flavour].module).__version__)
+        return "onnx24" if release(version) >= _ATTENTION_VERSION else "trt103"
     return "trt103"
 
 
@@ -188,7 +186,7 @@ def _engine_bundle(
         tensorrt_version=result["tensorrt_version"],
         flavour=plan.flavour,
         compute_capabilities=plan.capabilities,
-        plugin=PluginInfo("NanoQuantLinear", "1", "com.nanoquant", sha256_of(plugin), plan.embed_plugin),
+        plugin=PluginInfo(*PLUGIN, sha256_of(plugin), plan.embed_plugin),
         precision=plan.precision,
         kv=plan.kv,
         profiles=plan.profiles,
@@ -204,7 +202,7 @@ def _engine_bundle(
     version = result["tensorrt_version"]
     return replace(
         shell,
-        backend=BACKENDS[plan.flavour],
+        backend=FLAVOURS[plan.flavour].backend,
         backend_versions=(version, "" if plan.version_compatible else version),
         measured={**shell.measured, "build": measured},
         engine=engine,

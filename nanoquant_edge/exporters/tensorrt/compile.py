@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import NqEdgeError
-from ...formats.engine import FLAVOURS
+from ...formats.backends import FLAVOURS
+from ...formats.engine import PLUGIN
+from ...formats.graph import GROUP_OP, LINEAR_OP
 from .memory import MemoryWatch
 from .plan import BuildPlan, input_shapes
 from .weights import LentWeights
 
-__all__ = ["MODULES", "compile_graph"]
+__all__ = ["compile_graph"]
 
-#: Flavour -> module that builds it.
-MODULES = dict(zip(FLAVOURS, ("tensorrt", "tensorrt_rtx"), strict=True))
-_NAMES = ("NanoQuantLinear", "NanoQuantLinearGroup")
+_PLUGINS = (LINEAR_OP, GROUP_OP)
 _LOG_LINES = 40
 
 Event = Callable[[str, dict[str, Any]], None]
@@ -57,11 +57,11 @@ def compile_graph(
     import importlib
 
     plan = BuildPlan.read(folder)
-    trt = importlib.import_module(MODULES[plan.flavour])
+    trt = importlib.import_module(FLAVOURS[plan.flavour].module)
     log: list[str] = []
     logger = _logger(trt, log)
     registry = trt.get_plugin_registry()
-    if registry.load_library(str(library)) is None or registry.get_creator(_NAMES[0], "1", "com.nanoquant") is None:
+    if registry.load_library(str(library)) is None or registry.get_creator(*PLUGIN) is None:
         raise NqEdgeError("NQ-PLUGIN", f"TensorRT {trt.__version__} cannot load {library}. {_words(log)}".strip())
     builder = trt.Builder(logger)
     strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -142,7 +142,7 @@ def _count(trt: Any, network: Any) -> tuple[int, int]:
             continue
         layer.__class__ = trt.IPluginV3Layer
         core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
-        if core.plugin_name in _NAMES:
+        if core.plugin_name in _PLUGINS:
             layers += 1
             linears += layer.num_outputs
     return layers, linears

@@ -9,13 +9,14 @@ import onnx_ir as ir
 
 from ...devices import Fit, ModelSizes, Target, fit_capacity
 from ...errors import NqEdgeError
-from ...formats.engine import EngineKv, Profile
-from ...formats.onnx_outputs import block_output
+from ...formats.engine import Profile
+from ...formats.graph import DOMAIN, MODEL_FILE, block_output
+from ...formats.kv_layout import KvLayout
 from ..onnx.build import build_model
 from ..onnx.dialects.base import dialect_named
 from ..onnx.dialects.tensorrt_10_3_operators import check_operators
-from ..onnx.export import MODEL_FILE, write_model
-from ..onnx.operator import DOMAIN, LAYOUT_TILES_16X256
+from ..onnx.export import write_model
+from ..onnx.operator import LAYOUT_TILES_16X256
 from .options import USUAL_CAPACITY, EngineOptions
 from .plan import BuildPlan
 from .source import Source
@@ -129,7 +130,7 @@ def plan_graph(source: Source, targets: list[Target], dialect: str, options: Eng
         capabilities=tuple(dict.fromkeys(target.compute_capability for target in targets)),
         dialect=dialect,
         precision=options.dtype,
-        kv=EngineKv(config.num_layers, config.num_kv_heads, config.head_dim, capacity, options.dtype, in_place),
+        kv=KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, options.dtype, capacity, in_place),
         # The mask is as wide as the cache at every step, so that a decode step always has the same shapes. Prompts
         # pass one sequence at a time.
         profiles={

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import NqEdgeError
-from ...formats.engine import EngineKv, Profile
+from ...formats.backends import FLAVOURS
+from ...formats.engine import Profile
+from ...formats.graph import ATTENTION_MASK, INPUT_IDS, LOGITS_INDICES
+from ...formats.kv_layout import KvLayout
 from ...system.files import read_json, write_json
 
 __all__ = ["PLAN_FILE", "BuildPlan", "input_shapes"]
@@ -49,7 +52,7 @@ class BuildPlan:
     capabilities: tuple[str, ...]
     dialect: str
     precision: str
-    kv: EngineKv
+    kv: KvLayout
     profiles: dict[str, Profile]
     plugin_layers: int
     compressed_linears: int
@@ -63,7 +66,7 @@ class BuildPlan:
 
     def write(self, folder: Path) -> None:
         """Write it into a folder."""
-        write_json(folder / PLAN_FILE, {"plan_version": PLAN_VERSION, **asdict(self)})
+        write_json(folder / PLAN_FILE, {"plan_version": PLAN_VERSION, **asdict(self), "kv": self.kv.to_engine()})
 
     @classmethod
     def read(cls, folder: Path) -> BuildPlan:
@@ -86,15 +89,13 @@ class BuildPlan:
         for name in ("plugin_layers", "compressed_linears", "weights"):
             if not 0 < main[name] < 1 << 48:
                 raise _bad(name, main[name])
-        main["kv"] = kv = EngineKv(**_record(main["kv"], EngineKv, "kv."))
-        if not all(0 < getattr(kv, name) < _LARGEST for name in ("layers", "kv_heads", "head_dim", "capacity")):
-            raise _bad("kv", asdict(kv))
+        main["kv"] = KvLayout.from_engine(main["kv"], "kv")
         if not isinstance(main["profiles"], dict) or set(main["profiles"]) != {"decode", "prefill"}:
             raise _bad("profiles", main["profiles"])
         main["profiles"] = {name: _profile(name, value) for name, value in main["profiles"].items()}
         if sorted(profile.index for profile in main["profiles"].values()) != [0, 1]:
             raise _bad("profiles", "indexes other than 0 and 1")
-        if main["flavour"] not in ("rtx", "standard") or Path(main["graph"]).name != main["graph"]:
+        if main["flavour"] not in FLAVOURS or Path(main["graph"]).name != main["graph"]:
             raise _bad("flavour or graph", (main["flavour"], main["graph"]))
         return cls(**main)
 
@@ -139,7 +140,7 @@ def input_shapes(
         name: the input.
         dims: its shape in the network, -1 where it is symbolic; for the cache only the batch is.
     """
-    second = {"input_ids": profile.sequence, "attention_mask": profile.total, "logits_indices": profile.positions}
+    second = {INPUT_IDS: profile.sequence, ATTENTION_MASK: profile.total, LOGITS_INDICES: profile.positions}
     tail = second.get(name)
     shapes = [
         (profile.batch[place], tail[place]) if tail is not None else (profile.batch[place], *dims[1:])

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CATALOGUE, NqEdgeError
+from ...formats.backends import FLAVOURS
 from ...system.children import NEUTRAL_FOLDER, child_environment, python_command
-from .compile import MODULES
 
 __all__ = ["can_build", "run_compiler"]
 
@@ -30,7 +30,7 @@ Progress = Callable[[float, str], None]
 def can_build(flavour: str) -> bool:
     """Whether the TensorRT of this flavour is installed here."""
     try:
-        return importlib.util.find_spec(MODULES[flavour]) is not None
+        return importlib.util.find_spec(FLAVOURS[flavour].module) is not None
     except (ImportError, ValueError):
         return False
 

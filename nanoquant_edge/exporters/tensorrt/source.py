@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from ...errors import NqEdgeError
 from ...formats.bundle import MANIFEST_FILE, Bundle
 from ...formats.checkpoint import TABLE_FORMATS, Checkpoint, PackedLayer, QuantizedTable, from_tiles
+from ...formats.graph import DOMAIN, GROUP_OP, LINEAR_OP, MODEL_FILE
 from ...models import DecoderConfig
 from ...models.config_reader import read_config
-from ..onnx.export import MODEL_FILE, source_model
-from ..onnx.operator import ATTRIBUTES, DOMAIN, GROUP_ATTRIBUTES, GROUP_OP_TYPE, INPUTS, LAYOUT_TILES_16X256, OP_TYPE
+from ..onnx.export import source_model
+from ..onnx.operator import ATTRIBUTES, GROUP_ATTRIBUTES, INPUTS, LAYOUT_TILES_16X256
 from ..onnx.schema import check_file
 from ..onnx.weights import WeightSource
 
@@ -117,7 +118,7 @@ class BundleWeights:
         #: Module path -> the node that holds the layer, and its place in a group.
         self._nodes: dict[str, tuple[ir.Node, int]] = {}
         for node in self._model.graph.all_nodes():
-            if node.domain == DOMAIN and node.op_type in (OP_TYPE, GROUP_OP_TYPE):
+            if node.domain == DOMAIN and node.op_type in (LINEAR_OP, GROUP_OP):
                 for place, output in enumerate(node.outputs):
                     self._nodes[str(output.name).removesuffix(".output")] = (node, place)
 
@@ -131,7 +132,7 @@ class BundleWeights:
         if name not in self._nodes:
             raise NqEdgeError("NQ-CKPT", f"layer {name} is not in the bundle.")
         node, place = self._nodes[name]
-        if node.op_type == GROUP_OP_TYPE:
+        if node.op_type == GROUP_OP:
             each = {key: node.attributes[key] for key in GROUP_ATTRIBUTES}
             lists = zip(ATTRIBUTES, GROUP_ATTRIBUTES, strict=True)
             numbers = {

@@ -2,83 +2,25 @@
 """The graph's external weights, mapped by us and lent to TensorRT's parser.
 
 Where the parser maps the file itself (TensorRT before 10.13 offers nothing else), pages that were read stay resident.
-A mapping of ours can be emptied while the engine is built: nothing is lost, they come from the file again. The table
-of weights is read from the protocol buffer itself (onnx.proto: ModelProto.graph = 7, GraphProto.initializer = 5,
-TensorProto.name = 8, external_data = 13; key = 1, value = 2), since a board need not have `onnx`.
+A mapping of ours can be emptied while the engine is built: nothing is lost, they come from the file again.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...errors import NqEdgeError
+from ...formats.onnx_file import external_tensors
 from ...system.files import path_inside
 
-__all__ = ["LentWeights", "external_tensors"]
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+__all__ = ["LentWeights"]
 
 
 def _malformed() -> NqEdgeError:
     return NqEdgeError("NQ-BUNDLE", "the graph's model file is not valid ONNX.", "Export it again.")
-
-
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if place >= len(data):
-            break
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-    raise _malformed()
-
-
-def _records(data: memoryview, number: int) -> Iterator[memoryview]:
-    """Payloads of the length-delimited records with this field number."""
-    place = 0
-    while place < len(data):
-        key, place = _varint(data, place)
-        if key & 7 == _VARINT:
-            _, place = _varint(data, place)
-            continue
-        size = {_FIXED64: 8, _FIXED32: 4}.get(key & 7)
-        if key & 7 == _BYTES:
-            size, place = _varint(data, place)
-        if size is None or place + size > len(data):
-            raise _malformed()
-        if key >> 3 == number and key & 7 == _BYTES:
-            yield data[place : place + size]
-        place += size
-
-
-def _text(data: memoryview, number: int) -> str:
-    return "".join(bytes(record).decode("utf-8", "replace") for record in _records(data, number))
-
-
-def external_tensors(model: bytes) -> dict[str, tuple[str, int, int]]:
-    """Initializers that lie in other files: name -> (file, offset, bytes).
-
-    Raises:
-        NqEdgeError: NQ-BUNDLE when the model is not a protocol buffer, or an entry lacks its place.
-    """
-    found = {}
-    for graph in _records(memoryview(model), 7):
-        for tensor in _records(graph, 5):
-            place = {_text(entry, 1): _text(entry, 2) for entry in _records(tensor, 13)}
-            if not place:
-                continue
-            try:
-                found[_text(tensor, 8)] = (place["location"], int(place.get("offset", "0")), int(place["length"]))
-            except (KeyError, ValueError) as error:
-                raise _malformed() from error
-    return found
 
 
 class LentWeights:

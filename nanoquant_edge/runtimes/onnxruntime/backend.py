@@ -15,6 +15,7 @@ import numpy as np
 
 from ...errors import NqEdgeError
 from ...formats.bundle import Bundle
+from ...formats.graph import LOGITS, PAST, PRESENT, TOKEN_INPUTS, cache_names
 from ...system.memory import return_freed_memory
 from ..backend import SerialBackend
 from ..options import CUDA, OpenOptions
@@ -26,7 +27,6 @@ __all__ = ["PREFILL_CHUNK", "OnnxRuntimeBackend"]
 
 #: Tokens of a prompt that pass through the graph at once.
 PREFILL_CHUNK = 512
-_PAST, _PRESENT = "past_key_values.", "present."
 
 
 class OnnxRuntimeBackend(SerialBackend):
@@ -63,7 +63,7 @@ class OnnxRuntimeBackend(SerialBackend):
         **keywords: Any,
     ) -> None:
         options = replace(options or OpenOptions(), **keywords)
-        super().__init__(bundle.vocab_size, options.context(bundle.kv.max_capacity, "bundle"))
+        super().__init__(bundle.vocab_size, options.context(bundle.kv.capacity, "bundle"))
         self._extra_names = tuple(extra_outputs)
         self._chunk = prefill_chunk
         self._session: Any
@@ -133,14 +133,13 @@ class OnnxRuntimeBackend(SerialBackend):
         element = {"float32": "tensor(float)", "float16": "tensor(float16)"}.get(kv.dtype)
         inputs = {value.name: value for value in self._session.get_inputs()}
         outputs = {value.name: value for value in self._session.get_outputs()}
-        wanted = {"input_ids", "attention_mask", "logits_indices"}
-        caches = {f"{layer}.{part}" for layer in range(kv.layers) for part in ("key", "value")}
-        good = set(inputs) == wanted | {_PAST + name for name in caches}
-        good = good and set(outputs) == {"logits", *self._extra_names} | {_PRESENT + name for name in caches}
+        wanted, caches = set(TOKEN_INPUTS), set(cache_names(kv.layers))
+        good = set(inputs) == wanted | {PAST + name for name in caches}
+        good = good and set(outputs) == {LOGITS, *self._extra_names} | {PRESENT + name for name in caches}
         good = good and all(inputs[name].type == "tensor(int64)" for name in wanted)
-        good = good and outputs["logits"].type == "tensor(float)"
+        good = good and outputs[LOGITS].type == "tensor(float)"
         for name in caches if good else ():
-            value = inputs[_PAST + name]
+            value = inputs[PAST + name]
             shape = value.shape
             good = good and value.type == element and len(shape) == 4 and shape[1] == kv.heads
             good = good and shape[3] == kv.head_dim
@@ -161,9 +160,9 @@ class OnnxRuntimeBackend(SerialBackend):
         mask = (np.arange(total) < (past + valid)[:, None]).astype(np.int64)
         logits = np.empty((batch, positions.shape[1], self.vocab_size), dtype=np.float32)
         binding = self._bound()
-        for name, array in (("input_ids", input_ids), ("attention_mask", mask), ("logits_indices", positions)):
+        for name, array in zip(TOKEN_INPUTS, (input_ids, mask, positions), strict=True):
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         for name in self._extra_names:
             binding.bind_output(name)
         try:
@@ -181,13 +180,13 @@ class OnnxRuntimeBackend(SerialBackend):
             binding = self._session.io_binding()
             for name, buffer in self._cache.named():
                 if self.provider == CUDA:
-                    binding.bind_ortvalue_input(_PAST + name, buffer)
-                    binding.bind_ortvalue_output(_PRESENT + name, buffer)
+                    binding.bind_ortvalue_input(PAST + name, buffer)
+                    binding.bind_ortvalue_output(PRESENT + name, buffer)
                     continue
                 memory = ("cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
-                binding.bind_input(_PAST + name, *memory)
-                binding.bind_output(_PRESENT + name, *memory)
-            self._output_order = [_PRESENT + name for name, _ in self._cache.named()]
-            self._output_order += ["logits", *self._extra_names]
+                binding.bind_input(PAST + name, *memory)
+                binding.bind_output(PRESENT + name, *memory)
+            self._output_order = [PRESENT + name for name, _ in self._cache.named()]
+            self._output_order += [LOGITS, *self._extra_names]
             self._binding = binding
         return self._binding

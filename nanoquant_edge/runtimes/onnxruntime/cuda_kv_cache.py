@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...formats.bundle import KvLayout
+from ...formats.kv_layout import KvLayout
 from .kv_cache import START_CAPACITY, KvCache
 
 __all__ = ["CudaKvCache"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...formats.bundle import KvLayout
+from ...formats.kv_layout import KvLayout
 
 __all__ = ["START_CAPACITY", "KvCache"]
 

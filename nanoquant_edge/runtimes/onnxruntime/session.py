@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import NqEdgeError
+from ...formats.backends import ONNXRUNTIME
 from ...formats.bundle import Bundle
+from ...formats.graph import DOMAIN, MODEL_FILE
 from ...formats.onnx_file import ModelSummary, strip_functions, summarize
 from ...formats.onnx_outputs import FOLDER_OPTION, with_extra_outputs
 from ...system.extras import install_command
 from ...system.failures import wants_memory
 from ...system.files import path_inside
 from ...system.native import ort_library_path
+from ...system.versions import release
 from ..options import OpenOptions
 from .providers import check_started, provider_list
 
 __all__ = ["KERNEL", "NO_KERNEL", "PORTABLE", "open_session"]
 
-MODEL_FILE = "model.onnx"
 KERNEL, PORTABLE, NO_KERNEL = "nanoquant", "portable", "none"
-#: Versions of com.nanoquant::NanoQuantLinear that this package's library implements.
-OPERATOR_VERSIONS = (1,)
 #: Weights lie outside of model.onnx; what is left is structure, some 100 KB for 30 layers.
 MAX_MODEL_BYTES = 512 << 20
 
@@ -49,17 +49,6 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _version(text: str) -> tuple[int, ...]:
-    """Leading numbers of a version: "1.23.2+cpu" -> (1, 23, 2)."""
-    numbers = []
-    for part in text.split("+")[0].split("."):
-        digits = "".join(character for character in part if character.isdigit())
-        if not digits:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
-
-
 def check_versions(bundle: Bundle, found: str) -> None:
     """Compare a bundle's needs with what is installed.
 
@@ -67,14 +56,14 @@ def check_versions(bundle: Bundle, found: str) -> None:
         NqEdgeError: NQ-BACKEND naming both sides when the backend, its version or the operator's version does not fit.
     """
     low, high = bundle.backend_versions
-    if bundle.backend != "onnxruntime":
+    if bundle.backend != ONNXRUNTIME:
         raise NqEdgeError(
             "NQ-BACKEND",
             f"the bundle was built for {bundle.backend}, not for onnxruntime.",
             "Run `nq-edge export CHECKPOINT --to onnx`.",
         )
-    too_old = low and _version(found) < _version(low)
-    too_new = high and _version(found)[: len(_version(high))] > _version(high)
+    too_old = low and release(found) < release(low)
+    too_new = high and release(found)[: len(release(high))] > release(high)
     if too_old or too_new:
         wanted = f"{low} or newer" if not high else f"{low} to {high}"
         raise NqEdgeError(
@@ -82,13 +71,7 @@ def check_versions(bundle: Bundle, found: str) -> None:
             f"the bundle needs onnxruntime {wanted}, installed is {found}.",
             f"Run pip install 'onnxruntime{'>=' + low if too_old else '<=' + high}', or export again.",
         )
-    if bundle.operator_version not in OPERATOR_VERSIONS:
-        raise NqEdgeError(
-            "NQ-BACKEND",
-            f"the bundle uses version {bundle.operator_version} of NanoQuantLinear, this program has version "
-            f"{OPERATOR_VERSIONS[-1]}.",
-            "Install a newer nanoquant-edge, or export again with this one.",
-        )
+    bundle.check_operator_version()
 
 
 def open_session(
@@ -145,7 +128,7 @@ def open_session(
         text = str(error).strip()
         if wants_memory(error):
             raise NqEdgeError("NQ-MEMORY", f"there is too little memory for the model: {text}") from error
-        if kernel == KERNEL and "com.nanoquant" in text and "not a registered" in text:
+        if kernel == KERNEL and DOMAIN in text and "not a registered" in text:
             raise NqEdgeError(
                 "NQ-NATIVE-MISSING", f"the kernel library has no kernel for this bundle: {text}"
             ) from error
@@ -183,7 +166,7 @@ def _register(settings: Any, bundle: Bundle, summary: ModelSummary, allow_portab
             raise NqEdgeError(
                 "NQ-BUNDLE",
                 f"the manifest promises {bundle.compressed_linears} compressed layers, the graph has no "
-                "com.nanoquant operator.",
+                f"{DOMAIN} operator.",
             )
         return NO_KERNEL
     try:

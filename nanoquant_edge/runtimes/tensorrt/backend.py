@@ -13,13 +13,14 @@ import numpy as np
 from ...errors import NqEdgeError
 from ...formats.bundle import Bundle
 from ...formats.engine import EngineInfo
+from ...formats.graph import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_INDICES, PRESENT, cache_names
 from ..backend import SerialBackend
 from ..options import OpenOptions
 from .cache import DeviceCache, aligned
 from .device import Device
 from .engine import Engine
 from .execution import Execution, Shape
-from .interface import PRESENT, cache_names, check_interface
+from .interface import check_interface
 from .loading import open_engine
 from .plan import attention_mask, check_batch, decodes, plan_row
 from .requirements import build_command, engine_of
@@ -164,20 +165,20 @@ class TensorRTBackend(SerialBackend):
         """One token for each sequence; float32 [batch, 1, vocab_size]."""
         batch, total = len(past), self._info.profiles["decode"].total[2]
         inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask(past + 1, total),
-            "logits_indices": np.zeros((batch, 1), dtype=np.int64),
+            INPUT_IDS: input_ids,
+            ATTENTION_MASK: attention_mask(past + 1, total),
+            LOGITS_INDICES: np.zeros((batch, 1), dtype=np.int64),
         }
         caches = dict(self._cache.named())
         shapes = self._output_shapes(batch, 1, 1)
         addresses = self._decode.run(inputs, caches, cache_shape=self._cache_shape(batch), outputs=shapes)
         for row in range(0 if self._info.kv.in_place else batch):
-            offset = row * self._info.kv.kv_heads * self._cache.token_bytes
+            offset = row * self._info.kv.heads * self._cache.token_bytes
             for name, target in self._cache.named(row):
                 self._cache.store(target, addresses[PRESENT + name] + offset, start=int(past[row]), tokens=1)
         for name in self._extra_names:
             self.extra[name] = self._decode.read(name, addresses[name], shapes[name])
-        return self._decode.read("logits", addresses["logits"], shapes["logits"])
+        return self._decode.read(LOGITS, addresses[LOGITS], shapes[LOGITS])
 
     def _prompt(self, row: int, tokens: np.ndarray, positions: np.ndarray, past: int, width: int) -> np.ndarray:
         """The tokens of one row, piece by piece; float32 [k, vocab_size]."""
@@ -187,9 +188,9 @@ class TensorRTBackend(SerialBackend):
         for piece in plan_row(self._info, len(tokens), positions):
             count = piece.stop - piece.start
             inputs = {
-                "input_ids": tokens[None, piece.start : piece.stop],
-                "attention_mask": attention_mask(np.array([past + count]), total),
-                "logits_indices": piece.picks[None],
+                INPUT_IDS: tokens[None, piece.start : piece.stop],
+                ATTENTION_MASK: attention_mask(np.array([past + count]), total),
+                LOGITS_INDICES: piece.picks[None],
             }
             shapes = self._output_shapes(1, count, piece.picks.size)
             addresses = self._prefill.run(inputs, caches, cache_shape=self._cache_shape(1), outputs=shapes)
@@ -197,7 +198,7 @@ class TensorRTBackend(SerialBackend):
                 self._cache.store(target, addresses[PRESENT + name], start=past, tokens=count)
             past += count
             if piece.wanted:
-                found = self._prefill.read("logits", addresses["logits"], shapes["logits"])[0]
+                found = self._prefill.read(LOGITS, addresses[LOGITS], shapes[LOGITS])[0]
                 inside = (positions >= piece.start) & (positions < piece.stop)
                 logits[inside] = found[np.searchsorted(piece.picks, positions[inside] - piece.start)]
             for name in self._extra_names:
@@ -209,16 +210,16 @@ class TensorRTBackend(SerialBackend):
 
     def _cache_shape(self, batch: int) -> Shape:
         kv = self._info.kv
-        return (batch, kv.kv_heads, kv.capacity, kv.head_dim)
+        return (batch, kv.heads, kv.capacity, kv.head_dim)
 
     def _output_shapes(self, batch: int, sequence: int, positions: int) -> dict[str, Shape]:
         """Shapes of the outputs that have buffers of their own."""
         kv = self._info.kv
-        shapes: dict[str, Shape] = {"logits": (batch, positions, self.vocab_size)}
+        shapes: dict[str, Shape] = {LOGITS: (batch, positions, self.vocab_size)}
         for name in self._info.debug_outputs:
             shapes[name] = (batch, sequence, self._engine.tensors[name].shape[2])
-        for name in () if kv.in_place else cache_names(self._info):
-            shapes[PRESENT + name] = (batch, kv.kv_heads, sequence, kv.head_dim)
+        for name in () if kv.in_place else cache_names(kv.layers):
+            shapes[PRESENT + name] = (batch, kv.heads, sequence, kv.head_dim)
         return shapes
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...errors import NqEdgeError
-from ...formats.engine import EngineKv
+from ...formats.kv_layout import KvLayout
 from .device import Device, Rows
 
 __all__ = ["ALIGNMENT", "ITEM_BYTES", "DeviceCache", "aligned"]
@@ -39,7 +39,7 @@ class DeviceCache:
         batch: sequences for which memory is held.
     """
 
-    def __init__(self, device: Device, kv: EngineKv) -> None:
+    def __init__(self, device: Device, kv: KvLayout) -> None:
         self._device, self._kv = device, kv
         self._base = 0
         self.batch = 0
@@ -47,7 +47,7 @@ class DeviceCache:
         #: Bytes of a token in one head, of a head, and of a sequence, each in one layer's keys or values.
         self.token_bytes = kv.head_dim * ITEM_BYTES[kv.dtype]
         self.head_bytes = kv.capacity * self.token_bytes
-        self.row_bytes = kv.kv_heads * self.head_bytes
+        self.row_bytes = kv.heads * self.head_bytes
 
     def bytes_for(self, batch: int) -> int:
         """Bytes of the whole cache of `batch` sequences."""
@@ -96,7 +96,7 @@ class DeviceCache:
         """
         width = tokens * self.token_bytes
         slots = Rows(target + start * self.token_bytes, self.head_bytes)
-        self._device.copy_rows(slots, Rows(source, width), width=width, count=self._kv.kv_heads)
+        self._device.copy_rows(slots, Rows(source, width), width=width, count=self._kv.heads)
 
     def clear(self) -> None:
         """Forget the tokens. The slots become zero: attention masks empty ones by adding, and a NaN would stay."""

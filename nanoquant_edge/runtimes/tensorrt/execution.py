@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import NqEdgeError
+from ...formats.graph import PAST, PRESENT
 from .cache import ITEM_BYTES, aligned
 from .device import Device
 from .engine import Context, Engine
-from .interface import PAST, PRESENT
 
 __all__ = ["Buffers", "Execution", "Shape", "as_float32"]
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from ...errors import NqEdgeError
 from ...formats.engine import EngineInfo, Span
+from ...formats.graph import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_INDICES,
+    PAST,
+    PRESENT,
+    TOKEN_INPUTS,
+    cache_names,
+)
 from .engine import Engine, TensorInfo
 
-__all__ = ["PAST", "PRESENT", "cache_names", "check_interface"]
-
-PAST, PRESENT = "past_key_values.", "present."
-
-
-def cache_names(engine: EngineInfo) -> list[str]:
-    """ "{layer}.key" and "{layer}.value" of all layers, as the names of inputs and outputs end."""
-    return [f"{layer}.{part}" for layer in range(engine.kv.layers) for part in ("key", "value")]
+__all__ = ["check_interface"]
 
 
 def check_interface(loaded: Engine, engine: EngineInfo, vocab_size: int) -> None:
@@ -33,14 +36,14 @@ def check_interface(loaded: Engine, engine: EngineInfo, vocab_size: int) -> None
         NqEdgeError: NQ-BUNDLE naming the first tensor or profile that differs.
     """
     kv = engine.kv
-    heads = (-1, kv.kv_heads, kv.capacity, kv.head_dim)
-    rows = heads if kv.in_place else (-1, kv.kv_heads, -1, kv.head_dim)
+    heads = (-1, kv.heads, kv.capacity, kv.head_dim)
+    rows = heads if kv.in_place else (-1, kv.heads, -1, kv.head_dim)
     wanted: dict[str, tuple[bool, str, tuple[int, ...] | None]] = {
-        **dict.fromkeys(("input_ids", "attention_mask", "logits_indices"), (True, "int64", (-1, -1))),
-        "logits": (False, "float32", (-1, -1, vocab_size)),
+        **dict.fromkeys(TOKEN_INPUTS, (True, "int64", (-1, -1))),
+        LOGITS: (False, "float32", (-1, -1, vocab_size)),
         **dict.fromkeys(engine.debug_outputs, (False, engine.precision, None)),
     }
-    for name in cache_names(engine):
+    for name in cache_names(engine.kv.layers):
         wanted[PAST + name] = (True, kv.dtype, heads)
         wanted[PRESENT + name] = (False, kv.dtype, rows)
     if odd := set(wanted) ^ set(loaded.tensors):
@@ -77,12 +80,12 @@ def _check_profiles(loaded: Engine, engine: EngineInfo) -> None:
     kv = engine.kv
     for title, profile in engine.profiles.items():
         described: dict[str, tuple[Span, ...]] = {
-            "input_ids": (profile.batch, profile.sequence),
-            "attention_mask": (profile.batch, profile.total),
-            "logits_indices": (profile.batch, profile.positions),
+            INPUT_IDS: (profile.batch, profile.sequence),
+            ATTENTION_MASK: (profile.batch, profile.total),
+            LOGITS_INDICES: (profile.batch, profile.positions),
         }
-        fixed: list[Span] = [(size, size, size) for size in (kv.kv_heads, kv.capacity, kv.head_dim)]
-        described.update({PAST + name: (profile.batch, *fixed) for name in cache_names(engine)})
+        fixed: list[Span] = [(size, size, size) for size in (kv.heads, kv.capacity, kv.head_dim)]
+        described.update({PAST + name: (profile.batch, *fixed) for name in cache_names(engine.kv.layers)})
         for name, spans in described.items():
             shape = loaded.tensors[name].shape
             # A tensor whose sizes are all fixed has them in every profile.

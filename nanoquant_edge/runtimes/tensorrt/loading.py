@@ -16,13 +16,14 @@ from typing import Any
 
 from ...errors import NqEdgeError
 from ...formats.bundle import Bundle
+from ...formats.engine import PLUGIN
 from ...system.files import path_inside
 from ...system.native import tensorrt_library_path
 from .cache import DeviceCache
 from .device import CudaDevice, Device
 from .engine import Engine, TensorRTEngine
 from .modules import import_cuda, import_tensorrt
-from .requirements import PLUGIN, build_command, check_capability, check_memory, check_plugin, check_software, engine_of
+from .requirements import build_command, check_capability, check_memory, check_plugin, check_software, engine_of
 
 __all__ = ["Software", "deserialize", "make_logger", "open_engine", "register_plugin"]
 

@@ -8,16 +8,10 @@ import importlib.util
 from typing import Any
 
 from ...errors import NqEdgeError
+from ...formats.backends import FLAVOURS
 from ...system.extras import install_command
 
-__all__ = ["EXTRAS", "MODULES", "import_cuda", "import_tensorrt"]
-
-#: Flavour of an engine -> the module that runs it.
-MODULES = {"standard": "tensorrt", "rtx": "tensorrt_rtx"}
-#: Flavour -> the extra of this package that brings what it needs.
-EXTRAS = {"standard": "tensorrt", "rtx": "rtx"}
-_OTHER = {"standard": "rtx", "rtx": "standard"}
-_TITLES = {"standard": "TensorRT", "rtx": "TensorRT for RTX"}
+__all__ = ["import_cuda", "import_tensorrt"]
 
 
 def import_tensorrt(flavour: str) -> Any:
@@ -29,23 +23,24 @@ def import_tensorrt(flavour: str) -> Any:
     Raises:
         NqEdgeError: NQ-MISSING when it is not installed, naming the extra; NQ-BACKEND when only the other flavour is.
     """
+    wanted = FLAVOURS[flavour]
     try:
-        return importlib.import_module(MODULES[flavour])
+        return importlib.import_module(wanted.module)
     except (ImportError, OSError) as error:  # OSError: the wheel is there, one of its libraries is not
-        other = _OTHER[flavour]
+        other = next(one for one in FLAVOURS.values() if one is not wanted)
         build = "Run `nq-edge build` for this device"
         if flavour == "standard":
             build += "; on a Jetson TensorRT comes with JetPack, elsewhere from NVIDIA's package index"
-        hint = f"Run {install_command(EXTRAS[flavour])}."
-        if importlib.util.find_spec(MODULES[other]) is not None:
+        hint = f"Run {install_command(FLAVOURS[flavour].extra)}."
+        if importlib.util.find_spec(other.module) is not None:
             raise NqEdgeError(
                 "NQ-BACKEND",
-                f"the engine was built by {_TITLES[flavour]}, installed is {_TITLES[other]} ({error}).",
+                f"the engine was built by {wanted.title}, installed is {other.title} ({error}).",
                 f"{hint} Or: {build}.",
             ) from error
         if flavour == "standard":
             hint += " TensorRT itself comes with JetPack on a Jetson, elsewhere from NVIDIA's package index."
-        raise NqEdgeError("NQ-MISSING", f"{MODULES[flavour]} cannot be imported ({error}).", hint) from error
+        raise NqEdgeError("NQ-MISSING", f"{wanted.module} cannot be imported ({error}).", hint) from error
 
 
 def import_cuda(flavour: str = "rtx") -> Any:
@@ -63,5 +58,5 @@ def import_cuda(flavour: str = "rtx") -> Any:
         raise NqEdgeError(
             "NQ-MISSING",
             f"cuda-python cannot be imported ({error}).",
-            f"Run {install_command(EXTRAS[flavour])}.",
+            f"Run {install_command(FLAVOURS[flavour].extra)}.",
         ) from error

@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import NqEdgeError
+from ...formats.backends import ENGINE_BACKENDS, FLAVOURS
 from ...formats.bundle import Bundle
-from ...formats.engine import EngineInfo
+from ...formats.engine import PLUGIN, EngineInfo
 from ...system.files import sha256_of
+from ...system.versions import release
 
 __all__ = [
-    "OPERATOR_VERSIONS",
-    "PLUGIN",
     "build_command",
     "check_capability",
     "check_memory",
@@ -23,13 +23,6 @@ __all__ = [
     "check_software",
     "engine_of",
 ]
-
-#: Plugin name, version and namespace that this package's library registers.
-PLUGIN = ("NanoQuantLinear", "1", "com.nanoquant")
-#: Versions of the operator's definition that the plugin implements.
-OPERATOR_VERSIONS = (1,)
-_TITLES = {"rtx": "TensorRT for RTX", "standard": "TensorRT"}
-_BACKENDS = ("tensorrt", "tensorrt-rtx")
 
 
 def build_command(capability: str = "") -> str:
@@ -44,7 +37,7 @@ def engine_of(bundle: Bundle) -> EngineInfo:
     Raises:
         NqEdgeError: NQ-BACKEND when the bundle holds no engine.
     """
-    if bundle.backend not in _BACKENDS or bundle.engine is None:
+    if bundle.backend not in ENGINE_BACKENDS or bundle.engine is None:
         raise NqEdgeError(
             "NQ-BACKEND",
             f"the bundle was made for {bundle.backend}, not for TensorRT.",
@@ -65,15 +58,9 @@ def check_software(bundle: Bundle, engine: EngineInfo, *, found: str, trusted: b
     Raises:
         NqEdgeError: NQ-BACKEND when TensorRT's or the operator's version does not fit, NQ-TRUST.
     """
-    if bundle.operator_version not in OPERATOR_VERSIONS:
-        raise NqEdgeError(
-            "NQ-BACKEND",
-            f"the bundle uses version {bundle.operator_version} of NanoQuantLinear, this program has version "
-            f"{OPERATOR_VERSIONS[-1]}.",
-            "Install a newer nanoquant-edge, or export and build again with this one.",
-        )
-    title, wanted = _TITLES[engine.flavour], engine.tensorrt_version
-    built, here = _numbers(wanted), _numbers(found)
+    bundle.check_operator_version()
+    title, wanted = FLAVOURS[engine.flavour].title, engine.tensorrt_version
+    built, here = release(wanted), release(found)
     same = here == built
     newer = engine.version_compatible and here[:1] == built[:1] and here >= built
     if not (same or newer):
@@ -149,14 +136,3 @@ def check_memory(needed: dict[str, int], free: int, total: int) -> None:
 
 def _plugin(name: tuple[str, str, str]) -> str:
     return f"{name[2]}::{name[0]} version {name[1]}"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """ "1.7.1.116" -> (1, 7, 1, 116); what follows a part that is no number is left out."""
-    numbers = []
-    for part in version.split("+")[0].split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits[:9]))
-    return tuple(numbers)

@@ -15,6 +15,7 @@ import pytest
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export, export_onnx, operator
+from nanoquant_edge.formats import graph
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.checkpoint import Checkpoint
 from tests.tiny import tiny_checkpoint
@@ -37,7 +38,7 @@ def test_the_manifest_says_what_the_bundle_is(checkpoint: Checkpoint, tmp_path: 
     assert again.backend_versions == ("1.23", "") and again.operator_version == 1
     assert again.compressed_linears == 14 and again.vocab_size == 320
     kv = again.kv
-    assert (kv.layers, kv.heads, kv.head_dim, kv.dtype, kv.max_capacity) == (2, 2, 16, "float16", 64)
+    assert (kv.layers, kv.heads, kv.head_dim, kv.dtype, kv.capacity) == (2, 2, 16, "float16", 64)
     assert again.true_bpw == checkpoint.settings.true_bpw and again.target_bpw == 1.0
     model = again.source_model
     assert model["model_type"] == "llama" and model["eos_token_id"] == 2 and model["name"] == "c"
@@ -97,7 +98,7 @@ def test_a_failure_leaves_nothing_or_the_old_bundle(
     assert caught.value.code == "NQ-OUTPUT"
     assert Bundle.open(output, verify=True).files == first.files
     second = export_onnx(checkpoint, output, max_length=16, overwrite=True)
-    assert second.kv.max_capacity == 16 and [path.name for path in output.parent.iterdir()] == ["b"]
+    assert second.kv.capacity == 16 and [path.name for path in output.parent.iterdir()] == ["b"]
 
 
 def test_a_folder_of_someone_else_is_not_overwritten(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_the_document_describes_the_operator_that_is_emitted() -> None:
     assert table == [(str(index), name) for index, name in enumerate(operator.INPUTS)]
     for name in operator.ATTRIBUTES:
         assert f"`{name}`" in text
-    assert f"`{operator.DOMAIN}::{operator.OP_TYPE}`, version {operator.VERSION}" in text
+    assert f"`{graph.DOMAIN}::{graph.LINEAR_OP}`, version {graph.OPERATOR_VERSION}" in text
     words: Any = np.array([6], np.int32)
     from nanoquant_edge.formats.checkpoint import unpack_signs
 

@@ -14,8 +14,9 @@ import pytest
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, check_file, check_model
 from nanoquant_edge.exporters.onnx.export import write_model
-from nanoquant_edge.exporters.onnx.operator import DOMAIN, GROUP_OP_TYPE, INPUTS
+from nanoquant_edge.exporters.onnx.operator import INPUTS
 from nanoquant_edge.formats.checkpoint import Checkpoint, from_tiles
+from nanoquant_edge.formats.graph import DOMAIN, GROUP_OP
 from nanoquant_edge.models.config_reader import read_config
 from tests.tiny import random_layer, tiny_checkpoint
 
@@ -47,7 +48,7 @@ def test_groups_carry_the_weights_of_single_nodes(checkpoint: Checkpoint, tmp_pa
     grouped = build(checkpoint, layout)
     assert check_model(grouped) == 7
     kinds = [node.op_type for node in grouped.graph.all_nodes() if node.domain == DOMAIN]
-    assert kinds == [GROUP_OP_TYPE, "NanoQuantLinear", GROUP_OP_TYPE, "NanoQuantLinear"]
+    assert kinds == [GROUP_OP, "NanoQuantLinear", GROUP_OP, "NanoQuantLinear"]
     single = build_model(read_config(checkpoint.config), checkpoint, "onnx24", "float16")
     ours, theirs = layers_of(grouped), layers_of(single)
     assert ours.keys() == theirs.keys()
@@ -79,7 +80,7 @@ def test_a_group_has_one_scale_type(checkpoint: Checkpoint) -> None:
     model = build_model(read_config(checkpoint.config), Mixed(), "onnx24", "float16", grouped=True)
     assert check_model(model) == 7
     kinds = [node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN]
-    assert kinds == ["NanoQuantLinear"] * 4 + [GROUP_OP_TYPE, "NanoQuantLinear"]
+    assert kinds == ["NanoQuantLinear"] * 4 + [GROUP_OP, "NanoQuantLinear"]
 
 
 def change(name: str, value: object) -> Callable[[ir.Node], None]:
@@ -113,7 +114,7 @@ RULES = {
 def test_a_broken_rule_is_named(checkpoint: Checkpoint, rule: str) -> None:
     model = build(checkpoint)
     act, message = RULES[rule]
-    act(next(node for node in model.graph.all_nodes() if node.op_type == GROUP_OP_TYPE))
+    act(next(node for node in model.graph.all_nodes() if node.op_type == GROUP_OP))
     with pytest.raises(NqEdgeError) as caught:
         check_model(model)
     assert caught.value.code == "NQ-OPERATOR" and message in caught.value.message, caught.value.message

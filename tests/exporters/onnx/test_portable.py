@@ -14,10 +14,11 @@ import onnx_ir as ir
 import pytest
 
 from nanoquant_edge.exporters.onnx import check_model, export_onnx
-from nanoquant_edge.exporters.onnx.graph import GraphBuilder
-from nanoquant_edge.exporters.onnx.operator import DOMAIN, emit_linear
+from nanoquant_edge.exporters.onnx.graph_builder import GraphBuilder
+from nanoquant_edge.exporters.onnx.operator import emit_linear
 from nanoquant_edge.exporters.onnx.portable import linear_function
 from nanoquant_edge.formats.checkpoint import PackedLayer
+from nanoquant_edge.formats.graph import DOMAIN
 from tests.exporters.onnx.support import Decoder, have_kernel, open_session, reference_logits, reference_model
 from tests.tiny import random_layer, tiny_checkpoint
 
@@ -100,8 +101,9 @@ def test_a_registered_kernel_wins_over_the_body() -> None:
 _MEMORY = """
 import json, sys
 import numpy as np, onnx_ir as ir, onnxruntime
-from nanoquant_edge.exporters.onnx.graph import GraphBuilder
-from nanoquant_edge.exporters.onnx.operator import DOMAIN, emit_linear
+from nanoquant_edge.exporters.onnx.graph_builder import GraphBuilder
+from nanoquant_edge.exporters.onnx.operator import emit_linear
+from nanoquant_edge.formats.graph import DOMAIN
 from nanoquant_edge.exporters.onnx.portable import linear_function
 from tests.tiny import random_layer
 rng = np.random.default_rng(0)

@@ -17,9 +17,9 @@ from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine, runner
 from nanoquant_edge.exporters.tensorrt.plan import BuildPlan
 from nanoquant_edge.exporters.tensorrt.runner import run_compiler
-from nanoquant_edge.exporters.tensorrt.weights import external_tensors
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.checkpoint import Checkpoint
+from nanoquant_edge.formats.onnx_file import external_tensors
 from nanoquant_edge.system.files import sha256_of
 from nanoquant_edge.system.native import ort_library_path, tensorrt_library_path
 from tests.exporters.tensorrt.support import needs_builder
@@ -49,7 +49,7 @@ def test_one_engine_for_several_architectures(checkpoint: Checkpoint, tmp_path: 
     assert engine.compute_capabilities == ("8.6", "8.9", "12.0") and engine.kv.in_place
     assert (engine.plugin_layers, engine.compressed_linears, bundle.compressed_linears) == (8, 14, 14)
     assert engine.plugin.sha256 == sha256_of(tensorrt_library_path()) and not engine.plugin.embedded
-    assert bundle.kv.max_capacity == 64 and engine.profiles["prefill"].sequence == (1, 32, 32)
+    assert bundle.kv.capacity == 64 and engine.profiles["prefill"].sequence == (1, 32, 32)
     assert engine.profiles["decode"].total == (64, 64, 64)
     assert {"model.engine", "tokenizer.json"} <= set(bundle.files) and not any("onnx" in name for name in bundle.files)
     assert bundle.files["model.engine"].size == bundle.measured["build"]["engine_bytes"] > 1 << 20
@@ -153,7 +153,7 @@ def test_a_broken_graph_is_refused_in_the_parsers_words(
     graph = planned(checkpoint, tmp_path, monkeypatch)
     whole = (graph / "model.onnx").read_bytes()
     (graph / "model.onnx").write_bytes(whole[:-1000])
-    with pytest.raises(NqEdgeError, match="not valid ONNX") as caught:
+    with pytest.raises(NqEdgeError, match="not a valid ONNX") as caught:
         run_compiler(graph, tmp_path / "model.engine", tensorrt_library_path())
     assert caught.value.code == "NQ-BUNDLE"
     (graph / "model.onnx").write_bytes(whole.replace(b"TensorScatter", b"TensorScattex"))

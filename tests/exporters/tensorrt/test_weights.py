@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.exporters.tensorrt.memory import MemoryWatch
-from nanoquant_edge.exporters.tensorrt.weights import LentWeights, external_tensors
+from nanoquant_edge.exporters.tensorrt.weights import LentWeights
+from nanoquant_edge.formats.onnx_file import external_tensors
 from tests.tiny import tiny_checkpoint
 
 

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.formats.bundle import Bundle, KvLayout
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.kv_layout import KvLayout
 from nanoquant_edge.runtimes import OnnxRuntimeBackend
 from nanoquant_edge.runtimes.backend import Backend
 from nanoquant_edge.runtimes.onnxruntime.kv_cache import KvCache
@@ -231,7 +232,7 @@ def test_a_graph_with_other_inputs_is_refused(tiny_bundle: Path, edit_bundle: Ed
 
 
 def test_the_cache_grows_by_doubling_up_to_its_limit_and_keeps_its_content() -> None:
-    cache = KvCache(KvLayout(layers=2, heads=3, head_dim=4, dtype="float16", max_capacity=5000), 1500)
+    cache = KvCache(KvLayout(layers=2, heads=3, head_dim=4, dtype="float16", capacity=5000), 1500)
     assert cache.reserve(1, 10)
     assert (cache.capacity, cache.bytes) == (256, 2 * 2 * 3 * 256 * 4 * 2)
     cache.lengths = np.array([10])

@@ -11,7 +11,8 @@ import pytest
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.formats.bundle import Bundle, KvLayout
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.kv_layout import KvLayout
 from nanoquant_edge.runtimes import OnnxRuntimeBackend
 from nanoquant_edge.runtimes.onnxruntime.cuda_kv_cache import CudaKvCache
 from nanoquant_edge.runtimes.onnxruntime.providers import check_started, provider_list
@@ -112,7 +113,7 @@ def test_the_cache_on_a_gpu_grows_and_keeps_its_tokens() -> None:
         return _Value(array.copy())
 
     fake = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=from_numpy))
-    layout = KvLayout(layers=2, heads=3, head_dim=16, dtype="float16", max_capacity=4096)
+    layout = KvLayout(layers=2, heads=3, head_dim=16, dtype="float16", capacity=4096)
     cache = CudaKvCache(layout, 4096, runtime=fake)
     assert cache.reserve(1, 10)
     assert not cache.reserve(1, 256)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.formats.bundle import Bundle, KvLayout
-from nanoquant_edge.formats.engine import EngineInfo, EngineKv, PluginInfo, Profile
+from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.engine import EngineInfo, PluginInfo, Profile
+from nanoquant_edge.formats.kv_layout import KvLayout
 from nanoquant_edge.runtimes.tensorrt import TensorRTBackend
 from tests.runtimes.tensorrt.imitation import HostDevice, OrtEngine
 from tests.tiny import tiny_checkpoint
@@ -31,7 +32,7 @@ def engine_info(**changes: Any) -> EngineInfo:
         compute_capabilities=("8.6", "8.9"),
         plugin=PluginInfo("NanoQuantLinear", "1", "com.nanoquant", "0" * 64, False),
         precision="float32",
-        kv=EngineKv(2, 2, 16, CAPACITY, "float32", True),
+        kv=KvLayout(2, 2, 16, "float32", CAPACITY),
         profiles={
             "decode": Profile(0, (1, 1, 4), (1, 1, 1), (1, 1, 1), total),
             "prefill": Profile(1, (1, 1, 1), (1, 16, 16), (1, 1, 4), total),
@@ -54,14 +55,13 @@ def write_engine_bundle(source: Path, folder: Path, engine: EngineInfo | None = 
         if path.suffix == ".json" and path.name != "nq_bundle.json":
             shutil.copy(path, folder)
     (folder / engine.file).write_bytes(content)
-    kv = engine.kv
     return replace(
         graph,
         folder=folder,
         backend={"rtx": "tensorrt-rtx", "standard": "tensorrt"}[engine.flavour],
         backend_versions=("1.7", ""),
         dtype=engine.precision,
-        kv=KvLayout(kv.layers, kv.kv_heads, kv.head_dim, kv.dtype, kv.capacity),
+        kv=engine.kv,
         compressed_linears=engine.compressed_linears,
         engine=engine,
         files={},

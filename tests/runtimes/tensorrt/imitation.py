@@ -176,7 +176,7 @@ class OrtEngine:
             "attention_mask": spans.total,
             "logits_indices": spans.positions,
         }.get(name)
-        rest = [second] if second else [(size,) * 3 for size in (kv.kv_heads, kv.capacity, kv.head_dim)]
+        rest = [second] if second else [(size,) * 3 for size in (kv.heads, kv.capacity, kv.head_dim)]
         return tuple(tuple(span[kind] for span in (spans.batch, *rest)) for kind in range(3))
 
     def alias(self, name: str) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.formats.bundle import Bundle
-from nanoquant_edge.formats.engine import EngineKv
+from nanoquant_edge.formats.kv_layout import KvLayout
 from nanoquant_edge.models.config_reader import read_config
 from nanoquant_edge.runtimes import Generator, open_backend
 from tests.families import FAMILY_CONFIGS, family_config
@@ -26,7 +26,7 @@ def test_the_same_tokens_as_on_onnx_runtime(name: str, tmp_path: Path) -> None:
     graph = export_onnx(checkpoint, tmp_path / "graph", dialect="onnx24").folder
     plain = export_onnx(checkpoint, tmp_path / "plain").folder
     info = engine_info(
-        kv=EngineKv(config.num_layers, config.num_kv_heads, config.head_dim, CAPACITY, "float32", True),
+        kv=KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, "float32", CAPACITY),
         plugin_layers=len(checkpoint.layers),
         compressed_linears=len(checkpoint.layers),
         debug_outputs=(),

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.backends import FLAVOURS
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.runtimes.tensorrt.loading import (
     Software,
@@ -24,7 +25,7 @@ from nanoquant_edge.runtimes.tensorrt.loading import (
     open_engine,
     register_plugin,
 )
-from nanoquant_edge.runtimes.tensorrt.modules import MODULES, import_cuda, import_tensorrt
+from nanoquant_edge.runtimes.tensorrt.modules import import_cuda, import_tensorrt
 from nanoquant_edge.system.extras import install_command
 from nanoquant_edge.system.files import sha256_of
 from nanoquant_edge.system.native import TENSORRT_LIBRARY_NAME, tensorrt_library_path
@@ -200,7 +201,7 @@ def test_without_a_gpu_or_driver(fitting: Any) -> None:
 
 @pytest.mark.parametrize("flavour", ["rtx", "standard"])
 def test_packages_that_are_not_installed(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*MODULES.values(), "cuda.bindings.runtime"):
+    for name in (*(flavour.module for flavour in FLAVOURS.values()), "cuda.bindings.runtime"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     extra = {"rtx": "rtx", "standard": "tensorrt"}[flavour]

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from ....errors import NqEdgeError
 from ....models import DecoderConfig, RotaryConfig
-from ..graph import GraphBuilder
+from ..graph_builder import GraphBuilder
 from ..norms import Norm
 from ..rotary import rotary_tables
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ....models import DecoderConfig
 from ..activations import scalar, soft_cap
-from ..graph import Dims, GraphBuilder, dims_of
+from ..graph_builder import Dims, GraphBuilder, dims_of
 
 __all__ = ["MASKED", "capped_attention"]
 

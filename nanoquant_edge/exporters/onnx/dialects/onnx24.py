@@ -19,7 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ....models import DecoderConfig
-from ..graph import Dims, GraphBuilder, dims_of
+from ..graph_builder import Dims, GraphBuilder, dims_of
 from ..norms import Norm
 from .base import DecoderInputs, Dialect, rotary_initializers
 from .capped_attention import capped_attention

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from ....errors import NqEdgeError
 from ....models import DecoderConfig
 from ..attention import emit_attention, native_attention
-from ..graph import Dims, GraphBuilder, dims_of
+from ..graph_builder import Dims, GraphBuilder, dims_of
 from ..norms import Norm, decomposed_norm
 from .base import DecoderInputs, Dialect, rotary_initializers
 from .capped_attention import MASKED

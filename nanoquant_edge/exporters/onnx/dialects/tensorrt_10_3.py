@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from ....models import DecoderConfig
 from ..activations import decomposed_gelu_tanh, soft_cap
-from ..graph import GraphBuilder, dims_of
+from ..graph_builder import GraphBuilder, dims_of
 from ..norms import Norm, decomposed_norm
 from .base import DecoderInputs, Dialect, rotary_initializers
 from .capped_attention import MASKED

@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ....errors import NqEdgeError
-from ..operator import DOMAIN
+from ....formats.graph import DOMAIN
 
 __all__ = ["HIGHEST_OPSET", "OPERATORS", "check_operators"]
 
