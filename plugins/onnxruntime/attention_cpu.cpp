@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// ONNX Runtime's GroupQueryAttention spends most of a step's time on products of one row (see
-// docs/notes/cpu.md); this operator has its semantics where past and present are one buffer.
+// NanoQuantAttention on the CPU, in two phases: rotation and append, then attention. ONNX Runtime's
+// GroupQueryAttention spends most of a step's time on products of one row (see docs/notes/cpu.md);
+// this operator has its semantics where past and present are one buffer.
 
 #include "attention_cpu.h"
 

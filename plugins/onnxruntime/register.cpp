@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The two symbols that the library exports: RegisterCustomOps, which ONNX Runtime calls, and
-// nq_ort_info, which says what was built and which kernels this processor gets.
+// What the library exports beside nq_ort_sign_rate (rate.cpp): RegisterCustomOps, which ONNX
+// Runtime calls, and nq_ort_info, which says what was built and which kernels this processor gets.
 
 #include <stdio.h>
 #include <stdlib.h>

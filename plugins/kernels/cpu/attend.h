@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Attention of one key head over the vector types of the panel kernels: scores, softmax, weighted
-// sum of the values. A few queries multiply the keys as they lie; more queries share keys that are
-// turned into the panel kernel's tiles. The weighted sum reads the values as they lie, where the
-// head's width allows it.
+// sum of the values. A few queries read the keys where they are in the cache; more queries share
+// keys that are transposed into the panel kernel's tiles. The weighted sum reads the values where
+// they are, if the head's width allows it.
 
 #ifndef NQ_CPU_ATTEND_H
 #define NQ_CPU_ATTEND_H
@@ -15,7 +15,7 @@
 
 // Keys of one block of scores: what the widest micro-kernel takes.
 constexpr int64_t kKeyBlock = kPanelRows;
-// Most query vectors that multiply the keys as they lie.
+// The most query vectors that read the keys where they are.
 constexpr int64_t kDirectQueries = 12;
 
 namespace {
@@ -112,7 +112,7 @@ struct Attend {
     }
   }
 
-  // The same by tiles of keys turned round.
+  // The same by tiles of transposed keys.
   static void tiled(const float* queries, int64_t number, int64_t dim, const float* keys,
                     int64_t count, float* tile, float* scores) {
     for (int64_t part = 0; part < kKeyBlock; part += kWidth) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What one instruction set has to provide. Each implementation is a translation unit of its own,
-// compiled with its own flags, that defines one constant table; dispatch.cpp picks one.
+// The functions that one instruction set provides for linear layers and attention. Each instruction
+// set (isa/) is a translation unit with compiler flags of its own that defines one constant table
+// of them; dispatch.cpp chooses one.
 
 #ifndef NQ_CPU_ISA_H
 #define NQ_CPU_ISA_H

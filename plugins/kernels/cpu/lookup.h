@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The one-row product by table lookup, without vector instructions. Four neighbouring values of x
-// have sixteen sums of either sign; they are made once, and then four bits of a packed row cost one
-// load and one addition (the idea of lookup tables for low-bit products: T-MAC, arXiv 2407.00088).
+// The matrix-vector product by table lookup, without vector instructions. Four neighbouring values
+// of x have sixteen signed sums. These are computed once; after that, four bits of a packed row
+// cost one load and one addition (lookup tables for low-bit products: T-MAC, arXiv 2407.00088).
 
 #ifndef NQ_CPU_LOOKUP_H
 #define NQ_CPU_LOOKUP_H

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The many-rows product by table lookup, written once over a vector type: bits of several packed
-// rows, one word of each to a lane, are turned round once for all rows of x, and every shifted set
-// of indices serves kRows of them. It adds in the order of the one-row product, so that a token's
-// result does not depend on how many go along.
+// The matrix-matrix product by table lookup, written once over a vector type. The bits of several
+// packed rows are transposed once for all rows of x, so that each lane holds one row's word, and
+// every shifted set of indices serves kRows rows of x. It adds in the order of the matrix-vector
+// product, so that a token's result does not depend on how many others are computed with it.
 //
 // V has what panel.h asks for, and: kGroups, lookups of a word; add; permute(table, index), which
 // reads the low bits of each index; next(index), the next group's index.
@@ -20,13 +20,13 @@ struct LookupPanel {
   static constexpr int kRows = 4;
   static constexpr int kBlocks = 4;
   static constexpr int kWidth = V::kLanes * kBlocks;
-  static constexpr int kTile = 32;  // words turned round at a time
+  static constexpr int kTile = 32;  // words transposed at a time
   static constexpr int kWordFloats = V::kGroups * V::kLanes;
   static_assert(kPanelRows % kWidth == 0, "a panel is a whole number of micro-panels");
-  static_assert(kTile * kWidth <= kTileFloats, "the turned words fit the scratch");
+  static_assert(kTile * kWidth <= kTileFloats, "the transposed words fit the scratch");
 
   // bits[w * kWidth + i] = word `first` + w of packed row i.
-  static void turn(const uint32_t* const* packed, int64_t first, int count, uint32_t* bits) {
+  static void transpose(const uint32_t* const* packed, int64_t first, int count, uint32_t* bits) {
     for (int b = 0; b < kBlocks; ++b) {
       const uint32_t* const* rows = packed + b * V::kLanes;
       uint32_t* out = bits + b * V::kLanes;
@@ -97,7 +97,7 @@ struct LookupPanel {
       for (int64_t word = 0; word < row_words; word += kTile) {
         const int64_t left = row_words - word;
         const int count = left < kTile ? static_cast<int>(left) : kTile;
-        turn(packed, word, count, bits);
+        transpose(packed, word, count, bits);
         for (int64_t row = 0; row < x_rows; row += kRows) {
           rows_of<kRows>(x_rows - row < kRows ? x_rows - row : kRows, bits, count,
                          tables + row * stride + word * kWordFloats, stride,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The many-rows product, written once over a vector type. A tile of signs is expanded to +-1.0
-// floats, column by column, and then used by every row of x: the expansion is paid once per
-// NQ_PASS_ROWS rows, and the rest is a register-blocked outer product of fused multiply-adds.
+// The matrix-matrix product (many rows of x), written once over a vector type. A tile of signs is
+// expanded to +-1.0 floats, column by column, and then used by every row of x: the expansion is
+// paid once per NQ_PASS_ROWS rows, and the rest is a register-blocked outer product of fused
+// multiply-adds.
 //
 // V is a type with: kLanes; kVectors, how many of them a micro-kernel keeps side by side;
 // kRows, how many rows of x it takes at most; Floats, Words; zero, load, store, fma(a scalar, b,

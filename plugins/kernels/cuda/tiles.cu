@@ -11,7 +11,8 @@ namespace {
 constexpr int kThreads = 256;
 
 // Where a word of layout 1 comes from: its row and its word column in layout 0.
-__device__ void source_of(int64_t index, int64_t column_tiles, int64_t* row, int64_t* word) {
+__device__ void source_of(int64_t index, int64_t columns, int64_t* row, int64_t* word) {
+  const int64_t column_tiles = (columns + NQ_CUDA_TILE_COLUMNS - 1) / NQ_CUDA_TILE_COLUMNS;
   const int64_t tile = index / NQ_CUDA_TILE_WORDS;
   const int inside = static_cast<int>(index % NQ_CUDA_TILE_WORDS);
   const int lane = inside / 4, part = inside % 4;
@@ -30,7 +31,7 @@ __global__ void make_tiles(const uint32_t* words, int64_t rows, int64_t columns,
   if (index >= total) return;
   const int64_t width = (columns + 31) / 32;
   int64_t row, word;
-  source_of(index, (columns + NQ_CUDA_TILE_COLUMNS - 1) / NQ_CUDA_TILE_COLUMNS, &row, &word);
+  source_of(index, columns, &row, &word);
   uint32_t value = 0;
   if (row < rows && word < width) value = words[row * width + word] & valid_bits(word, columns);
   tiles[index] = value;
@@ -42,7 +43,7 @@ __global__ void unmake_tiles(const uint32_t* tiles, int64_t rows, int64_t column
   if (index >= total) return;
   const int64_t width = (columns + 31) / 32;
   int64_t row, word;
-  source_of(index, (columns + NQ_CUDA_TILE_COLUMNS - 1) / NQ_CUDA_TILE_COLUMNS, &row, &word);
+  source_of(index, columns, &row, &word);
   if (row < rows && word < width) {
     words[row * width + word] = tiles[index] & valid_bits(word, columns);
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// float16 as the emulated kernels use it; g++'s own type does the rounding.
+// float16 as the emulated kernels use it; half.cpp does the rounding.
 
 #ifndef NQ_EMULATOR_CUDA_FP16_H
 #define NQ_EMULATOR_CUDA_FP16_H

@@ -12,51 +12,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tests.plugins.cuda.capi import Linear, Pass
+
 __all__ = ["DTYPES", "Library", "Linear", "Pass", "RandomLayer", "make_input", "reference", "uncancelled"]
 
 DTYPES = {0: torch.float32, 1: torch.float16, 2: torch.bfloat16}
-
-
-class Linear(ctypes.Structure):
-    """`nq_linear`."""
-
-    _fields_ = [
-        ("in_features", ctypes.c_int64),
-        ("rank", ctypes.c_int64),
-        ("out_features", ctypes.c_int64),
-        ("layout", ctypes.c_int),
-        ("scale_type", ctypes.c_int),
-        ("v_words", ctypes.c_void_p),
-        ("u_words", ctypes.c_void_p),
-        ("scale_in", ctypes.c_void_p),
-        ("scale_mid", ctypes.c_void_p),
-        ("scale_out", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-    ]
-
-
-class Pass(ctypes.Structure):
-    """`nq_cuda_pass`."""
-
-    _fields_ = [
-        ("layers", ctypes.POINTER(Linear)),
-        ("count", ctypes.c_int32),
-        ("x_type", ctypes.c_int),
-        ("y_type", ctypes.c_int),
-        ("input", ctypes.c_int),
-        ("precision", ctypes.c_int),
-        ("algorithm", ctypes.c_int),
-        ("rows", ctypes.c_int64),
-        ("x", ctypes.c_void_p),
-        ("x_stride", ctypes.c_int64),
-        ("norm_eps", ctypes.c_float),
-        ("norm_weight", ctypes.c_void_p),
-        ("y", ctypes.c_void_p * 4),
-        ("y_stride", ctypes.c_int64 * 4),
-        ("residual", ctypes.c_void_p * 4),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_size_t),
-    ]
 
 
 class Library:

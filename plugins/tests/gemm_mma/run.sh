@@ -11,6 +11,7 @@ here=plugins/tests/gemm_mma
 cuda=plugins/kernels/cuda
 mkdir -p "$build"
 real=${NQ_REAL:-90}
+export PYTHONPATH=.
 flags="-std=c++17 -O3 -Iplugins/kernels -lineinfo -Xcompiler=-fPIC,-Wall,-Wextra"
 sources="$here/forced.cu $cuda/api.cu $cuda/device.cu $cuda/tiles.cu"
 compile() { nvcc $flags -shared -gencode "arch=compute_$1,code=$2_$1" $sources -o "$build/$2_$1.so"; }

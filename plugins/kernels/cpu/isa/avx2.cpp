@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// AVX2 kernels (with FMA and F16C). One row of x goes through tables that a permutation looks up.
+// AVX2 kernels (with FMA and F16C). The matrix-vector product looks sums up by a permutation.
 
 #include <immintrin.h>
 
@@ -82,10 +82,10 @@ struct Ymm {
   }
 };
 
-// Eight rows a register, one word of each: the eight sums of three columns are one permutation's
-// table, and the low three bits of every lane its index. A word is ten groups of three columns and
-// one of two. On layer-sized products 35 to 48 G sign-adds a second on one core of a Sapphire
-// Rapids server, flipping the sign of each value 12 to 17.
+// A register holds one word of each of eight rows. The eight sums of three columns are the table of
+// one permutation, and the low three bits of each lane are its index. A word is ten groups of three
+// columns and one of two. On products of a layer's size this reaches 35 to 48 G sign-adds a second
+// on one core of a Sapphire Rapids server; flipping the sign of each value reaches 12 to 17.
 constexpr int kGroups = 11;
 constexpr int kLookupFloats = kGroups * 8;
 
@@ -104,7 +104,7 @@ void lookup(const float* x, int64_t columns, float* tables) {
   }
 }
 
-// kBlocks times eight rows share the loads of the tables.
+// Computes kBlocks times eight rows, which share the loads of the tables.
 template <int kBlocks>
 void gemv_blocks(const uint32_t* const* rows, int64_t row_words, const float* tables, float* out) {
   __m256 sum[kBlocks];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// AVX-512 (F, BW, DQ, VL) kernels. One row of x goes through tables that a permutation looks up.
+// AVX-512 (F, BW, DQ, VL) kernels. The matrix-vector product looks sums up by a permutation.
 
 #include <immintrin.h>
 
@@ -112,10 +112,10 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
   }
 }
 
-// Sixteen rows a register, one word of each: sixteen sums of four columns are one permutation's
-// table, and the low four bits of every lane its index. On layer-sized products 100 to 118 G
-// sign-adds a second on one core of a Sapphire Rapids server, masked additions straight from memory
-// 19 to 28.
+// A register holds one word of each of sixteen rows. The sixteen sums of four columns are the table
+// of one permutation, and the low four bits of each lane are its index. On products of a layer's
+// size this reaches 100 to 118 G sign-adds a second on one core of a Sapphire Rapids server; masked
+// additions straight from memory reach 19 to 28.
 constexpr int kLookupFloats = 128;
 
 void lookup(const float* x, int64_t columns, float* tables) {
@@ -132,9 +132,9 @@ void lookup(const float* x, int64_t columns, float* tables) {
   }
 }
 
-// kBlocks times sixteen rows, of which row(i) gives the i-th, share the loads of the tables. As
-// many words are fetched from `ahead` on as are read: weights come from memory once a token, and
-// rows read side by side are not what the processor's own prefetcher follows.
+// Computes kBlocks times sixteen rows, of which row(i) is the i-th; they share the loads of the
+// tables. As many words are prefetched from `ahead` on as are read: every token reads the weights
+// from memory once, and the processor's own prefetcher does not follow rows read side by side.
 template <int kBlocks, class Row>
 void gemv_blocks(Row row, int64_t row_words, const uint32_t* ahead, const float* tables,
                  float* out) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What one instruction set has to provide for tables of 8- and 4-bit rows.
+// The functions that one instruction set provides for tables of 8- and 4-bit rows; one constant
+// table of them for each, as in cpu/isa.h.
 
 #ifndef NQ_CPU_TABLE_ISA_H
 #define NQ_CPU_TABLE_ISA_H

@@ -20,8 +20,8 @@ namespace {
 template <class V, int kBits>
 struct TableProduct {
   using Floats = typename V::Floats;
-  // Bytes that are fetched ahead with one vector: the hardware's prefetchers stop at every page.
-  // Beside busy neighbours a table of 8 bits took 1.3 to 3 ms instead of 6 with it.
+  // Bytes that are prefetched with one vector, because the hardware's prefetchers stop at every
+  // page. Beside busy cores, a product with a table of 8 bits takes 1.3 to 3 ms instead of 6.
   static constexpr int kAhead = 10240;
   static constexpr int kBlockBytes = NQ_TABLE_BLOCK * kBits / 8;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the attention kernels share: one head's norm and rotation by a warp, checks, and launches
-// that may overlap the kernel before (programmatic dependent launch, sm_90 and newer).
+// What the attention kernels share: one head's norm and rotation by a warp, the checks of a call,
+// and its launch, which may overlap the kernel before it.
 
 #ifndef NQ_CUDA_DECODE_ATTENTION_CUH
 #define NQ_CUDA_DECODE_ATTENTION_CUH

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the pass's caller says of one half of it, before scratch memory and launches are planned.
+// Describes one half of a pass to the kernels, from what the caller said of the pass. Scratch
+// memory and launches are planned in forward.cu.
 
 #ifndef NQ_CUDA_GEMV_DESCRIBE_H
 #define NQ_CUDA_GEMV_DESCRIBE_H
