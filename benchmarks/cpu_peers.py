@@ -111,7 +111,7 @@ def dense_peers(checkpoint: Path, gguf: Path, work: Path) -> list[Peer]:
 def window_ids(checkpoint: Path, text: Path, windows: int, window: int) -> np.ndarray:
     """The first windows of the text, int64 [windows * window]."""
     from nanoquant_edge.formats.corpus import join_rows
-    from nanoquant_edge.runtimes.tokenizer import load_tokenizer
+    from nanoquant_edge.formats.tokenizer import load_tokenizer
 
     content = join_rows(text.read_text(encoding="utf-8"))[: windows * window * 12]
     ids = np.asarray(load_tokenizer(checkpoint).encode(content, add_special_tokens=False), np.int64)

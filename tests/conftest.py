@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny bundles, exported once for the tests of all packages that run them.
+"""Tiny bundles, exported once for the tests of all packages that run them, and tokenizers of the two common kinds.
 
 What makes them is imported when asked for: tests of the kernels run where the exporters' packages are not installed.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,38 @@ def portable_bundle(tiny_bundle: Path) -> Path:
     folder = tiny_bundle.parent
     export_onnx(folder / "checkpoint", folder / "portable", portable=True)
     return folder / "portable"
+
+
+@pytest.fixture(scope="session")
+def byte_level_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny import write_tokenizer
+
+    folder = tmp_path_factory.mktemp("byte_level")
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def byte_fallback_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of the Llama-2 kind: spaces as U+2581, unknown characters as bytes, BOS by the post-processor."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, processors
+
+    from tests.tiny import TEXT
+
+    folder = tmp_path_factory.mktemp("byte_fallback")
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    letters = sorted({c for c in TEXT if c.isascii() and c not in " \n"} | {"\u2581", "ö"})
+    vocabulary = {piece: index for index, piece in enumerate([*pieces, *letters, "\u2581t", "\u2581th", "he"])}
+    merges = [("\u2581", "t"), ("\u2581t", "h"), ("h", "e")]
+    core = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    core.add_special_tokens(["<unk>", "<s>", "</s>"])
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    core.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": True}))
+    return folder

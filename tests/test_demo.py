@@ -66,7 +66,7 @@ def test_the_bundle_continues_a_text(demo: Path) -> None:
 def test_token_ids_equal_transformers_on_a_corpus(demo: Path) -> None:
     from transformers import AutoTokenizer
 
-    from nanoquant_edge.runtimes.tokenizer import load_tokenizer
+    from nanoquant_edge.formats.tokenizer import load_tokenizer
 
     corpus = TEXTS / "wikitext2-test.raw"
     if not corpus.is_file():

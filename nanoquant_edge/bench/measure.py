@@ -15,10 +15,10 @@ import numpy as np
 
 from ..errors import NqEdgeError
 from ..formats.bundle import Bundle
+from ..formats.tokenizer import load_tokenizer
 from ..runtimes.backend import Backend
 from ..runtimes.options import OpenOptions
 from ..runtimes.selection import open_backend
-from ..runtimes.tokenizer import load_tokenizer
 from ..system.memory import peak_memory_mb, resident_memory_mb
 
 __all__ = ["BenchOptions", "Timing", "measure_bundle", "summary"]

@@ -6,6 +6,7 @@ Nothing here imports PyTorch, transformers or onnx.
 
 from __future__ import annotations
 
+from ..formats.tokenizer import Tokenizer, load_tokenizer
 from .backend import Backend
 from .chat_template import ChatTemplate, load_chat_template
 from .generator import Generator
@@ -15,7 +16,6 @@ from .result import Generation, TextRun
 from .sampling import SamplingConfig
 from .selection import open_backend, remarks
 from .streaming import StopMatcher, TextStream
-from .tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "Backend",

@@ -26,8 +26,8 @@ import jinja2.sandbox
 import jinja2.utils
 
 from ..errors import NqEdgeError
+from ..formats.tokenizer import Tokenizer
 from ..system.files import path_inside
-from .tokenizer import Tokenizer
 
 __all__ = ["ChatTemplate", "load_chat_template"]
 

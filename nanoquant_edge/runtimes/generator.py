@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import NqEdgeError
 from ..formats.bundle import Bundle
+from ..formats.tokenizer import Tokenizer, load_tokenizer
 from ..system.files import path_inside, read_json
 from ..system.memory import peak_memory_mb
 from .backend import Backend
@@ -26,7 +27,6 @@ from .result import Generation, SharedIterator, TextRun
 from .sampling import SamplingConfig, make_sampler
 from .selection import open_backend
 from .streaming import StopMatcher, TextStream, stop_strings
-from .tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["DEFAULT_MAX_NEW_TOKENS", "Generator", "read_eos_ids"]
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..errors import NqEdgeError
-from .tokenizer import Tokenizer
+from ..formats.tokenizer import Tokenizer
 
 __all__ = ["StopMatcher", "TextStream", "stop_strings"]
 

@@ -101,7 +101,7 @@ def _tables(folder: Path) -> None:
 
 
 def _tokenizer(folder: Path) -> None:
-    from nanoquant_edge.runtimes.tokenizer import load_tokenizer
+    from nanoquant_edge.formats.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     tokenizer.decode(tokenizer.encode("The quick brown fox 🙂\ud800")[:64])
@@ -109,8 +109,8 @@ def _tokenizer(folder: Path) -> None:
 
 
 def _chat(folder: Path) -> None:
+    from nanoquant_edge.formats.tokenizer import load_tokenizer
     from nanoquant_edge.runtimes.chat_template import load_chat_template
-    from nanoquant_edge.runtimes.tokenizer import load_tokenizer
 
     template = load_chat_template(folder, load_tokenizer(folder))
     if template is not None:
@@ -118,8 +118,8 @@ def _chat(folder: Path) -> None:
 
 
 def _end_ids(folder: Path) -> None:
+    from nanoquant_edge.formats.tokenizer import load_tokenizer
     from nanoquant_edge.runtimes.generator import read_eos_ids
-    from nanoquant_edge.runtimes.tokenizer import load_tokenizer
 
     read_eos_ids(open_bundle(folder), load_tokenizer(folder))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of tiny bundles with changes, and tokenizers of the two common kinds."""
+"""Copies of tiny bundles with changes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
 
 from nanoquant_edge.formats.bundle import Bundle
-from tests.tiny import TEXT, write_tokenizer
 
 
 @pytest.fixture
@@ -51,31 +48,3 @@ def _record(folder: Path) -> None:
             entry["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     manifest.write_text(json.dumps(entry))
     Bundle.open(folder, verify=True)
-
-
-@pytest.fixture(scope="session")
-def byte_level_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("byte_level")
-    write_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def byte_fallback_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of the Llama-2 kind: spaces as U+2581, unknown characters as bytes, BOS by the post-processor."""
-    folder = tmp_path_factory.mktemp("byte_fallback")
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    letters = sorted({c for c in TEXT if c.isascii() and c not in " \n"} | {"\u2581", "ö"})
-    vocabulary = {piece: index for index, piece in enumerate([*pieces, *letters, "\u2581t", "\u2581th", "he"])}
-    merges = [("\u2581", "t"), ("\u2581t", "h"), ("h", "e")]
-    core = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    core.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    core.add_special_tokens(["<unk>", "<s>", "</s>"])
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    core.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": True}))
-    return folder

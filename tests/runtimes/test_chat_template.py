@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.tokenizer import load_tokenizer
 from nanoquant_edge.runtimes import chat_template
 from nanoquant_edge.runtimes.chat_template import ChatTemplate, load_chat_template
-from nanoquant_edge.runtimes.tokenizer import load_tokenizer
 
 CHAT = [
     {"role": "system", "content": "Be brief.  "},

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.tokenizer import Tokenizer, load_tokenizer
 from nanoquant_edge.runtimes.streaming import StopMatcher, TextStream, stop_strings
-from nanoquant_edge.runtimes.tokenizer import Tokenizer, load_tokenizer
 
 TEXT = "Größe 東京 🙂🚀👩‍👩‍👧 naïve\n the fox"
 

@@ -1,49 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to token ids and back, from a folder's tokenizer.json, equal to what transformers' `AutoTokenizer` gives.
+"""Text to token ids and back, from a folder's tokenizer.json and the files that name tokens beside it.
 
-tokenizer.json is authoritative: whether BOS or EOS is added is its post-processor's business. The older flags
-`add_bos_token` and `add_eos_token` of tokenizer_config.json describe the same fact a second time and are not applied
-again (transformers 5 drops them as well whenever a tokenizer.json lies beside them), so no BOS is ever doubled.
+There is one tokenizer for everything: calibration, validation and prompts. tokenizer.json is authoritative: whether BOS
+or EOS is added is its post-processor's business. The older flags `add_bos_token` and `add_eos_token` of
+tokenizer_config.json describe the same fact a second time and are not applied again (transformers 5 drops them as well
+whenever a tokenizer.json lies beside them), so no BOS is ever doubled.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from ..errors import NqEdgeError
-from ..formats.tokenizer_file import TOKENIZER_FILE, read_tokenizer_file
-from ..system.files import path_inside, read_json
+from ..system.files import path_in_snapshot
 from ..system.memory import return_freed_memory
+from .token_names import CONFIG_FILE, SPECIAL_TOKEN_NAMES, TokenNames, read_token_names
+from .tokenizer_file import TOKENIZER_FILE, read_tokenizer_file
 
 __all__ = ["SPECIAL_TOKEN_NAMES", "Tokenizer", "load_tokenizer"]
-
-CONFIG_FILE = "tokenizer_config.json"
-SPECIAL_FILE = "special_tokens_map.json"
-SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Tokenizer:
     """A tokenizer and the named special tokens of its model.
 
     Args:
-        core: the tokenizer that tokenizer.json describes.
+        core: the tokenizer that tokenizer.json describes; the named tokens are added to it.
+        names: the tokens that files beside it name.
+
+    Attributes:
+        core: the tokenizer with all its tokens.
         special_tokens: names such as "bos_token" -> the token's text.
         config: tokenizer_config.json, as read; {} when there is none.
+        special_ids: ids of special tokens.
+        completed: whether the named tokens changed anything that tokenizer.json says.
     """
 
-    def __init__(self, core: tokenizers.Tokenizer, special_tokens: dict[str, str], config: dict[str, Any]) -> None:
-        self.core = core
-        self.special_tokens = special_tokens
-        self.config = config
-        with _native("the tokenizer has added tokens that cannot be read"):
+    def __init__(self, core: tokenizers.Tokenizer, names: TokenNames) -> None:
+        with _native("the tokenizer has added tokens that cannot be read, or does not take the named ones"):
+            before = _added_tokens(core)
+            names.add_to(core)
+            self.completed = _added_tokens(core) != before
             added = core.get_added_tokens_decoder()
+        core.encode_special_tokens = bool(names.config.get("split_special_tokens", False))
+        self.core = core
+        self.special_tokens = {name: str(token.content) for name, token in names.named.items()}
+        self.config: Mapping[str, Any] = names.config
         #: id -> text of the special tokens, which texts leave out.
-        self.special_texts = {i: token.content for i, token in added.items() if token.special}
+        self.special_texts = {i: str(token.content) for i, token in added.items() if token.special}
         self.special_ids = frozenset(self.special_texts)
 
     @property
@@ -86,6 +95,12 @@ class Tokenizer:
         found: int | None = self.core.token_to_id(text) if text is not None else None
         return found
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write tokenizer.json, with every token, and tokenizer_config.json into a folder; transformers reads both."""
+        self.core.save(str(Path(folder) / TOKENIZER_FILE))
+        content = json.dumps(dict(self.config), indent=2, ensure_ascii=False) + "\n"
+        (Path(folder) / CONFIG_FILE).write_text(content, encoding="utf-8")
+
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a bundle, checkpoint or model folder.
@@ -97,7 +112,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         NqEdgeError: NQ-TOKENIZER when tokenizer.json is missing or invalid, or a configuration beside it is.
     """
     folder = Path(folder)
-    path = path_inside(folder, TOKENIZER_FILE)
+    path = path_in_snapshot(folder, TOKENIZER_FILE)
     if not path.is_file():
         raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no {TOKENIZER_FILE}.")
     text = read_tokenizer_file(path)
@@ -106,17 +121,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     # Batching settings that were stored with the file would cut or fill single prompts.
     core.no_truncation()
     core.no_padding()
-    config = _optional_json(folder, CONFIG_FILE)
-    named = _named_tokens(folder, config)
-    special = [*named.values(), *_extra_tokens(config)]
-    if not all(_is_unicode(text) for text in special):  # JSON can hold lone surrogates
-        raise NqEdgeError("NQ-TOKENIZER", f"{folder} names a special token that is not Unicode text.")
-    with _native(f"{folder} names a special token that the tokenizer does not take"):
-        core.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in special])
-    core.encode_special_tokens = bool(config.get("split_special_tokens", False))
+    tokenizer = Tokenizer(core, read_token_names(folder, core))
     del text
     return_freed_memory()  # parsing leaves more behind than the tokenizer itself takes: 37 MB for 49152 tokens
-    return Tokenizer(core, named, config)
+    return tokenizer
+
+
+def _added_tokens(core: tokenizers.Tokenizer) -> dict[int, str]:
+    """Every added token with its flags, by id."""
+    return {index: repr(token) for index, token in core.get_added_tokens_decoder().items()}
 
 
 @contextlib.contextmanager
@@ -139,28 +152,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _optional_json(folder: Path, name: str) -> dict[str, Any]:
-    path = path_inside(folder, name)
-    return read_json(path, "NQ-TOKENIZER") if path.is_file() else {}
-
-
-def _text_of(entry: Any) -> str | None:
-    """A token's text; configurations write either the text or an object that holds it under "content"."""
-    text = entry.get("content") if isinstance(entry, dict) else entry
-    return text if isinstance(text, str) and text else None
-
-
-def _named_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    entries = dict(config)
-    if "added_tokens_decoder" not in config:  # files from before 2023 name them in a second place
-        entries.update(_optional_json(folder, SPECIAL_FILE))
-    found = {name: _text_of(entries.get(name)) for name in SPECIAL_TOKEN_NAMES}
-    return {name: text for name, text in found.items() if text is not None}
-
-
-def _extra_tokens(config: dict[str, Any]) -> list[str]:
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    entries = extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else []
-    return [text for entry in entries if (text := _text_of(entry)) is not None]

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer as Core
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.runtimes.tokenizer import load_tokenizer
+from nanoquant_edge.formats.tokenizer import load_tokenizer
 from tests.tiny import TEXT
 
 CORPUS = Path(__file__).parents[3] / "shared" / "data" / "wikipedia-passages.txt"
