@@ -63,6 +63,7 @@ def calibrated(
         start = int(source.config.get("bos_token_id") or 0)
         windows = sampled_windows(source.model, recipe.windows, recipe.window_length, seed, start)
     else:
+        source.tokenizers.check(text, source.name)
         length, choice = recipe.window_length, recipe.window_choice
         windows = text_windows(source.tokenizer, text, recipe.windows, length, seed, choice)
     if int(windows.max()) >= source.decoder.vocab_size:

@@ -21,7 +21,8 @@ from ..system.extras import install_command
 from ..system.versions import release
 from .config_reader import read_config
 from .families import family_of
-from .source import SourceModel, load_tokenizer
+from .model_tokenizer import ModelTokenizer, load_from_folder, load_tokenizer
+from .source import SourceModel
 
 __all__ = ["MODEL_TYPES", "config_changes", "from_gguf"]
 
@@ -80,7 +81,7 @@ def from_gguf(path: Path, name: str) -> Iterator[SourceModel]:
     _check_model(path, header)
     _check_tensors(path, header)
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
-    tokenizer = load_tokenizer(path, path.parent, gguf_file=path.name)
+    theirs = load_tokenizer(path, path.parent, gguf_file=path.name)
     with _no_bar():
         model = _load_dense(path, path.parent, gguf_file=path.name, **_corrected_config(path, header))
     # The weights are plain float32 now; without this, transformers takes the model for a quantized one.
@@ -93,7 +94,8 @@ def from_gguf(path: Path, name: str) -> Iterator[SourceModel]:
         config = {key: value for key, value in config.items() if key in _USEFUL or key.endswith("_token_id")}
         config.update(architectures=[type(model).__name__], dtype="float32")
         read_config(config)
-        tokenizer.save_pretrained(companions)
+        theirs.save_pretrained(companions)
+        tokenizer = ModelTokenizer(load_from_folder(companions), None, theirs.chat_template)
         ends = {key: config[key] for key in _ENDS if config.get(key) is not None}
         (companions / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n", encoding="utf-8")
         yield SourceModel(name, model, tokenizer, config, companions, "weights dequantised from GGUF")

@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError
-from ..formats.checkpoint import TensorFile
+from ..formats.checkpoint import COMPANION_FILES, TensorFile
 from ..formats.lfs_pointer import check_is_no_pointer
-from ..formats.tokenizer_file import read_tokenizer_file
+from ..formats.tokenizer_file import TOKENIZER_FILE
 from ..system.files import path_in_snapshot, read_json
 from .config_reader import read_config
 from .dense_model import build_model, transformers_config
-from .source import SourceModel, load_tokenizer, not_streamed
+from .model_tokenizer import TOKENIZER_PARTS, open_tokenizer
+from .source import SourceModel, not_streamed
 from .stored_tensors import PickledTensors, SafeTensors, StoredTensors
 
 __all__ = ["check_weight_files", "from_folder"]
 
 _SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"
-#: What older models have in place of tokenizer.json (OPT, GPT-2's kind); a tokenizer.json is made of them.
-_TOKENIZER_PARTS = ("vocab.json", "merges.txt")
-_LARGEST_PARTS = 64 << 20
 
 
 @contextlib.contextmanager
@@ -46,7 +44,7 @@ def from_folder(
     """
     if not (folder / "config.json").is_file():
         raise NqEdgeError("NQ-MODEL", f"{folder} has no config.json: it is not a Hugging Face model folder.")
-    for part in ("config.json", "generation_config.json", "tokenizer_config.json", *_TOKENIZER_PARTS):
+    for part in ("config.json", "generation_config.json", "tokenizer_config.json", *TOKENIZER_PARTS):
         check_is_no_pointer(folder / part, "NQ-MODEL")
     config = read_json(folder / "config.json", "NQ-MODEL")
     read_config(config)  # refuse what is not supported before loading anything large
@@ -54,13 +52,6 @@ def from_folder(
         raise NqEdgeError(
             "NQ-MODEL", f"{folder} is quantized already.", "Compress the original 16- or 32-bit model instead."
         )
-    whole = (folder / "tokenizer.json").is_file()
-    if whole:
-        read_tokenizer_file(folder / "tokenizer.json")
-    elif not all((folder / part).is_file() for part in _TOKENIZER_PARTS):
-        raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no tokenizer.json.")
-    elif sum((folder / part).stat().st_size for part in _TOKENIZER_PARTS) > _LARGEST_PARTS:
-        raise NqEdgeError("NQ-TOKENIZER", f"the vocabulary of {folder} has more than {_LARGEST_PARTS >> 20} MiB.")
     their_config = transformers_config(folder)
     safe = check_weight_files(folder, allow_pickle)
     if stream and not safe:
@@ -71,17 +62,17 @@ def from_folder(
         stream = tensors.float32_bytes() > limit if stream is None else stream
     else:
         tensors = PickledTensors(folder, _weight_files(folder, _PICKLE))
-    # Code in the folder is never run; without the explicit False, transformers would ask on the terminal.
-    tokenizer = load_tokenizer(folder, folder, local_files_only=True, trust_remote_code=False)
+    tokenizers = open_tokenizer(folder)
     model, config, weights = build_model(config, their_config, tensors, name=str(folder), stream=bool(stream))
-    if whole:
-        yield SourceModel(name, model, tokenizer, config, folder, "", weights)
+    if (folder / TOKENIZER_FILE).is_file() and not tokenizers.ours.completed:
+        yield SourceModel(name, model, tokenizers, config, folder, "", weights)
         return
     with tempfile.TemporaryDirectory(prefix="nq-edge-") as scratch:
-        tokenizer.save_pretrained(scratch)
-        if (folder / "generation_config.json").is_file():
-            shutil.copyfile(folder / "generation_config.json", Path(scratch) / "generation_config.json")
-        yield SourceModel(name, model, tokenizer, config, Path(scratch), "", weights)
+        for companion in COMPANION_FILES:
+            if (folder / companion).is_file():
+                shutil.copyfile(path_in_snapshot(folder, companion), Path(scratch) / companion)
+        tokenizers.ours.save_pretrained(scratch)
+        yield SourceModel(name, model, tokenizers, config, Path(scratch), "", weights)
 
 
 def check_weight_files(folder: Path, allow_pickle: bool) -> bool:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import NqEdgeError, first_line
+from ..errors import NqEdgeError
 from .config import DecoderConfig
 from .config_reader import read_config
 from .dense_model import put_parameter
 from .families import Family, family_of
+from .model_tokenizer import ModelTokenizer, load_tokenizer
 from .parameters import ModelWeights
 
 __all__ = ["SourceModel", "load_tokenizer", "not_streamed"]
@@ -30,7 +31,7 @@ class SourceModel:
         name: what to call it in reports.
         model: transformers causal language model, float32, on the CPU, in evaluation mode. Where the weights are
             streamed, those of the blocks are on the meta device outside of `opened`.
-        tokenizer: its transformers tokenizer.
+        tokenizers: its tokenizer, in our reading and transformers'.
         config: config.json content, without any quantization entry.
         companions: folder with tokenizer and generation files, valid while the context of `load_model` is open.
         note: what a reader of its figures must know (a GGUF file holds dequantised weights).
@@ -39,11 +40,16 @@ class SourceModel:
 
     name: str
     model: Any
-    tokenizer: Any
+    tokenizers: ModelTokenizer
     config: dict[str, Any]
     companions: Path
     note: str
     streamed_weights: ModelWeights | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that validation and prompts will use, with the methods of transformers' tokenizers."""
+        return self.tokenizers.wrapped
 
     @property
     def streamed(self) -> bool:
@@ -140,19 +146,3 @@ def not_streamed(what: str) -> NqEdgeError:
     """That weights cannot be streamed from something other than safetensors; `what` says what was found."""
     hint = "Leave --stream-weights out, or convert the model to safetensors."
     return NqEdgeError("NQ-OPTION", f"{what}; weights are streamed from safetensors only.", hint)
-
-
-def load_tokenizer(path: Path, folder: Path, **options: Any) -> Any:
-    """The transformers tokenizer of a model.
-
-    Raises:
-        NqEdgeError: NQ-TOKENIZER when it is damaged.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), **options)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # tokenizers is native code: its panics are no subclass of Exception
-        raise NqEdgeError("NQ-TOKENIZER", f"the tokenizer of {path} cannot be loaded: {first_line(error)}.") from error

@@ -77,7 +77,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "NQ-MODEL", "not hold a JSON object"),
     "quantized": (lambda f: edit(f / "config.json", quantization_config={"bits": 4}), "NQ-MODEL", "quantized already"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "NQ-TOKENIZER", "has no tokenizer.json"),
-    "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "NQ-TOKENIZER", "cannot be loaded"),
+    "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "NQ-TOKENIZER", "is not a valid tokenizer"),
     "missing tensor": (drop_tensor, "NQ-MODEL", "lacks 1 tensors, the first is model.layers.1.mlp.up_proj.weight"),
     "wrong shape": (resize_tensor, "NQ-MODEL", "cannot be loaded"),
     "truncated": (truncate, "NQ-MODEL", "is not a readable safetensors file"),

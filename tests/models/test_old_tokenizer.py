@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.models import hf_folder as folder_module
 from nanoquant_edge.models.loading import load_model
+from nanoquant_edge.models.model_tokenizer import open_tokenizer
 from tests.compression.support import family_folder
 from tests.tiny import TEXT
 
@@ -46,25 +46,24 @@ def test_a_tokenizer_json_is_made_with_the_leading_token(opt: Path) -> None:
     assert not source.companions.exists() and not (opt / "tokenizer.json").exists()
 
 
-def _large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "_LARGEST_PARTS", 10)
-
-
-def _damaged(folder: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
+def _damaged(folder: Path) -> None:
     (folder / "vocab.json").write_text("{")
 
 
-def _half(folder: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
+def _half(folder: Path) -> None:
     (folder / "merges.txt").unlink()
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"), [(_large, "more than"), (_damaged, "cannot be loaded"), (_half, "has no tokenizer.json")]
-)
-def test_what_is_refused(
-    opt: Path, fault: Callable[[Path, pytest.MonkeyPatch], None], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fault(opt, monkeypatch)
+@pytest.mark.parametrize(("fault", "message"), [(_damaged, "cannot be loaded"), (_half, "has no tokenizer.json")])
+def test_what_is_refused(opt: Path, fault: Callable[[Path], None], message: str) -> None:
+    fault(opt)
     with pytest.raises(NqEdgeError, match=message) as caught, load_model(opt):
         pass
+    assert caught.value.code == "NQ-TOKENIZER"
+
+
+def test_a_vocabulary_beyond_all_reason_is_refused(opt: Path) -> None:
+    assert open_tokenizer(opt).ours.size == 320
+    with pytest.raises(NqEdgeError, match="has more than 0 MiB") as caught:
+        open_tokenizer(opt, largest=10)
     assert caught.value.code == "NQ-TOKENIZER"
