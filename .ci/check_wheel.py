@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NEWEST_GLIBC = (2, 35)
 MACHINES = {"x86_64": "X86-64", "aarch64": "AArch64"}
 ALLOWED = {"libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
-REQUIRED = "nanoquant_edge/_native/libnanoquant_ort.so"
+#: The library, and the sources from which a board builds its own.
+REQUIRED = ("nanoquant_edge/_native/libnanoquant_ort.so", "nanoquant_edge/_sources/plugins/CMakeLists.txt")
 
 
 def readelf(option: str, path: Path) -> str:
@@ -74,7 +75,7 @@ def main(wheel: str) -> int:
         return 1
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
         names = [name for name in archive.namelist() if name.endswith(".so")]
-        problems = [] if REQUIRED in names else [f"the wheel lacks {REQUIRED}"]
+        problems = [f"the wheel lacks {name}" for name in REQUIRED if name not in archive.namelist()]
         problems += [f"the wheel lacks {name}" for name in sorted(tree_files() - package_files(wheel))]
         for name in names:
             problems += problems_of(Path(archive.extract(name, folder)), machine)

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..errors import printable
 from .arguments import OutputPath
+from .progress import shown_progress
 from .streams import echo_json
 
 __all__ = ["command"]
@@ -18,60 +20,42 @@ __all__ = ["command"]
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", "-d", required=True, help="A board of `nq-edge devices`, x86-laptop, or `this`.")
 @click.option("--output", type=OutputPath(), required=True, help="Folder to write.")
-@click.option("--wheels/--no-wheels", default=True, help="Fetch wheels now, so that the board needs no network.")
-@click.option("--native", type=click.Path(path_type=Path), help="Folder with libraries built for the board.")
+@click.option(
+    "--wheels/--no-wheels",
+    default=True,
+    help="Fetch the wheels now, so that the board needs no network. Without them the board fetches the same versions.",
+)
+@click.option("--native", type=click.Path(path_type=Path), help="Folder with libraries that were built for the board.")
 @click.option("--no-native", is_flag=True, help="Leave building the operator's library to the board.")
-@click.option("--python", help="The board's Python, such as 3.10 [default: of its system].")
+@click.option("--python", help="The board's version of Python, such as 3.10 [default: that of its system].")
 @click.option("--overwrite", is_flag=True, help="Replace a deployment that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(
-    bundle: Path,
-    device: str,
-    output: Path,
-    wheels: bool,
-    native: Path | None,
-    no_native: bool,
-    python: str | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def command(bundle: Path, device: str, output: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Write all that a board needs to run BUNDLE into one folder.
 
     The bundle, this package and its requirements as wheels, the operator's library and its sources, setup.sh,
     build_engine.sh, run.sh, a systemd unit, a container recipe and a README. On the board: ./setup.sh, then ./run.sh.
     """
-    import re
-
-    from ..deploy import deploy
-    from ..errors import NqEdgeError
+    from ..deploy import DeployOptions, deploy
     from .devices import named
 
-    if python is not None and not re.fullmatch(r"3\.1[0-9]", python):
-        raise NqEdgeError(
-            "NQ-OPTION", f"--python {python[:20]!r} is not a Python from 3.10 on.", "Such as 3.10 or 3.12."
-        )
-    if native is not None and no_native:
-        raise NqEdgeError("NQ-OPTION", "--native and --no-native exclude each other.", "Pass one of them.")
-    made = deploy(
-        bundle,
-        named(device),
-        output,
-        wheels=wheels,
-        native=native,
-        build_native=not no_native,
-        python=python,
-        overwrite=overwrite,
-        progress=lambda what: None if as_json else click.echo(f"{what} ...", err=True),
+    chosen = DeployOptions(
+        wheels=options["wheels"],
+        native=options["native"],
+        build_native=not options["no_native"],
+        python=options["python"],
     )
+    with shown_progress("deploy", hidden=as_json) as progress:
+        made = deploy(bundle, named(device), output, options=chosen, overwrite=overwrite, progress=progress)
     if as_json:
         echo_json({"folder": str(output), **made.to_dict()})
         return
     total = sum(path.stat().st_size for path in Path(output).rglob("*") if path.is_file()) / 1e6
     network = "needs no network there" if made.complete else "fetches its requirements there"
     libraries = ", ".join(made.libraries) or "no prebuilt library"
-    what = f"{output}: {total:.0f} MB for {made.target.title}, Python {made.python}, {libraries}; {network}"
-    click.echo(printable(what))
-    steps = "./setup.sh, " + ("./build_engine.sh for the GPU, " if made.graph else "") + "./run.sh"
     click.echo(
-        f"Copy the folder to the board and run {steps} there (README.md). Not run on such a board by the project."
+        printable(f"{output}: {total:.0f} MB for {made.target.title}, Python {made.python}, {libraries}; {network}")
     )
+    steps = "./setup.sh, " + ("./build_engine.sh for the GPU, " if made.graph else "") + "./run.sh"
+    click.echo(f"Copy the folder to the board and run {steps} there (README.md). Not run on a board by the project.")
+    click.echo(f"The board must have {', '.join(made.needs)}.")

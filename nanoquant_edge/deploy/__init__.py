@@ -5,5 +5,6 @@ from __future__ import annotations
 
 from .deployment import Deployment
 from .folder import deploy
+from .options import DeployOptions
 
-__all__ = ["Deployment", "deploy"]
+__all__ = ["DeployOptions", "Deployment", "deploy"]

@@ -41,6 +41,17 @@ class Deployment:
     graph: bool
     found: Assessment | None
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What must be installed on the board beforehand."""
+        found = [f"Python {self.python} with venv"]
+        tools = ["cmake", "g++"] if not self.libraries or self.graph else []
+        if self.graph or self.bundle.backend == "tensorrt":
+            found.append("TensorRT")
+        if self.graph:
+            tools.append("nvcc")
+        return (*found, *tools)
+
     def to_dict(self) -> dict[str, Any]:
         """For `nq_deploy.json` and --json."""
         return {
@@ -54,6 +65,7 @@ class Deployment:
             "libraries": list(self.libraries),
             "wheels": list(self.wheels),
             "offline": self.complete,
+            "needs": list(self.needs),
             "graph": self.graph,
             "fit": None if self.found is None else self.found.to_dict(),
         }

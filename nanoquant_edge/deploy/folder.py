@@ -7,7 +7,6 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from ..devices.assess import Assessment, assess
@@ -15,18 +14,23 @@ from ..devices.model import open_model
 from ..devices.profile import Target
 from ..errors import NqEdgeError
 from ..formats.backends import BOARD_BUILD, ONNXRUNTIME
-from ..formats.bundle import Bundle
+from ..formats.bundle import MANIFEST_FILE, Bundle
 from ..system.extras import install_command
-from ..system.files import new_folder, sha256_of, write_json
+from ..system.files import new_folder, path_inside, sha256_of, write_json
+from ..system.progress import Progress
+from ..system.sources import copy_sources
 from .deployment import Deployment
-from .native import copy_sources, provide_library
-from .requirements import fetch_wheels, requirement_lines
+from .native import provide_library
+from .options import DeployOptions
+from .requirements import fetch_wheels, hashed_lines, index_lines, write_page
 from .scripts import write_scripts
 from .wheel import write_own_wheel
 
 __all__ = ["DEPLOY_FILE", "deploy"]
 
 DEPLOY_FILE = "nq_deploy.json"
+#: What the board itself fetches from an index; absent where all wheels travel along.
+INDEX_REQUIREMENTS = "requirements-index.txt"
 #: Minor version of GLIBC 2.x of the systems in the profiles (their release notes).
 _GLIBC = {"Ubuntu 20.04": 31, "Ubuntu 22.04": 35, "Raspberry Pi OS 12": 36, "Ubuntu 24.04": 39}
 #: Oldest Python that this package runs on.
@@ -40,12 +44,9 @@ def deploy(
     target: Target,
     output: str | Path,
     *,
-    wheels: bool = True,
-    native: Path | None = None,
-    build_native: bool = True,
-    python: str | None = None,
+    options: DeployOptions | None = None,
     overwrite: bool = False,
-    progress: Callable[[str], None] = lambda _what: None,
+    progress: Progress | None = None,
 ) -> Deployment:
     """Make the folder that a board needs.
 
@@ -53,18 +54,20 @@ def deploy(
         bundle: what `nq-edge export --to onnx` or `nq-edge build` wrote; all hashes are checked.
         target: a board or a PC's processor.
         output: the folder; it appears only when it is complete.
-        wheels: fetch wheels for the board now; otherwise it installs the same versions itself.
-        native: folder with libraries built for the board; None takes the installed ones or cross-compiles.
-        build_native: False leaves libraries to the board.
-        python: of the board, such as "3.10"; None takes the profile's.
+        options: what travels along; None takes the defaults.
         overwrite: replace a deployment that stands there.
-        progress: called with what is being done.
+        progress: told what is being done.
 
     Raises:
         NqEdgeError: NQ-DEPLOY for a device or a bundle that no folder can be made for, NQ-FIT when the model does not
-            fit, NQ-BUNDLE or NQ-HASH for a damaged bundle, NQ-OUTPUT for a place that cannot be written.
+            fit, NQ-BUNDLE, NQ-HASH or NQ-PATH for a damaged or hostile bundle, NQ-OUTPUT for a place that cannot be
+            written.
+
+    Example:
+        deploy("bundle", target_named("raspberry-pi-5"), "board", options=DeployOptions(wheels=False))
     """
-    progress("checking the bundle")
+    options, progress = options or DeployOptions(), progress or Progress()
+    progress(0.0, "checking the bundle")
     source = Bundle.open(bundle, verify=True)
     if target.architecture == "any" or source.backend not in _PLACES:
         raise NqEdgeError(
@@ -73,38 +76,71 @@ def deploy(
             f"On a PC: {install_command('rtx')}, copy the bundle, and run nq-edge generate.",
         )
     system = target.software[0] if target.software else {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
-    version = python or _usable(system["python"])
+    python = options.python or _usable(system["python"])
+    glibc = _GLIBC.get(system.get("os", "")) or _own_glibc()
+    own = _own_version()
     found = _assessed(source, target)
     with new_folder(Path(output), overwrite) as scratch:
         place = scratch / _PLACES[source.backend]
+        progress(0.05, "copying the bundle")
         _copy_bundle(source, place)
         graph = place.name == "graph"
         if target.flavour == "standard" and source.backend == ONNXRUNTIME:
-            progress("writing the TensorRT graph")
+            progress(0.15, "writing the TensorRT graph")
             graph = _write_graph(source, target, scratch / "graph")
-        progress("libraries")
-        copy_sources(scratch / "plugins")
-        own = _own_version()
-        glibc = _GLIBC.get(system.get("os", "")) or _own_glibc()
+        progress(0.25, "providing the operator's library")
         libraries: list[str] = []
-        if build_native or native is not None:
-            libraries = provide_library(scratch / "native", target.architecture, glibc, own, native)
-        progress("wheels")
-        (scratch / "wheels").mkdir()
-        own_wheel = write_own_wheel(scratch / "wheels").name
-        lines = requirement_lines(own, version, system.get("cuda", "") if graph or place.name == "engine" else "")
-        names = [own_wheel]
-        if wheels:
-            names = fetch_wheels(scratch / "wheels", lines, version, target.architecture, glibc)
-        (scratch / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if options.build_native:
+            libraries = provide_library(
+                scratch / "native", target.architecture, glibc=glibc, version=own, given=options.native
+            )
+        if not copy_sources(scratch / "plugins") and not libraries:
+            raise NqEdgeError(
+                "NQ-DEPLOY",
+                f"there is neither a library for {target.title} nor the sources to build one from.",
+                "Pass --native with a folder of libraries, or install nanoquant-edge from a whole wheel.",
+            )
+        progress(0.4, "fetching wheels" if options.wheels else "writing this package's wheel")
+        cuda = system.get("cuda", "") if graph or place.name == "engine" else ""
+        wheels = _write_requirements(scratch, index_lines(python, cuda), options.wheels, (python, target, glibc))
+        progress(0.9, "writing scripts and checksums")
         made = Deployment(
-            Path(output), target, source, version, glibc, tuple(libraries), tuple(names), wheels, graph, found
+            folder=Path(output),
+            target=target,
+            bundle=source,
+            python=python,
+            glibc=glibc,
+            libraries=tuple(libraries),
+            wheels=tuple(wheels),
+            complete=options.wheels,
+            graph=graph,
+            found=found,
         )
-        progress("scripts")
         write_scripts(scratch, made, own)
         write_json(scratch / DEPLOY_FILE, made.to_dict())
         _write_sums(scratch)
+        progress(1.0, "done")
     return made
+
+
+def _write_requirements(folder: Path, lines: list[str], fetched: bool, board: tuple[str, Target, int]) -> list[str]:
+    """Write wheels/, requirements.txt (what travels along) and requirements-index.txt (what the board fetches).
+
+    Returns:
+        Names of the wheels.
+    """
+    python, target, glibc = board
+    wheels = folder / "wheels"
+    wheels.mkdir()
+    names = [write_own_wheel(wheels).name]
+    if fetched:
+        names = fetch_wheels(wheels, lines, python=python, architecture=target.architecture, glibc=glibc)
+    else:
+        (folder / INDEX_REQUIREMENTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_page(wheels)
+    hashed = hashed_lines([wheels / name for name in names])
+    (folder / "requirements.txt").write_text("\n".join(hashed) + "\n", encoding="utf-8")
+    return names
 
 
 def _assessed(source: Bundle, target: Target) -> Assessment | None:
@@ -131,9 +167,10 @@ def _assessed(source: Bundle, target: Target) -> Assessment | None:
 
 
 def _copy_bundle(source: Bundle, place: Path) -> None:
-    for name in [*source.files, "nq_bundle.json"]:
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.folder / name, place / name)
+    for name in [*source.files, MANIFEST_FILE]:
+        read, written = path_inside(source.folder, name), path_inside(place, name)
+        written.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(read, written)
 
 
 def _write_graph(source: Bundle, target: Target, place: Path) -> bool:

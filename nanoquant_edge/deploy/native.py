@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's library for a board: the user's, the installed one, or cross-compiled; and the sources it is from."""
+"""The operator's library for a board: the user's, the installed one, or cross-compiled."""
 
 from __future__ import annotations
 
@@ -13,36 +13,17 @@ from pathlib import Path
 
 from ..errors import NqEdgeError
 from ..system.native import ORT_LIBRARY_NAME
+from ..system.sources import source_folder
 
-__all__ = ["copy_sources", "glibc_needed", "machine_of", "provide_library", "source_folder"]
+__all__ = ["glibc_needed", "machine_of", "provide_library"]
 
-_SOURCES = ("CMakeLists.txt", "cmake", "kernels", "onnxruntime", "tensorrt")
 #: ELF's e_machine -> `uname -m` (ELF gABI, chapter "ELF header").
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 
 
-def source_folder() -> Path | None:
-    """`plugins` of the source tree that this package runs from; None in an installed wheel."""
-    folder = Path(__file__).resolve().parents[2] / "plugins"
-    return folder if (folder / "CMakeLists.txt").is_file() else None
-
-
-def copy_sources(target: Path) -> bool:
-    """Copy what libraries are built from; False where this is no source tree."""
-    folder = source_folder()
-    if folder is None:
-        return False
-    for name in _SOURCES:
-        source = folder / name
-        if source.is_dir():
-            shutil.copytree(source, target / name)
-        elif source.is_file():
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target / name)
-    return True
-
-
-def provide_library(target: Path, architecture: str, glibc: int, version: str, given: Path | None = None) -> list[str]:
+def provide_library(
+    target: Path, architecture: str, *, glibc: int, version: str, given: Path | None = None
+) -> list[str]:
     """Put prebuilt libraries into `target`, as far as there is a way to them.
 
     Args:

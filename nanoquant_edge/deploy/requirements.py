@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the board's Python installs: exact versions, and their wheels where they are fetched now."""
+"""What the board's Python installs: exact versions, and their wheels where they are fetched now.
+
+A wheel that travels along is named with its hash, so that no index can put another of the same name and version in its
+place. This package itself is never looked up on an index.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ from pathlib import Path
 
 from ..errors import NqEdgeError
 from ..system.children import run_python
+from ..system.files import sha256_of
 
-__all__ = ["PINS", "fetch_wheels", "requirement_lines"]
+__all__ = ["PINS", "fetch_wheels", "hashed_lines", "index_lines", "write_page"]
 
 #: Direct requirements of a board that runs on its processor; newest versions that tests ran with, by Python.
 #: ONNX Runtime 1.23 is the last one for Python 3.10, which JetPack 6 has.
@@ -27,49 +32,56 @@ _COMMON = {
 }
 
 
-def requirement_lines(version: str, python: str, cuda: str = "") -> list[str]:
-    """Lines of requirements.txt: this package, and what it needs on a board, at exact versions.
+def index_lines(python: str, cuda: str = "") -> list[str]:
+    """Requirements that come from an index: what this package needs on a board, at exact versions.
 
     Args:
-        version: of this package.
         python: of the board, such as "3.10".
         cuda: of the board, such as "12.6", when an engine runs there; "" otherwise.
     """
     pins = {**_COMMON, **PINS.get(python, PINS[""])}
-    lines = [f"nanoquant-edge=={version}", *(f"{name}=={pin}" for name, pin in sorted(pins.items()))]
+    lines = [f"{name}=={pin}" for name, pin in sorted(pins.items())]
     if cuda:
         # The Python binding of the board's CUDA; any patch level of its minor version will do.
         lines.append(f"cuda-python=={cuda}.*")
     return lines
 
 
-def fetch_wheels(folder: Path, lines: list[str], python: str, architecture: str, glibc: int) -> list[str]:
-    """Download wheels of everything for the board; this package's own is in `folder` already.
+def hashed_lines(wheels: list[Path]) -> list[str]:
+    """Requirements that are met by these very files: name, version and hash of each, for pip's --require-hashes."""
+    lines = []
+    for wheel in sorted(wheels):
+        name, version = wheel.name.split("-")[:2]
+        lines.append(f"{re.sub(r'[-_.]+', '-', name).lower()}=={version} --hash=sha256:{sha256_of(wheel)}")
+    return lines
+
+
+def write_page(folder: Path) -> None:
+    """Write index.html, which tells pip the hashes of a folder's wheels before it chooses among all indexes."""
+    lines = [
+        f'<a href="{path.name}#sha256={sha256_of(path)}">{path.name}</a><br>\n' for path in sorted(folder.glob("*.whl"))
+    ]
+    (folder / "index.html").write_text("<!DOCTYPE html>\n" + "".join(lines), encoding="utf-8")
+
+
+def fetch_wheels(folder: Path, lines: list[str], *, python: str, architecture: str, glibc: int) -> list[str]:
+    """Download the wheels of requirements, and of what they require, for a board.
 
     Args:
         folder: where to.
-        lines: of requirements.txt.
+        lines: of `index_lines`.
         python: of the board.
         architecture: of the board.
         glibc: minor version of the board's GLIBC 2.x.
 
     Returns:
-        The names of all wheels.
+        The names of all wheels in the folder.
 
     Raises:
         NqEdgeError: NQ-DEPLOY with pip's last words.
     """
-    command = ["download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-    command += [
-        "--implementation",
-        "cp",
-        "--python-version",
-        python,
-        "--dest",
-        str(folder),
-        "--find-links",
-        str(folder),
-    ]
+    command = ["download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--implementation", "cp"]
+    command += ["--python-version", python, "--dest", str(folder.absolute())]
     command += ["--platform", f"manylinux2014_{architecture}"]
     for minor in range(17, glibc + 1):
         command += ["--platform", f"manylinux_2_{minor}_{architecture}"]
@@ -79,9 +91,10 @@ def fetch_wheels(folder: Path, lines: list[str], python: str, architecture: str,
         raise NqEdgeError(
             "NQ-DEPLOY",
             f"wheels for Python {python} on {architecture} cannot be fetched: {errors[-1][7:300].rstrip('.')}.",
-            "Pass --no-wheels: the board then fetches the versions of requirements.txt itself.",
+            "Pass --no-wheels: the board then fetches the same versions itself.",
         )
     names = sorted(path.name for path in folder.glob("*.whl"))
-    assert all(re.fullmatch(r"[\w.+!-]+\.whl", name) for name in names), names
-    (folder / ".complete").write_text("all wheels of requirements.txt\n", encoding="utf-8")
+    strange = [name for name in names if not re.fullmatch(r"[\w.+!-]+\.whl", name)]
+    if strange:
+        raise NqEdgeError("NQ-DEPLOY", f"the index gave a file with an odd name: {strange[0][:200]!r}.")
     return names

@@ -82,13 +82,14 @@ def _words(made: Deployment, version: str) -> dict[str, str]:
         "ENGINE_LINE": "    ./build_engine.sh                       # on the board itself, minutes\n"
         if made.graph
         else "",
-        "NETWORK": "no network is needed" if made.complete else "fetches the versions of requirements.txt",
+        "NETWORK": "no network is needed" if made.complete else "fetches the versions of requirements-index.txt",
         "PATHS": "; ".join(paths),
         "SYSTEM": ", ".join(f"{key} {value}" for key, value in system.items() if value) or "any Linux",
         "MEMORY": "not known: the bundle does not hold the model's configuration"
         if fit is None or fit.available is None
         else f"{fit.needed / 1e6:.0f} MB of {fit.available / 1e6:.0f} MB at a context of {fit.capacity} tokens",
         "FORECAST": "none" if speed is None else f"{speed.decode} tokens/s on the {speed.path}",
+        "NEEDS": ", ".join(made.needs),
         "NATIVE": ", ".join(made.libraries) or "none: setup.sh builds them from plugins/",
         "NOTES": "\n".join(target.notes)
         + (f"\n\nThe wheels are for Python {made.python}, which this system does not bring." if older else ""),

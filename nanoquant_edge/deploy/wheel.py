@@ -37,7 +37,7 @@ def write_own_wheel(folder: Path) -> Path:
     files: dict[str, bytes] = {}
     for path in sorted(package.rglob("*")):
         inside = path.relative_to(package)
-        skipped = {"_native", "__pycache__"} & set(inside.parts) or path.suffix in (".pyc", ".so")
+        skipped = {"_native", "_sources", "__pycache__"} & set(inside.parts) or path.suffix in (".pyc", ".so")
         if path.is_file() and not skipped:
             files[f"{package.name}/{inside.as_posix()}"] = path.read_bytes()
     files[f"{info}/METADATA"] = (known.read_text("METADATA") or "").encode()

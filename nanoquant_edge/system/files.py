@@ -44,17 +44,23 @@ def sha256_of(path: Path) -> str:
 def path_inside(folder: Path, name: str) -> Path:
     """The path of `name` inside `folder`.
 
+    Use the path that comes back, which was checked, and nothing joined from the name.
+
     Raises:
-        NqEdgeError: NQ-PATH when the name is absolute, empty, or resolves (through `..` or a symbolic link) to a
-            place outside the folder.
+        NqEdgeError: NQ-PATH when the name is absolute, empty or has a `..`, when one of its folders is a symbolic
+            link, or when the file is a link to a place outside the folder.
     """
     if not _is_relative_name(name):
         raise NqEdgeError("NQ-PATH", f"{name[:200]!r} is not a file name inside {folder}.")
     root = folder.resolve()
     try:
+        above = (root / name).parent
+        linked = above.resolve() != above
         target = (root / name).resolve()
     except (OSError, RuntimeError) as error:  # a loop of symbolic links
         raise NqEdgeError("NQ-PATH", f"{name!r} leads nowhere in {folder}.") from error
+    if linked:
+        raise NqEdgeError("NQ-PATH", f"{name!r} leads through a link to a folder in {folder}.")
     if target == root or root not in target.parents:
         raise NqEdgeError("NQ-PATH", f"{name!r} leads outside {folder}.")
     return target
@@ -82,7 +88,9 @@ def _is_relative_name(name: str) -> bool:
     except UnicodeEncodeError:  # lone surrogates, which JSON can hold
         return False
     longest = max(map(len, parts), default=0)  # file systems allow 255 bytes
-    return 0 < longest <= 255 and "\0" not in name and not Path(name).is_absolute()
+    up = ".." in name.replace("\\", "/").split("/")
+    control = any(ord(letter) < 32 or ord(letter) == 127 for letter in name)  # a list of checksums has lines
+    return 0 < longest <= 255 and not control and not up and not Path(name).is_absolute()
 
 
 def read_text(path: Path, code: str) -> str:

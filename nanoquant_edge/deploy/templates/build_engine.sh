@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Builds the TensorRT engine for @TITLE@ on the device itself; does nothing if it is there. --force builds again.
 set -eu
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+here=$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "$0")")" && pwd)
 cd "$here"
 
 die() {
@@ -28,7 +28,11 @@ if [ ! -f local/libnanoquant_tensorrt.so ]; then
   cmake -S plugins -B "$work" -DCMAKE_BUILD_TYPE=Release -DNQ_CUDA=ON -DNQ_TENSORRT=ON \
     -DNQ_CUDA_ARCHITECTURES=@CUDA_ARCHITECTURE@ -DSKBUILD_PROJECT_VERSION_FULL=@VERSION@
   cmake --build "$work" -j "$(nproc)"
-  cmake --install "$work" --prefix local
+  cmake --install "$work" --prefix "$work/stage"
+  for file in "$work"/stage/*.so; do # beside the old one and renamed: a running text keeps the library that it mapped
+    cp "$file" "local/.${file##*/}.new"
+    mv -f "local/.${file##*/}.new" "local/${file##*/}"
+  done
 fi
 
 "$here/nq-edge" build graph --target @NAME@ --output engine --overwrite

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Writes text: ./run.sh --prompt "Hello" --chat, or the prompt on standard input. Options as of nq-edge generate.
 set -eu
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+here=$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "$0")")" && pwd)
 bundle="$here/bundle"
 if [ -f "$here/engine/nq_bundle.json" ]; then
   bundle="$here/engine"

@@ -7,16 +7,14 @@ Standard TensorRT builds on the device it builds for. The board needs its own Te
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from ...devices import Target
+from ...system.sources import copy_sources
 from .plan import BuildPlan
 
 __all__ = ["write_board_files"]
 
-#: What the plugin is built from, below the source tree's `plugins`.
-_SOURCES = ("CMakeLists.txt", "cmake", "kernels", "onnxruntime", "tensorrt")
 
 _SCRIPT = """\
 #!/bin/sh
@@ -43,7 +41,12 @@ if [ -z "${{NQ_EDGE_NATIVE_DIR:-}}" ] && ! (cd / && python3 -c \\
     -DNQ_CUDA_ARCHITECTURES={architecture} -DSKBUILD_PROJECT_VERSION_FULL={version}
   cmake --build "$work" -j "$(nproc)"
   NQ_EDGE_NATIVE_DIR="$HOME/.local/lib/nanoquant-edge"
-  cmake --install "$work" --prefix "$NQ_EDGE_NATIVE_DIR"
+  cmake --install "$work" --prefix "$work/stage"
+  mkdir -p "$NQ_EDGE_NATIVE_DIR"
+  # Beside the old file and renamed: a program that runs with the old one keeps it.
+  for file in "$work"/stage/*.so; do
+    cp "$file" "$NQ_EDGE_NATIVE_DIR/.new" && mv -f "$NQ_EDGE_NATIVE_DIR/.new" "$NQ_EDGE_NATIVE_DIR/${{file##*/}}"
+  done
   export NQ_EDGE_NATIVE_DIR
   echo "Before running the engine: export NQ_EDGE_NATIVE_DIR=$NQ_EDGE_NATIVE_DIR"
 fi
@@ -103,13 +106,4 @@ def write_board_files(folder: Path, plan: BuildPlan, target: Target) -> None:
     script.write_text(_SCRIPT.format(**words), encoding="utf-8")
     script.chmod(0o755)
     (folder / "README.md").write_text(_README.format(**words), encoding="utf-8")
-    # From a source tree the plugin's sources travel along; an installed wheel does not have them.
-    plugins = Path(__file__).resolve().parents[3] / "plugins"
-    if (plugins / "CMakeLists.txt").is_file():
-        for name in _SOURCES:
-            source = plugins / name
-            if source.is_dir():
-                shutil.copytree(source, folder / "plugins" / name)
-            elif source.is_file():
-                (folder / "plugins").mkdir(exist_ok=True)
-                shutil.copyfile(source, folder / "plugins" / name)
+    copy_sources(folder / "plugins")
