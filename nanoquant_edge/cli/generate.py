@@ -51,7 +51,8 @@ def command(bundle: str, **options: Any) -> None:
     chat = options["chat"] or options["system"] is not None
     for remark in remarks(Bundle.open(bundle, verify=False)):
         click.echo(f"note: {remark}", err=True)
-    with Generator.from_bundle(bundle, opening, verify=True if options["verify"] else None) as generator:
+    verify = True if options["verify"] else None
+    with Generator.from_bundle(bundle, opening, verify=verify, chat=chat) as generator:
         run = generator.stream(
             [{"role": "user", "content": prompt}] if chat else prompt,
             system=options["system"],

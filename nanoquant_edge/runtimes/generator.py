@@ -73,6 +73,7 @@ class Generator:
         *,
         verify: bool | None = None,
         backend: Backend | None = None,
+        chat: bool = False,
         **keywords: Any,
     ) -> Generator:
         """Open a bundle that `nq-edge export` wrote.
@@ -82,6 +83,7 @@ class Generator:
             options: how it is opened.
             verify: True hashes every file, False none, None hashes at the first load only.
             backend: the model, when it is open already; the generator closes it.
+            chat: chats will follow, so what renders them starts while the model loads.
             **keywords: fields of `OpenOptions`, instead of those in `options`.
 
         Raises:
@@ -95,6 +97,8 @@ class Generator:
         bundle = Bundle.open(path, verify=verify)
         tokenizer = load_tokenizer(bundle.folder)
         template = load_chat_template(bundle.folder, tokenizer)
+        if chat and template is not None:
+            template.start()
         return cls(backend or open_backend(bundle, options), tokenizer, read_eos_ids(bundle, tokenizer), template)
 
     def encode(self, prompt: Prompt, system: str | None = None) -> list[int]:
@@ -295,6 +299,8 @@ class Generator:
         self._closed = True
         with self._computing:
             self.backend.close()
+        if self.chat_template is not None:
+            self.chat_template.close()
 
     def __enter__(self) -> Generator:
         return self

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that renders one chat template: started by `template_process`, ended when it takes too long.
+
+A template comes with the model, so it is a stranger's program. It runs in Jinja's immutable sandbox (no attribute that
+begins with an underscore, no change of its arguments), sees plain data only, and this process can neither take much
+memory nor write a file.
+
+Run as a script with the folders to import from, as JSON. On standard input: frames of 8 bytes length and a marshalled
+value, first {"source", "memory", "characters", "seconds"}, then the template's names for each rendering. On standard
+output: a line of JSON when ready, then one for each rendering, {"text"} or {"error"}.
+"""
+
+from __future__ import annotations
+
+import json
+import marshal
+import signal
+import struct
+import sys
+from datetime import datetime
+from typing import Any, BinaryIO
+
+try:
+    import resource
+except ImportError:  # Windows has no such limits
+    resource = None  # type: ignore[assignment]
+
+
+def read_frame(stream: BinaryIO) -> Any:
+    """The next value; None at the end."""
+    head = stream.read(8)
+    if len(head) < 8:
+        return None
+    (size,) = struct.unpack(">Q", head)
+    return marshal.loads(stream.read(size))
+
+
+def limit_process(memory: int) -> None:
+    """Give this process `memory` bytes of address space beyond what it has, and no file to write."""
+    if resource is None:
+        return
+    limits = [(resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)]
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - one read, no path object needed
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        limits.append((resource.RLIMIT_AS, used + memory))
+    except (OSError, ValueError):  # no Linux: the limit of time holds
+        pass
+    for kind, most in limits:
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
+
+
+def limit_time(seconds: float) -> None:
+    """End this process after so much more processor time: its parent may be gone when a template does not end."""
+    if resource is None:
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 2, hard))
+
+
+def make_environment() -> Any:
+    """Jinja's sandbox with what transformers gives to chat templates."""
+    import jinja2.ext
+    import jinja2.nodes
+    import jinja2.sandbox
+    import jinja2.utils
+
+    class GenerationBlock(jinja2.ext.Extension):
+        """`{% generation %}` marks the assistant's words for training; here its body is rendered and nothing else."""
+
+        tags = {"generation"}  # noqa: RUF012 - the name and type that Jinja reads
+
+        def parse(self, parser: Any) -> Any:
+            """The block's body in a scope of its own."""
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body, lineno=line)
+
+    class Namespace(jinja2.utils.Namespace):
+        """Jinja's `namespace`, closed for names that begin with an underscore."""
+
+        def __init__(*arguments: Any, **names: Any) -> None:  # a template may call a name "self"
+            self, *rest = arguments
+            values = dict(*rest, **names)
+            for name in values:
+                Namespace.refuse(name)  # the instance answers only for what the template stored
+            jinja2.utils.Namespace.__init__(self, values)
+
+        @staticmethod
+        def refuse(name: Any) -> None:
+            if str(name).startswith("_"):
+                raise jinja2.exceptions.SecurityError(f"a template may not set the attribute {name!r}")
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            Namespace.refuse(name)
+            jinja2.utils.Namespace.__setitem__(self, name, value)
+
+    class Dict:
+        """`dict` without the methods that change one."""
+
+        def __call__(self, *arguments: Any, **names: Any) -> dict[Any, Any]:
+            return dict(*arguments, **names)
+
+        def fromkeys(self, *arguments: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*arguments)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.exceptions.TemplateError(message)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals.update(
+        raise_exception=raise_exception,
+        strftime_now=lambda layout: datetime.now().strftime(layout),
+        dict=Dict(),
+        namespace=Namespace,
+    )
+    return environment
+
+
+def tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is; Jinja's own filter escapes HTML characters."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def render(environment: Any, settings: dict[str, Any], names: dict[str, Any]) -> dict[str, str]:
+    """{"text"} or {"error"}, a reason in words."""
+    try:
+        if "template" not in settings:  # Jinja computes constant expressions while it compiles
+            settings["template"] = environment.from_string(settings["source"])
+        pieces, size = [], 0
+        for piece in settings["template"].generate(names):
+            size += len(piece)
+            if size > settings["characters"]:
+                return {"error": f"wrote more than {settings['characters']} characters"}
+            pieces.append(piece)
+        return {"text": "".join(pieces)}
+    except MemoryError:
+        return {"error": f"took more than {settings['memory'] >> 20} MiB"}
+    except Exception as error:  # whatever a template makes Python raise is a fault of the template
+        return {"error": f"cannot be rendered: {str(error)[:500] or type(error).__name__}"}
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and closes the input
+    sys.path += json.loads(sys.argv[1])
+    environment = make_environment()
+    incoming, out = sys.stdin.buffer, sys.stdout
+    settings = read_frame(incoming)
+    limit_process(settings["memory"])
+    print(json.dumps({"ready": True}), file=out, flush=True)
+    while (names := read_frame(incoming)) is not None:
+        limit_time(settings["seconds"])
+        print(json.dumps(render(environment, settings, names)), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
