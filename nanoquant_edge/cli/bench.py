@@ -13,6 +13,7 @@ import click
 from ..errors import NqEdgeError
 from ..system.children import run_python
 from .opening import opening_options
+from .paths import check_kind
 from .streams import echo_json
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def _lengths(_context: click.Context, _option: click.Parameter, text: str) -> tu
 
 
 @click.command("bench")
-@click.argument("bundle", type=click.Path(file_okay=False))
-@click.option("--against", type=click.Path(file_okay=False), help="Measure a second bundle in turn with the first.")
+@click.argument("bundle", type=click.Path())
+@click.option("--against", type=click.Path(), help="Measure a second bundle in turn with the first.")
 @click.option("--lengths", default="32,256", show_default=True, callback=_lengths, help="Prompt lengths, tokens.")
 @click.option("-n", "--new-tokens", type=int, default=64, show_default=True, help="Tokens decoded after a prompt.")
 @click.option("-r", "--repetitions", type=int, default=5, show_default=True, help="Of every length.")
@@ -50,6 +51,8 @@ def command(bundle: str, against: str | None, profile: bool, as_json: bool, **op
     from ..bench import BenchOptions
 
     chosen = BenchOptions(**options)
+    for path in (bundle, *([] if against is None else [against])):
+        check_kind(path, "bundle", "engine", code="NQ-BUNDLE")
     if against is None:
         report = _measure(bundle, chosen)
         if as_json:

@@ -10,6 +10,7 @@ import click
 
 from .arguments import OutputPath
 from .engine_options import engine_options, make_engine
+from .paths import check_kind
 
 __all__ = ["command"]
 
@@ -29,4 +30,5 @@ def command(source: Path, output: Path, dtype: str | None, overwrite: bool, as_j
     BUNDLE is what `nq-edge export --to onnx` wrote, a checkpoint, or a board's build folder. Engines for GeForce RTX
     GPUs are built on any machine, without a GPU. For a Jetson, a folder is written that the board builds from.
     """
+    check_kind(source, "bundle", "checkpoint", "build folder", code="NQ-BUNDLE")
     make_engine(source, output, dtype, overwrite, as_json, **given)

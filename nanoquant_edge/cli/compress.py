@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .arguments import OutputPath
+from .paths import check_kind
 from .progress import shown_progress
 from .streams import echo_json
 
@@ -99,6 +100,7 @@ def command(
     """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) to about BPW bits per weight."""
     from ..errors import NqEdgeError
 
+    check_kind(model, "model", "gguf", code="NQ-MODEL")
     if output.exists() and not overwrite:
         raise NqEdgeError("NQ-OUTPUT", f"{output} exists already.")
     try:

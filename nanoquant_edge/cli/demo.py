@@ -19,6 +19,7 @@ from ..errors import printable
 from ..system.children import run_python
 from ..system.progress import Progress
 from .arguments import OutputPath
+from .paths import check_kind
 from .progress import shown_progress
 
 __all__ = ["command"]
@@ -58,6 +59,8 @@ def command(output: Path, model: Path | None, texts: Path | None, bpw: float, pr
     """Compress, export, validate and run SmolLM2-135M; takes minutes, leaves everything in OUTPUT."""
     from .demo_model import fetch_model
 
+    if model is not None:
+        check_kind(model, "model", "gguf", code="NQ-MODEL")
     clock = _Clock()
     with clock.step("model"):
         source_path = model or fetch_model(output.parent / "models")

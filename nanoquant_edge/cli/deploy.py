@@ -10,6 +10,7 @@ import click
 
 from ..errors import printable
 from .arguments import OutputPath
+from .paths import check_kind
 from .progress import shown_progress
 from .streams import echo_json
 
@@ -39,6 +40,7 @@ def command(bundle: Path, device: str, output: Path, overwrite: bool, as_json: b
     from ..deploy import DeployOptions, deploy
     from .devices import named
 
+    check_kind(bundle, "bundle", "engine", "build folder", code="NQ-BUNDLE")
     chosen = DeployOptions(
         wheels=options["wheels"],
         native=options["native"],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .paths import check_kind
 from .streams import echo_json
 from .suggestions import SuggestingGroup
 
@@ -94,6 +95,7 @@ def fit(
     from ..devices import assess, open_model
 
     target = named(device)
+    check_kind(model, "bundle", "engine", "checkpoint", "model", code="NQ-MODEL")
     facts = open_model(model, bpw, table)
     wanted = min(2048, facts.config.max_positions) if context is None else context
     found = assess(facts, target, wanted, batch, power_mode)

@@ -11,6 +11,7 @@ import click
 
 from .arguments import OutputPath
 from .engine_options import engine_options, make_engine
+from .paths import check_kind
 from .streams import echo_json
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ __all__ = ["command"]
     "--to",
     "kind",
     type=click.Choice(["onnx", "genai", "tensorrt"]),
-    default="onnx",
-    show_default=True,
-    help="A bundle for ONNX Runtime, a folder for ONNX Runtime GenAI, or a TensorRT engine.",
+    help="Write a bundle for ONNX Runtime, a folder for ONNX Runtime GenAI, or a TensorRT engine "
+    "[default: onnx, and tensorrt where a --target is named].",
 )
 @click.option("--output", type=OutputPath(), required=True, help="Bundle folder to write.")
 @click.option(
@@ -57,7 +57,7 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(
     checkpoint: Path,
-    kind: str,
+    kind: str | None,
     output: Path,
     dtype: str | None,
     dialect: str | None,
@@ -71,9 +71,11 @@ def command(
 ) -> None:
     """Write a bundle that a device runs, from CHECKPOINT (a folder that `nq-edge compress` wrote).
 
-    Options from --target to --workspace go with --to tensorrt; --max-length and --embedding with --to onnx and genai;
-    --dialect and --portable with --to onnx; --custom-ops-library with --to genai.
+    Options from --target to --workspace go with --to tensorrt, which --target implies; --max-length and --embedding
+    with --to onnx and genai; --dialect and --portable with --to onnx; --custom-ops-library with --to genai.
     """
+    kind = kind or ("tensorrt" if engine["targets"] else "onnx")
+    check_kind(checkpoint, "checkpoint", *(["bundle"] if kind == "tensorrt" else []), code="NQ-CKPT")
     given: dict[str, tuple[object, tuple[str, ...]]] = {
         "--dtype": (dtype, ("onnx", "tensorrt")),
         "--dialect": (dialect, ("onnx",)),

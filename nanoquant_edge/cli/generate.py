@@ -10,6 +10,7 @@ import click
 
 from ..errors import NqEdgeError
 from .opening import OPENING, opening_options
+from .paths import check_kind
 from .streams import echo_json
 
 __all__ = ["command"]
@@ -19,8 +20,12 @@ MAX_PROMPT_BYTES = 64 << 20
 
 
 @click.command("generate")
-@click.argument("bundle", type=click.Path(file_okay=False))
-@click.option("-p", "--prompt", help="The prompt; standard input without --prompt and --prompt-file.")
+@click.argument("bundle", type=click.Path())
+@click.option(
+    "-p",
+    "--prompt",
+    help="The prompt. Without it and without --prompt-file it is asked for, or read from standard input.",
+)
 @click.option("--prompt-file", type=click.Path(dir_okay=False), help="Read the prompt from a UTF-8 file.")
 @click.option("--chat", is_flag=True, help="Pass the prompt through the model's chat template.")
 @click.option("--system", help="System message of the chat (implies --chat).")
@@ -47,6 +52,7 @@ def command(bundle: str, **options: Any) -> None:
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     sampling = SamplingConfig(**{name: options[name] for name in names})
     opening = OpenOptions(**{name: options[name] for name in (*OPENING, "max_context")})
+    check_kind(bundle, "bundle", "engine", code="NQ-BUNDLE")
     prompt = _read_prompt(options["prompt"], options["prompt_file"])
     chat = options["chat"] or options["system"] is not None
     for remark in remarks(Bundle.open(bundle, verify=False)):
@@ -88,6 +94,11 @@ def _read_prompt(prompt: str | None, path: str | None) -> str:
         raise NqEdgeError("NQ-OPTION", "--prompt and --prompt-file exclude each other.", "Pass one of them.")
     if prompt is not None:
         return prompt
+    if path is None and sys.stdin is None:
+        raise NqEdgeError("NQ-PROMPT", "there is no prompt: standard input is closed.", "Pass --prompt.")
+    if path is None and sys.stdin.isatty():
+        asked: str = click.prompt("prompt", err=True)
+        return asked
     try:
         with open(path, "rb") if path is not None else click.open_file("-", "rb") as file:  # noqa: PTH123
             data = file.read(MAX_PROMPT_BYTES + 1)

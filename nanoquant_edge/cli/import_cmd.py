@@ -9,6 +9,7 @@ import click
 
 from ..errors import printable
 from .arguments import OutputPath
+from .paths import check_kind
 from .streams import echo_json
 
 __all__ = ["command"]
@@ -28,6 +29,8 @@ def command(source: Path, base: str, output: Path, allow_pickle: bool, overwrite
     """
     from ..errors import NqEdgeError
 
+    check_kind(source, "official", "gguf", "model", code="NQ-CKPT")
+    check_kind(base, "model", "gguf", code="NQ-MODEL")
     try:
         from ..importers.conversion import import_checkpoint
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .paths import check_kind
 from .streams import echo_json
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def command(folder: Path, layers: bool, as_json: bool) -> None:
     """Show a checkpoint's layers, ranks, true bits per weight and where its bytes are (or a bundle's contents)."""
     from ..formats.bundle import MANIFEST_FILE
 
+    check_kind(folder, "checkpoint", "bundle", "engine", "build folder", code="NQ-CKPT")
     if (folder / MANIFEST_FILE).is_file():
         report = describe_bundle(folder)
     else:
@@ -207,7 +209,7 @@ def _print_bundle(report: dict[str, Any]) -> None:
         f"{report['compressed_linears']} compressed layers, target {report['target_bpw']:.4g} bpw, "
         f"stored {report['true_bpw']:.4f} bpw\n"
         f"cache: {kv['layers']} layers x {kv['heads']} heads x {kv['head_dim']}, {kv['dtype']}, "
-        f"up to {kv['max_capacity']} tokens"
+        f"up to {kv['capacity']} tokens"
     )
     console.print(_plain(text))
     table = Table(title="files")

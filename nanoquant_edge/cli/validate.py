@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .opening import opening_options
+from .paths import check_kind
 from .progress import shown_progress
 from .streams import echo_json
 
@@ -45,6 +46,9 @@ def command(bundle: Path, against: Path | None, as_json: bool, **options: Any) -
     """
     from ..validation import ValidationOptions, validate
 
+    check_kind(bundle, "bundle", "engine", code="NQ-BUNDLE")
+    if against is not None:
+        check_kind(against, "checkpoint", code="NQ-CKPT")
     chosen = ValidationOptions(**options)
     if against is not None and chosen.text is None and not as_json:
         click.echo("No --text: windows are sampled from the reference model itself.", err=True)

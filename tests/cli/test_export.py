@@ -46,7 +46,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("c", "--output", "b", "--max-length", "0"), "--max-length"),
         (("c", "--output", "b", "--to", "genai2"), "'genai2' is not"),
         (("c", "--output", "b", "--to", "tensorrt"), "[NQ-TARGET] no target"),
-        (("c", "--output", "b", "--target", "sm_86"), "[NQ-OPTION] --target goes with --to tensorrt"),
+        (("c", "--output", "b", "--to", "onnx", "--target", "sm_86"), "[NQ-OPTION] --target goes with --to tensorrt"),
         (("c", "--output", "b", "--to", "tensorrt", "--portable"), "[NQ-OPTION] --portable goes with --to onnx"),
         (("c",), "--output"),
     ],
