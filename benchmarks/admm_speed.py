@@ -13,15 +13,16 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
 from benchmarks.figures import append_rows, figures_option
-from nanoquant_edge.compression.calibrate.ranks import rank_for_rate
 from nanoquant_edge.compression.execution.precision import preferred_dtype
-from nanoquant_edge.compression.factorize.lb_admm import AdmmSettings, factorize
+from nanoquant_edge.compression.factorize.lb_admm import factorize
+from nanoquant_edge.compression.factorize.problem import KeptProblems
+from nanoquant_edge.compression.factorize.settings import AdmmSettings
+from nanoquant_edge.models.rates import rank_for_rate
 
 
 def structured(m: int, n: int) -> torch.Tensor:
@@ -38,14 +39,14 @@ def structured(m: int, n: int) -> torch.Tensor:
 def seconds(weight: torch.Tensor, rank: int, settings: AdmmSettings, repeats: int) -> tuple[float, float]:
     """Median time of a factorization, s, and its error."""
     (m, n), device = weight.shape, weight.device
-    kept: dict[Any, Any] = {}
+    ones = {"inputs": torch.ones(n, device=device), "outputs": torch.ones(m, device=device)}
+    kept = KeptProblems()
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        found = factorize(weight, torch.ones(n, device=device), torch.ones(m, device=device), rank, settings, 0, kept)
+        found = factorize(weight, rank, **ones, settings=settings, kept=kept)
         times.append(time.perf_counter() - start)  # the error is a number of the host's, so the device is done
-    for problem in kept.values():
-        problem.close()
+    kept.close()
     return statistics.median(times[1:]), found.error
 
 
@@ -69,14 +70,15 @@ def main(
     folder: Path,
 ) -> None:
     """Print a row for each shape, solver and number of power iterations."""
-    where = torch.device(device)
     rows = []
     for shape in shapes:
         m, n = (int(part) for part in shape.split("x"))
-        weight, rank = structured(m, n).to(where), rank_for_rate(m, n, bpw)
+        weight, rank = structured(m, n).to(device), rank_for_rate(m, n, bpw)
         for solver in ("cholesky", "products"):
             for svid in svids:
-                settings = AdmmSettings(steps=steps, svid_steps=svid, dtype=preferred_dtype(where), solver=solver)
+                settings = AdmmSettings(
+                    steps=steps, svid_steps=svid, dtype=preferred_dtype(weight.device), solver=solver
+                )
                 taken, error = seconds(weight, rank, settings, repeats)
                 row = {"shape": shape, "rank": rank, "solver": solver, "svid_steps": svid, "steps": steps}
                 rows.append({**row, "seconds": round(taken, 4), "error": round(error, 5)})

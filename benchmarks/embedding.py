@@ -65,7 +65,8 @@ def main(model: Path, text: Path, calibration: Path, windows: int, length: int, 
         network, tied = source.model.float().eval(), source.decoder.tied
         ids = np.asarray(source.tokenizer(text.read_text(encoding="utf-8"))["input_ids"], np.int64)
         texts = torch.from_numpy(cut_windows(ids, windows, length))
-        drawn = text_windows(source.tokenizer, calibration.read_text(encoding="utf-8"), 8, length, 0)
+        calibration_text = calibration.read_text(encoding="utf-8")
+        drawn = text_windows(source.tokenizer, calibration_text, windows=8, length=length, seed=0)
         with torch.no_grad():
             sample = torch.cat([network.base_model(input_ids=ids).last_hidden_state for ids in drawn.split(1)])
         modules = {module: name for name, module in network.named_modules()}

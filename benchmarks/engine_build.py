@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import append_rows
-from nanoquant_edge.compression.calibrate.ranks import rank_for_rate
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build_engine
 from nanoquant_edge.formats.checkpoint import (
     PackedLayer,
@@ -31,6 +30,7 @@ from nanoquant_edge.formats.checkpoint import (
 )
 from nanoquant_edge.models import family_of
 from nanoquant_edge.models.config_reader import read_config
+from nanoquant_edge.models.rates import rank_for_rate
 
 _LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_parameters": {"rope_theta": 5e5}}
 #: Sizes from the models' config.json.

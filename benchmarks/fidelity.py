@@ -27,19 +27,22 @@ from nanoquant_edge.compression import Recipe
 from nanoquant_edge.compression.calibrate.importances import Importance, collect_importances
 from nanoquant_edge.compression.calibrate.text import read_text, text_windows
 from nanoquant_edge.compression.factorize.lb_admm import factorize
-from nanoquant_edge.compression.options import REDUCED
+from nanoquant_edge.compression.recipe import REDUCED
+from nanoquant_edge.compression.run import Run
 from nanoquant_edge.formats.checkpoint.layer import PackedLayer
 from nanoquant_edge.importers.conversion import import_checkpoint
 from nanoquant_edge.models.loading import load_model
 from nanoquant_edge.models.tensors import linear_at
+from nanoquant_edge.system.progress import Progress
 
 
 def compared(weight: Tensor, importance: Importance, official: PackedLayer, recipe: Recipe, device: Any) -> dict:
     """One row: errors of both, and the ratio of units."""
-    weight, i, o = (value.to(device) for value in (weight, importance.inputs, importance.outputs))
-    ours = factorize(weight, i, o, official.rank, recipe.admm(torch.float32))
+    weight, inputs, outputs = (value.to(device) for value in (weight, importance.inputs, importance.outputs))
+    settings = recipe.admm(torch.float32)
+    ours = factorize(weight, official.rank, inputs=inputs, outputs=outputs, settings=settings)
     theirs = torch.from_numpy(official.dense().astype("float32")).to(device)
-    roots = o.sqrt()[:, None], i.sqrt()[None, :]
+    roots = outputs.sqrt()[:, None], inputs.sqrt()[None, :]
 
     def error(found: Tensor, left: Tensor | float, right: Tensor | float) -> float:
         part, whole = left * (weight - found) * right, left * weight * right
@@ -77,15 +80,18 @@ def main(
         checkpoint = import_checkpoint(official, base, Path(scratch) / "checkpoint")
         model = source.model.to(device)
         names, kinds = source.family.layer_names(source.decoder.num_layers), len(source.family.linears)
-        linears = {name: linear_at(model, name) for place, name in enumerate(names) if place // kinds in blocks}
+        linears = {name: linear_at(model, name) for number, name in enumerate(names) if number // kinds in blocks}
         text = read_text(texts / "wikitext2-train-part.raw")
-        length, choice = recipe.window_length, recipe.window_choice
-        windows = text_windows(source.tokenizer, text, recipe.windows, length, 0, choice)
-
-        def shown(part: float) -> None:
-            click.echo(f"importances {part:.0%}", err=True)
-
-        importances = collect_importances(model, linears, windows, recipe.gamma, shown)
+        windows = text_windows(
+            source.tokenizer,
+            text,
+            windows=recipe.windows,
+            length=recipe.window_length,
+            seed=0,
+            choice=recipe.window_choice,
+        )
+        shown = Progress(lambda fraction, text: click.echo(f"{text} {fraction:.0%}", err=True), prefix="importances")
+        importances = collect_importances(model, linears, windows, Run(recipe, progress=shown))
         rows = []
         for name, layer in linears.items():
             row = compared(layer.weight.detach(), importances[name], checkpoint.layer(name), recipe, device)

@@ -25,7 +25,7 @@ import torch
 from benchmarks.dense_decoder import dense_decoder
 from benchmarks.figures import append_rows, figures_option, listed
 from benchmarks.random_decoder import SHAPES, random_decoder
-from nanoquant_edge.compression.calibrate.ranks import layer_bits, rank_for_rate
+from nanoquant_edge.models.rates import layer_bits, rank_for_rate
 from nanoquant_edge.runtimes.torch import DecoderModel, TorchBackend
 
 FIRST_REPETITIONS = 5

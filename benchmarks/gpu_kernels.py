@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.figures import append_rows, figures_option, listed
 from benchmarks.random_decoder import random_layer
-from nanoquant_edge.compression.calibrate.ranks import rank_for_rate
+from nanoquant_edge.models.rates import rank_for_rate
 from nanoquant_edge.runtimes.cuda.binding import Algorithm, Precision
 from nanoquant_edge.runtimes.torch.passes import LinearGroup, Workspace
 

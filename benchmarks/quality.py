@@ -26,9 +26,8 @@ import torch
 from benchmarks.figures import FOLDER, append_rows, figures_option, merge_rows
 from benchmarks.quality_measure import Measure
 from benchmarks.round_to_nearest import rounded_layers, stored_bits
-from nanoquant_edge.compression import Recipe, compress_source
-from nanoquant_edge.compression.calibrate.text import read_text
-from nanoquant_edge.compression.options import REDUCED
+from nanoquant_edge.compression import CompressOptions, Recipe, compress_source
+from nanoquant_edge.compression.recipe import REDUCED
 from nanoquant_edge.formats.checkpoint import COMPANION_FILES
 from nanoquant_edge.models.loading import SourceModel, load_model
 from nanoquant_edge.validation.dense import dense_model
@@ -61,7 +60,7 @@ class Bench:
         self, source: SourceModel, texts: Path, windows: int, items: int, rows: Sequence[dict[str, Any]] = ()
     ) -> None:
         self.source, self.items = source, items
-        self.calibration = read_text(texts / "wikitext2-train-part.raw")
+        self.calibration = texts / "wikitext2-train-part.raw"
         self.measure = Measure(source.tokenizer, source.config, texts, windows, items)
         self._dense = known_dense(list(rows), source.name, windows, items)
 
@@ -85,17 +84,15 @@ class Bench:
         """Compress and measure once."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # the peak is this row's, not that of the rows before it
-        checkpoint = compress_source(
-            self.source,
-            folder,
+        chosen = CompressOptions(
             bpw=label["target_bpw"],
             recipe=recipe,
-            text=self.calibration,
-            text_name="wikitext2-train-part.raw",
+            calibration=self.calibration,
             seed=label["seed"],
             overwrite=True,
             **options,
         )
+        checkpoint = compress_source(self.source, folder, chosen)
         states = self.measure.dense_states(self.source.model)
         run = checkpoint.settings.recipe
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -3,9 +3,9 @@
 
     python -m benchmarks.resume MODEL [--blocks 10] [--append]
 
-Runs the `quick` recipe, stops it after some blocks and resumes it. A block's time is that of the recipe; writing is the
-time inside of the state's writes (file, flush, rename); returning is from the resumed run's start, loading included, to
-the block at which the first was stopped.
+Runs the `quick` recipe, stops it after some blocks and resumes it. A block's time is from its beginning to that of the
+next; writing is the time inside of the state's writes (file, flush, rename); returning is from the resumed run's start,
+loading included, to the block at which the first was stopped.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,70 +22,66 @@ from unittest import mock
 import click
 
 from benchmarks.figures import append_rows, figures_option
-from nanoquant_edge.compression.options import Recipe
-from nanoquant_edge.compression.pipeline import compress
-from nanoquant_edge.compression.resume import FinishedBlock, RunState
+from nanoquant_edge.compression import CompressOptions, compress
+from nanoquant_edge.compression.resume import RunState
 
 
 class Stopped(Exception):
     """The run was long enough."""
 
 
+def until_block(number: int, begun: list[float]) -> Callable[[float, str], None]:
+    """A progress function that notes when each block begins, and stops the run at block `number`."""
+
+    def show(_fraction: float, text: str) -> None:
+        if text.startswith(f"block {len(begun) + 1} of"):
+            begun.append(time.perf_counter())
+        if len(begun) == number:
+            raise Stopped
+
+    return show
+
+
 def measure(model: Path, text: Path, blocks: int, bpw: float) -> dict[str, Any]:
     """One row's figures."""
     writes: list[float] = []
-    finished: list[float] = []
-    write, keep, found = RunState._write, RunState.keep_block, RunState.block
+    write = RunState.write
 
     def timed_write(self: RunState, *given: Any) -> None:
         begin = time.perf_counter()
         write(self, *given)
         writes.append(time.perf_counter() - begin)
 
-    def keep_and_stop(self: RunState, index: int, block: FinishedBlock) -> None:
-        keep(self, index, block)
-        finished.append(time.perf_counter())
-        if index + 1 == blocks:
-            raise Stopped(self.describe())
-
-    def stop_at_new(self: RunState, index: int, *given: Any) -> FinishedBlock | None:
-        block = found(self, index, *given)
-        if block is None:
-            raise Stopped
-        return block
+    def seconds_until_stopped(options: CompressOptions, begun: list[float]) -> float:
+        start = time.perf_counter()
+        try:
+            compress(model, output, options, progress=until_block(blocks + 1, begun))
+        except Stopped:
+            return time.perf_counter() - start
+        raise click.UsageError(f"{model} has no more than {blocks} blocks.")
 
     with tempfile.TemporaryDirectory() as folder:
-        options = {"bpw": bpw, "recipe": Recipe.preset("quick"), "calibration": text, "device": "cpu"}
-        first = time.perf_counter()
-        with (
-            mock.patch.object(RunState, "_write", timed_write),
-            mock.patch.object(RunState, "keep_block", keep_and_stop),
-        ):
-            try:
-                compress(model, Path(folder) / "c", **options)
-            except Stopped as stopped:
-                state = str(stopped)
-        files = list((Path(folder) / "c.resume").glob("block-*"))
-        size = statistics.mean(path.stat().st_size for path in files) / 1e6
-        again = time.perf_counter()
-        with mock.patch.object(RunState, "block", stop_at_new):
-            try:
-                compress(model, Path(folder) / "c", resume=True, **options)
-            except Stopped:
-                back = time.perf_counter() - again
-    each = [after - before for before, after in itertools.pairwise(finished)]
+        output = Path(folder) / "c"
+        options = CompressOptions(bpw=bpw, recipe="quick", calibration=text, device="cpu")
+        begun: list[float] = []
+        with mock.patch.object(RunState, "write", timed_write):
+            first = seconds_until_stopped(options, begun)
+        sizes = {path.name: path.stat().st_size / 1e6 for path in output.with_name("c.resume").iterdir()}
+        again = seconds_until_stopped(options.changed(resume=True), [])
+    block_sizes = [size for name, size in sizes.items() if name.startswith("block-")]
+    block_times = [after - before for before, after in itertools.pairwise(begun)]
     return {
         "model": model.stem,
         "recipe": "quick",
         "target_bpw": bpw,
         "blocks": blocks,
-        "state": state.split(": ", 1)[-1],
-        "block_mb": round(size, 3),
-        "block_s": round(statistics.median(each), 2),
+        "state": f"{len(block_sizes)} finished blocks, {sum(sizes.values()):.1f} MB",
+        "block_mb": round(statistics.mean(block_sizes), 3),
+        "block_s": round(statistics.median(block_times), 2),
         "write_s": round(statistics.median(writes[1:]), 4),
-        "write_share": round(statistics.median(writes[1:]) / statistics.median(each), 5),
-        "until_stopped_s": round(finished[-1] - first, 1),
-        "returned_s": round(back, 1),
+        "write_share": round(statistics.median(writes[1:]) / statistics.median(block_times), 5),
+        "until_stopped_s": round(first, 1),
+        "returned_s": round(again, 1),
     }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks from measured sensitivities beside even ones and those shifted by kind: what the power laws say they save.
+"""Ranks from measured sensitivities beside even ones: what the power laws say they save.
 
     python -m benchmarks.sensitivity MODEL --every 3 --append
 
@@ -21,7 +21,7 @@ import torch
 from benchmarks.figures import append_rows
 from nanoquant_edge.compression import PRESETS
 from nanoquant_edge.compression.calibrate.importances import collect_importances
-from nanoquant_edge.compression.calibrate.ranks import allocate_ranks, layer_bits
+from nanoquant_edge.compression.calibrate.ranks import allocate_ranks
 from nanoquant_edge.compression.calibrate.sensitivities import (
     fit_power_law,
     measured_errors,
@@ -30,7 +30,9 @@ from nanoquant_edge.compression.calibrate.sensitivities import (
 )
 from nanoquant_edge.compression.calibrate.text import read_text, text_windows
 from nanoquant_edge.compression.factorize.lb_admm import factorize
+from nanoquant_edge.compression.run import Run
 from nanoquant_edge.models.loading import load_model
+from nanoquant_edge.models.rates import layer_bits
 from nanoquant_edge.models.tensors import linear_at
 
 
@@ -56,38 +58,37 @@ def main(
     append: bool,
 ) -> None:
     """Measure sensitivities of MODEL and print what ranks they make."""
-    where, full = torch.device(device), PRESETS["full"]
+    full = PRESETS["full"]
+    run = Run(full, torch.device(device))
     with load_model(model) as source:
-        dense = source.model.to(where).requires_grad_(False)
+        dense = source.model.to(run.device).requires_grad_(False)
         count, kinds = source.decoder.num_layers, len(source.family.linears)
-        places = {name: place // kinds for place, name in enumerate(source.family.layer_names(count))}
-        places = {name: block for name, block in places.items() if block % every == 0 or block == count - 1}
-        linears = {name: linear_at(dense, name) for name in places}
+        blocks = {name: number // kinds for number, name in enumerate(source.family.layer_names(count))}
+        blocks = {name: block for name, block in blocks.items() if block % every == 0 or block == count - 1}
+        linears = {name: linear_at(dense, name) for name in blocks}
         text = read_text(texts / "wikitext2-train-part.raw")
-        drawn = text_windows(source.tokenizer, text, windows, length, seed=0)
-        importances = collect_importances(dense, linears, drawn, full.gamma)
+        calibration = text_windows(source.tokenizer, text, windows=windows, length=length, seed=0)
+        importances = collect_importances(dense, linears, calibration, run)
         shapes = {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
-        even = allocate_ranks(shapes, places, bpw)
+        even = allocate_ranks(shapes, blocks, bpw=bpw)
         started = time.monotonic()
-        errors = measured_errors(linears, importances, even, where)
+        errors = measured_errors(linears, importances, even, run)
         seconds = time.monotonic() - started
         started = time.monotonic()
         after: dict[str, float] = {}
         for name in list(linears)[:kinds]:
-            inputs, outputs = importances[name].inputs.to(where), importances[name].outputs.to(where)
-            weight = linears[name].weight
-            error = factorize(weight, inputs, outputs, even[name], full.admm(torch.float32)).error
-            after[name] = error**2 * float((weight.square() @ inputs).double() @ outputs.double())
+            inputs, outputs = importances[name].inputs.to(run.device), importances[name].outputs.to(run.device)
+            weight, settings = linears[name].weight, full.admm(torch.float32)
+            factors = factorize(weight, even[name], inputs=inputs, outputs=outputs, settings=settings)
+            after[name] = factors.error**2 * float((weight.square() @ inputs).double() @ outputs.double())
         whole = (time.monotonic() - started) * len(linears) / kinds
     shares, saved = rank_shares(errors, even, shapes)
     laws = {
         name: fit_power_law(ranks_to_measure(even[name]), row) for name, row in zip(even, errors.tolist(), strict=True)
     }
     ways = {
-        "by_kind": allocate_ranks(shapes, places, bpw, kinds=True),
-        "by_kind_and_depth": allocate_ranks(shapes, places, bpw, depth, kinds=True),
-        "measured": allocate_ranks(shapes, places, bpw, shares=shares),
-        "measured_and_depth": allocate_ranks(shapes, places, bpw, depth, shares=shares),
+        "measured": allocate_ranks(shapes, blocks, bpw=bpw, shares=shares),
+        "measured_and_depth": allocate_ranks(shapes, blocks, bpw=bpw, depth=depth, shares=shares),
     }
 
     def total(ranks: dict[str, int]) -> float:

@@ -31,8 +31,8 @@ from nanoquant_edge.compression import Recipe, compress
 from nanoquant_edge.system.memory import peak_memory_mb as peak
 tiny, model, text, output, way, windows, length, bpw = sys.argv[1:]
 marks = {}
-def report(part, what):
-    marks.setdefault(what.split(" of ")[0].rstrip("0123456789 "), peak())
+def progress(fraction, text):
+    marks.setdefault(text.split(" of ")[0].rstrip("0123456789 "), peak())
 recipe = Recipe(name="smallest", windows=int(windows), window_length=int(length), admm_steps=1, svid_steps=1,
     window_choice="distinct", fp_epochs=1, fp_batch=int(windows), ste_epochs=1, ste_batch=int(windows), kd_epochs=1,
     kd_batch=1, relative_lr=True, fp_lr=0.001, ste_lr=0.001, ste_scale_lr=0.001, kd_lr=0.001)
@@ -40,7 +40,7 @@ options = {"bpw": float(bpw), "recipe": recipe, "calibration": text, "device": "
     "stream_weights": way == "streamed"}
 compress(tiny, output + "-tiny", **options)
 base, begin = peak(), time.monotonic()
-compress(model, output, **options, report=report)
+compress(model, output, **options, progress=progress)
 seconds = time.monotonic() - begin
 names = {"importances": "loaded", "block": "importances", "distilling scales": "blocks", "writing the checkpoint":
     "distillation"}

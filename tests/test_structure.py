@@ -32,6 +32,10 @@ FLOORS = [
 #: The only places that may import PyTorch; a board loads none of them. Verbs may inside of a function.
 WITH_TORCH = ("models/", "importers/", "hf/", "compression/", "validation/", "runtimes/torch/")
 
+#: Packages whose public functions take few parameters; what has more is missing a concept.
+WITH_FEW_PARAMETERS = ("compression",)
+MOST_PARAMETERS = 7
+
 Name = tuple[str, ...]
 
 
@@ -125,6 +129,48 @@ def test_pytorch_is_imported_where_it_belongs() -> None:
             if any(name.split(".")[0] in ("torch", "transformers") for name in names):
                 found.append(place)
     assert [place for place in found if not place.startswith(WITH_TORCH)] == []
+
+
+def _public_functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Public functions of a module, and public methods and constructors of its public classes."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from _public_functions(node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
+            node.name == "__init__" or not node.name.startswith("_")
+        ):
+            yield node
+
+
+def crowded(source: str) -> list[str]:
+    """Public functions of a module with more parameters than `MOST_PARAMETERS` beside self or cls."""
+    found = []
+    for function in _public_functions(ast.parse(source)):
+        given = function.args
+        names = [parameter.arg for parameter in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+        count = len(names) - (names[:1] in (["self"], ["cls"]))
+        if count > MOST_PARAMETERS:
+            found.append(f"{function.name} takes {count} parameters")
+    return found
+
+
+def test_public_functions_take_few_parameters() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}: {words}"
+        for package in WITH_FEW_PARAMETERS
+        for path in sorted((PACKAGE / package).rglob("*.py"))
+        for words in crowded(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+def test_too_many_parameters_are_found_wherever_they_are() -> None:
+    seven, eight = "a, b, c, d, *, e, f, g", "a, b, c, /, d, *, e, f, g, h"
+    methods = f"class A:\n def __init__(self, {eight}): ...\n @classmethod\n def of(cls, {seven}): ...\n"
+    assert crowded(f"def many({eight}): ...\ndef few({seven}): ...\ndef _private({eight}): ...\n{methods}") == [
+        "many takes 8 parameters",
+        "__init__ takes 8 parameters",
+    ]
 
 
 def _package(root: Path, files: dict[str, str]) -> Path:

@@ -27,7 +27,7 @@ __all__ = ["command"]
 @click.option(
     "--recipe",
     "--preset",
-    "preset",
+    "recipe",
     type=click.Choice(["quick", "balanced", "full", "official"]),
     default="balanced",
     show_default=True,
@@ -44,22 +44,22 @@ __all__ = ["command"]
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     show_default=True,
-    help="Of windows, initial factors and sample order.",
+    help="Random seed for the calibration windows, the initial factors and the order of samples.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", show_default=True, help="Where to compute: auto, cpu, cuda or cuda:N.")
 @click.option(
     "--compute-dtype",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="Type of matrix products while tuning; auto takes bfloat16 where the processor has it.",
+    help="Number type of matrix products while tuning; auto takes bfloat16 where the processor multiplies it natively.",
 )
 @click.option(
     "--scale-dtype",
     type=click.Choice(["float16", "bfloat16", "float32"]),
     default="float16",
     show_default=True,
-    help="Storage of the scale vectors.",
+    help="Number type in which the scale vectors are stored.",
 )
 @click.option(
     "--allow-pickle", is_flag=True, help="Read pytorch_model.bin where MODEL has no safetensors; no code runs."
@@ -69,7 +69,7 @@ __all__ = ["command"]
     type=click.Choice(["fp16", "int8", "int4"]),
     default="fp16",
     show_default=True,
-    help="Storage of embedding and head; low bits are calibrated.",
+    help="Number type in which embedding and head are stored; int8 and int4 are calibrated.",
 )
 @click.option(
     "--stream-weights/--no-stream-weights",
@@ -77,62 +77,36 @@ __all__ = ["command"]
     help="Read each block's weights from the safetensors files when they are needed [default: where the float32 model "
     "would take more than half of the free memory].",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands at --output.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a checkpoint that stands at --output, and the state of an interrupted run.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted run for the same --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def command(
-    model: Path,
-    bpw: float,
-    output: Path,
-    preset: str,
-    calibration: Path | None,
-    seed: int,
-    device: str,
-    compute_dtype: str,
-    scale_dtype: str,
-    embedding: str,
-    allow_pickle: bool,
-    stream_weights: bool | None,
-    overwrite: bool,
-    resume: bool,
-    as_json: bool,
-) -> None:
+def command(model: Path, output: Path, as_json: bool, **options: Any) -> None:
     """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) to about BPW bits per weight."""
     from ..errors import NqEdgeError
 
     check_kind(model, "model", "gguf", code="NQ-MODEL")
-    if output.exists() and not overwrite:
+    if output.exists() and not options["overwrite"]:
         raise NqEdgeError("NQ-OUTPUT", f"{output} exists already.")
     try:
-        from ..compression import compress
-        from ..compression.resources import chosen_device
+        from ..compression import CompressOptions, compress
+        from ..compression.execution.device import chosen_device
     except ModuleNotFoundError as error:
         from ..system.extras import install_command
 
         hint = f"Install it: {install_command('compress')}."
         raise NqEdgeError("NQ-MISSING", f"compress needs the package {error.name}.", hint) from error
 
+    chosen = CompressOptions(**options)
     first = os.environ.get("RANK", "0") == "0"  # of several processes that torchrun started, the first one reports
-    if first and preset != "quick" and chosen_device(device).type == "cpu":
-        click.echo(f"{preset} takes hours on a CPU, even for a small model; --preset quick takes minutes.", err=True)
-    with shown_progress("compress", hidden=as_json or not first) as report:
-        checkpoint = compress(
-            model,
-            output,
-            bpw=bpw,
-            recipe=preset,
-            calibration=calibration,
-            seed=seed,
-            device=device,
-            compute_dtype=compute_dtype,
-            scale_dtype=scale_dtype,
-            embedding=embedding,
-            allow_pickle=allow_pickle,
-            stream_weights=stream_weights,
-            overwrite=overwrite,
-            resume=resume,
-            report=report,
-        )
+    if first and chosen.recipe != "quick" and chosen_device(chosen.device).type == "cpu":
+        hours = f"{chosen.recipe} takes hours on a CPU, even for a small model; --preset quick takes minutes."
+        click.echo(hours, err=True)
+    with shown_progress("compress", hidden=as_json or not first) as progress:
+        checkpoint = compress(model, output, chosen, progress=progress)
     if not first:
         return
     summary = summarize(checkpoint)

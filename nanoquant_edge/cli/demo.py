@@ -113,7 +113,7 @@ def _compress(
     """Compress, and measure the dense model while it is loaded."""
     import torch
 
-    from ..compression import Recipe, compress_source
+    from ..compression import CompressOptions, compress_source
     from ..compression.calibrate.text import read_text, sampled_windows
     from ..models.loading import load_model
     from ..validation.perplexity import perplexity
@@ -126,19 +126,11 @@ def _compress(
             start = int(source.config.get("bos_token_id") or 0)
             # Many short pieces are quicker to write than few long ones. Half as much again as is needed, since the
             # text may have fewer tokens than it was sampled with.
-            ids = sampled_windows(source.model, WINDOWS * 6, LENGTH // 4, 1, start)
+            ids = sampled_windows(source.model, WINDOWS * 6, LENGTH // 4, seed=1, start_id=start)
             output.mkdir(parents=True, exist_ok=True)
             test.write_text("\n".join(source.tokenizer.batch_decode(ids, skip_special_tokens=True)), encoding="utf-8")
-        made = compress_source(
-            source,
-            checkpoint,
-            bpw=bpw,
-            recipe=Recipe.preset(preset),
-            text=None if calibration is None else read_text(calibration),
-            text_name="written by the model" if calibration is None else calibration.name,
-            overwrite=True,
-            report=lambda fraction, what: show(0.97 * fraction, what),
-        )
+        options = CompressOptions(bpw=bpw, recipe=preset, calibration=calibration, overwrite=True)
+        made = compress_source(source, checkpoint, options, progress=lambda fraction, text: show(0.97 * fraction, text))
         show(0.97, "perplexity of the dense model")
         tokens = source.tokenizer(read_text(test), verbose=False)["input_ids"][: WINDOWS * LENGTH]
         dense = perplexity(source.model, torch.tensor(tokens), window=LENGTH, batch=4)

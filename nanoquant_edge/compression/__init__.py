@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from .options import PRESETS, Recipe
+from .options import CompressOptions
 from .pipeline import compress, compress_source
+from .recipe import PRESETS, Recipe
 
-__all__ = ["PRESETS", "Recipe", "compress", "compress_source"]
+__all__ = ["PRESETS", "CompressOptions", "Recipe", "compress", "compress_source"]

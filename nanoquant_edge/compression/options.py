@@ -1,194 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compression run does, as one frozen object, and the presets."""
+"""What `compress` may be told, as one frozen object that is checked before a model is loaded."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import NqEdgeError
-from .factorize.lb_admm import AdmmSettings
+from ..formats.checkpoint import TABLE_FORMATS
+from ..formats.checkpoint.settings import SCALE_DTYPES
+from ..models.rates import rank_for_rate
+from .execution.device import chosen_device
+from .execution.precision import preferred_dtype
+from .recipe import Recipe
 
-__all__ = ["PRESETS", "REDUCED", "Recipe"]
+__all__ = ["CompressOptions"]
 
-_COUNTS = ("windows", "window_length", "admm_steps", "svid_steps", "fp_batch", "ste_batch", "kd_batch")
-_RATES = ("fp_epochs", "ste_epochs", "kd_epochs", "fp_lr", "ste_lr", "ste_scale_lr", "kd_lr", "rank_depth")
+_COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: How embedding and head may be stored; "fp16" leaves them as they are.
+_EMBEDDINGS = ("fp16", *TABLE_FORMATS)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Settings of the pipeline; defaults are the official ones. Sections are those of docs/METHOD.md; 14 compares all.
+class CompressOptions:
+    """Everything that a compression may be told beside the model and the output.
 
     Attributes:
-        name: preset this came from.
-        windows, window_length: calibration windows and their length in tokens.
-        window_choice: "distinct" draws without repetition; "random" as the official code does, at random offsets and
-            then with replacement, which repeats 39 % of them; "spread" takes evenly spaced ones off the grid.
-        gamma: shrinkage of the importances toward their mean (section 4). The paper has 0.2 for Llama and Qwen and 0.6
-            for Gemma-3, the official code 0.4 for all.
-        refresh_inputs: measure the input importances of a block again on the compressed stream (section 4).
-        rank_depth, rank_types: non-uniform ranks at equal bits: bits grow with depth by exp(rank_depth) from first
-            to last block, and are shifted between kinds of layers (section 11).
-        rank_sensitivity: instead of by kind, shift bits by what they are measured to save in a layer (section 11).
-        admm_steps, admm_schedule, admm_ridge, svid_steps: LB-ADMM (section 5); schedule "linear" or "cubic".
-        admm_unit_size: LB-ADMM brings its target to unit size first, which the official code does not.
-        curvature: LB-ADMM under dense curvature factors instead of diagonal importances (section 10); those of the
-            inputs are measured on the compressed stream, as with `refresh_inputs`.
-        fp_epochs, fp_lr, fp_batch: TuneFP (section 6).
-        ste_epochs, ste_lr, ste_batch: TuneLatentSTE (section 7), learning rate of the latent signs.
-        ste_scale_lr: learning rate of the scales and the bias in TuneLatentSTE.
-        kd_epochs, kd_lr, kd_batch: scale distillation (section 9).
-        relative_lr: learning rates of weights, latents and scales are multiples of the trained tensor's own root mean
-            square instead of absolute numbers. Short schedules need it: an absolute 1e-5 moves nothing in 16 steps.
+        bpw: target bits per weight of the compressed layers, 0.05 to 8.
+        recipe: a preset's name ("quick", "balanced", "full", "official") or a Recipe.
+        calibration: UTF-8 text file that calibration windows are taken from; None lets the model write its own text.
+        seed: random seed for the calibration windows, the initial factors and the order of samples.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        compute_dtype: "auto", "float32" or "bfloat16", for matrix products while tuning; "auto" takes bfloat16 where
+            the processor multiplies it natively.
+        scale_dtype: storage type of the scales: "float16", "bfloat16" or "float32".
+        embedding: storage of embedding and head: "fp16", "int8" or "int4".
+        stream_weights: read each block's weights from the safetensors files when they are needed; None does so where
+            the float32 model would take more than half of the free memory.
+        allow_pickle: read pickle weights where there are no safetensors; tensors only, no code runs.
+        overwrite: replace a checkpoint that stands at the output, and the state of an interrupted run.
+        resume: continue an interrupted run for the output, whose state lies beside it; where there is none, a new run
+            begins.
+
+    Raises:
+        NqEdgeError: NQ-OPTION for a value out of range.
+
+    Example:
+        >>> options = CompressOptions(bpw=0.8, recipe="quick", embedding="int4")
+        >>> options.schedule.windows
+        16
     """
 
-    name: str = "official"
-    windows: int = 128
-    window_length: int = 2048
-    window_choice: str = "random"
-    gamma: float = 0.2
-    refresh_inputs: bool = False
-    rank_depth: float = 0.0
-    rank_types: bool = False
-    rank_sensitivity: bool = False
-    admm_steps: int = 400
-    admm_schedule: str = "linear"
-    admm_ridge: float = 0.03
-    svid_steps: int = 5
-    admm_unit_size: bool = False
-    curvature: bool = False
-    fp_epochs: int = 8
-    fp_lr: float = 1e-4
-    fp_batch: int = 4
-    ste_epochs: int = 8
-    ste_lr: float = 1e-5
-    ste_scale_lr: float = 1e-5
-    ste_batch: int = 1
-    kd_epochs: int = 8
-    kd_lr: float = 1e-5
-    kd_batch: int = 1
-    relative_lr: bool = False
-    version: int = 2
+    bpw: float = 1.0
+    recipe: str | Recipe = "balanced"
+    calibration: str | Path | None = None
+    seed: int = 0
+    device: str = "auto"
+    compute_dtype: str = "auto"
+    scale_dtype: str = "float16"
+    embedding: str = "fp16"
+    stream_weights: bool | None = None
+    allow_pickle: bool = False
+    overwrite: bool = False
+    resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise NqEdgeError("NQ-OPTION", f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in _RATES:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise NqEdgeError("NQ-OPTION", f"{name} must not be negative, not {getattr(self, name)}.")
-        if not 0 < self.admm_ridge < math.inf:
-            raise NqEdgeError("NQ-OPTION", f"admm_ridge must be above 0, not {self.admm_ridge}.")
-        if self.window_length < 8:
-            raise NqEdgeError("NQ-OPTION", f"window_length must be at least 8 tokens, not {self.window_length}.")
-        if not 0 <= self.gamma <= 1:
-            raise NqEdgeError("NQ-OPTION", f"gamma must lie between 0 and 1, not {self.gamma}.")
-        if self.admm_schedule not in ("linear", "cubic"):
-            raise NqEdgeError("NQ-OPTION", f"admm_schedule must be linear or cubic, not {self.admm_schedule!r}.")
-        if self.rank_types and self.rank_sensitivity:
-            raise NqEdgeError(
-                "NQ-OPTION",
-                "rank_types and rank_sensitivity exclude each other: both say which kinds of layers get more bits.",
-                "Switch one of them off.",
-            )
-        if self.window_choice not in ("distinct", "random", "spread"):
-            raise NqEdgeError(
-                "NQ-OPTION", f"window_choice must be distinct, random or spread, not {self.window_choice!r}."
-            )
+        rank_for_rate(64, 64, self.bpw)
+        _ = self.schedule
+        if not 0 <= self.seed < 1 << 63:
+            raise NqEdgeError("NQ-OPTION", f"seed must lie between 0 and 2^63 - 1, not {self.seed}.")
+        chosen_device(self.device)
+        for name, allowed in (
+            ("compute_dtype", ("auto", *_COMPUTE_DTYPES)),
+            ("scale_dtype", SCALE_DTYPES),
+            ("embedding", _EMBEDDINGS),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                choices = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+                raise NqEdgeError("NQ-OPTION", f"{name} must be {choices}, not {value!r}.")
 
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> Recipe:
-        """A preset by name, with some settings changed.
+    @property
+    def schedule(self) -> Recipe:
+        """The recipe itself, where a preset's name was given too."""
+        return Recipe.preset(self.recipe) if isinstance(self.recipe, str) else self.recipe
 
-        Raises:
-            NqEdgeError: NQ-OPTION for an unknown preset or setting.
-        """
-        if name not in PRESETS:
-            raise NqEdgeError("NQ-OPTION", f"preset {name!r} is unknown; there are {', '.join(PRESETS)}.")
-        unknown = set(changes) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise NqEdgeError("NQ-OPTION", f"a recipe has no setting {sorted(unknown)[0]!r}.")
-        return replace(PRESETS[name], **changes)
+    @property
+    def calibration_name(self) -> str:
+        """What the checkpoint calls its calibration text."""
+        return "self-generated" if self.calibration is None else Path(self.calibration).name
 
-    def admm(self, dtype: torch.dtype) -> AdmmSettings:
-        """The settings of LB-ADMM, with the type of its products."""
-        return AdmmSettings(
-            self.admm_steps, self.admm_schedule, self.admm_ridge, self.svid_steps, dtype, self.admm_unit_size
-        )
+    def changed(self, **changes: Any) -> CompressOptions:
+        """These options with some values changed, and checked again."""
+        return replace(self, **changes)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON, for the checkpoint's provenance."""
-        return asdict(self)
-
-
-#: What the default recipe does otherwise than the official code, whatever the schedule.
-_DEFAULT: dict[str, Any] = {
-    "window_choice": "distinct",
-    "refresh_inputs": True,
-    "curvature": True,
-    "rank_depth": 0.6,
-    "rank_sensitivity": True,
-    "admm_unit_size": True,
-    "svid_steps": 1,
-    "relative_lr": True,
-}
-
-#: The short schedule on which recipes are compared (docs/METHOD.md, section 14): 64 sequences a stage and layer for
-#: both. The default recipe spends them on twice the windows, once each.
-REDUCED: dict[str, dict[str, Any]] = {
-    "official": {
-        "windows": 32,
-        "window_choice": "spread",
-        "fp_epochs": 2,
-        "ste_epochs": 2,
-        "kd_epochs": 2,
-    },
-    "default": {
-        "windows": 64,
-        "fp_epochs": 1,
-        "ste_epochs": 1,
-        "kd_epochs": 1,
-        "fp_lr": 0.01,
-        "ste_lr": 0.03,
-        "ste_scale_lr": 0.005,
-        "kd_lr": 0.002,
-    },
-}
-
-PRESETS: dict[str, Recipe] = {
-    # Sized for about five minutes of SmolLM2-135M on two CPU cores; rates screened in docs/figures/quality_quick.json.
-    "quick": Recipe(
-        name="quick",
-        windows=16,
-        window_length=256,
-        admm_steps=32,
-        svid_steps=1,
-        fp_epochs=1,
-        fp_lr=0.02,
-        fp_batch=4,
-        ste_epochs=1,
-        ste_lr=0.04,
-        ste_scale_lr=0.01,
-        ste_batch=4,
-        kd_epochs=2,
-        kd_lr=0.005,
-        kd_batch=4,
-        window_choice="distinct",
-        admm_unit_size=True,
-        relative_lr=True,
-    ),
-    # The default recipe on the reduced schedule: what docs/QUALITY.md calls `default`.
-    "balanced": Recipe(name="balanced", **{**_DEFAULT, **REDUCED["default"]}),
-    "full": Recipe(
-        name="full",
-        fp_lr=0.004,
-        ste_lr=0.008,
-        ste_scale_lr=0.002,
-        kd_lr=0.0005,
-        **_DEFAULT,
-    ),
-    "official": Recipe(),
-}
+    def compute_type(self, device: torch.device) -> torch.dtype:
+        """The type of matrix products on a device."""
+        return preferred_dtype(device) if self.compute_dtype == "auto" else _COMPUTE_DTYPES[self.compute_dtype]

@@ -44,20 +44,20 @@ def pack_factors(name: str, factors: SignFactors, scale_dtype: str) -> PackedLay
     scales = {"scale_out": factors.scale_out * 2.0**power, "scale_in": factors.scale_in * 2.0**-power}
     if factors.bias is not None:
         scales["bias"] = factors.bias
-    stored = {}
+    narrowed = {}
     for part, value in scales.items():
         narrow = value.to(_TORCH_DTYPES[scale_dtype])
         if not bool(torch.isfinite(narrow).all()):
             raise NqEdgeError(
                 "NQ-NUMERIC", f"{part} of {name} does not fit {scale_dtype}.", "Use --scale-dtype bfloat16 or float32."
             )
-        stored[part] = _to_numpy(narrow)
+        narrowed[part] = _to_numpy(narrow)
     return PackedLayer(
         u_packed=factors.u_words.numpy(),
         v_packed=factors.v_words.numpy(),
-        scale_out=stored["scale_out"],
-        scale_in=stored["scale_in"],
-        bias=stored.get("bias"),
+        scale_out=narrowed["scale_out"],
+        scale_in=narrowed["scale_in"],
+        bias=narrowed.get("bias"),
     )
 
 

@@ -6,61 +6,49 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import NqEdgeError
 from ..formats.checkpoint import Checkpoint, QuantizationSettings, true_bits_per_weight, write_checkpoint
-from ..formats.checkpoint.settings import SCALE_DTYPES
 from ..models.loading import SourceModel, load_model
 from ..models.tensors import embedding_name, finite, linear_at, uncompressed_tensors
 from ..system.files import check_new_folder
 from ..system.memory import return_freed_memory
+from ..system.progress import Progress
 from .calibrate.curvature import with_curvature
-from .calibrate.ranks import rank_for_rate
 from .calibrate.streamed_gradients import resident_limit
 from .calibrate.text import read_text
+from .execution.device import chosen_device, peak_mb
 from .execution.parallel import joined_team, team
-from .execution.precision import preferred_dtype
-from .options import Recipe
+from .options import CompressOptions
 from .packed_layers import pack_factors
-from .preparation import calibrated, chosen_ranks
-from .resources import affordable, chosen_device, peak_mb
+from .preparation import affordable_recipe, calibrated, chosen_ranks
+from .recipe import Recipe
 from .resume import RunState, fingerprint
-from .sequence import reconstruct_blocks
-from .tables import check_format, quantized_tables
+from .run import Run, StageClock
+from .sequence import Reconstructed, reconstruct_blocks
+from .tables import quantized_tables
 from .tune.distillation import distill_scales
+from .tune.optimizer import Outcome
 
 __all__ = ["compress", "compress_source"]
 
-Report = Callable[[float, str], None]
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def _quiet(_fraction: float, _text: str) -> None:
-    """Report to nobody."""
+Show = Callable[[float, str], None]
 
 
 def compress(
     model: str | Path,
     output: str | Path,
+    options: CompressOptions | None = None,
     *,
-    bpw: float = 1.0,
-    recipe: str | Recipe = "balanced",
-    calibration: str | Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    compute_dtype: str = "auto",
-    scale_dtype: str = "float16",
-    embedding: str = "fp16",
-    overwrite: bool = False,
-    allow_pickle: bool = False,
-    resume: bool = False,
-    stream_weights: bool | None = None,
-    report: Report = _quiet,
+    progress: Progress | Show | None = None,
+    report: Progress | Show | None = None,
+    **keywords: Any,
 ) -> Checkpoint:
     """Compress a model and write the checkpoint folder.
 
@@ -71,190 +59,158 @@ def compress(
     Args:
         model: Hugging Face folder, .gguf file or hub id.
         output: checkpoint folder; appears when complete.
-        bpw: target bits per weight of the compressed layers.
-        recipe: preset name or a Recipe.
-        calibration: UTF-8 text file; None lets the model write its own calibration text.
-        seed: of windows, initial factors and sample order.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        compute_dtype: "auto", "float32" or "bfloat16", for matrix products while tuning.
-        scale_dtype: storage type of the scales.
-        embedding: storage of embedding and head: "fp16", "int8" or "int4".
-        overwrite: replace a checkpoint at `output`, and the state of an interrupted run.
-        resume: continue an interrupted run for `output`, whose state lies beside it; nothing there starts a new one.
-        allow_pickle: read pickle weights where there are no safetensors; tensors only.
-        stream_weights: read each block's weights from the safetensors files when they are needed; None does so where
-            the float32 model would take more than half of the free memory.
-        report: called with (fraction done, what is being done).
+        options: everything else that a compression may be told; the defaults where it is None.
+        progress: called with (fraction done, what is being done).
+        report: the former name of `progress`.
+        keywords: single options by the names that `CompressOptions` has; they count before `options`.
 
     Raises:
         NqEdgeError: with a code that says which input is at fault.
+
+    Example:
+        >>> checkpoint = compress("models/SmolLM2-135M", "checkpoint", bpw=1.0, recipe="quick")  # doctest: +SKIP
+        >>> checkpoint.settings.true_bpw  # doctest: +SKIP
+        0.9557
     """
-    chosen = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
+    options = (options or CompressOptions()).changed(**keywords)
     # What can be refused at once is refused before the model is loaded.
-    rank_for_rate(64, 64, bpw)
-    where = chosen_device(device)
-    check_new_folder(Path(output), overwrite)
-    text = None if calibration is None else read_text(calibration)
-    with joined_team(where) as (together, own), contextlib.ExitStack() as stack:
-        report = report if together.first else _quiet
-        report(0.0, "loading the model")
-        limit = resident_limit(own)
-        source = stack.enter_context(load_model(model, allow_pickle=allow_pickle, stream=stream_weights, limit=limit))
-        report(0.01, "weights are read block by block" if source.streamed else "the weights are in memory")
-        name = "self-generated" if calibration is None else Path(calibration).name
-        return compress_source(
-            source,
-            output,
-            bpw=bpw,
-            recipe=chosen,
-            text=text,
-            text_name=name,
-            seed=seed,
-            device=str(own),
-            compute_dtype=compute_dtype,
-            scale_dtype=scale_dtype,
-            embedding=embedding,
-            overwrite=overwrite,
-            resume=resume,
-            report=report,
+    check_new_folder(Path(output), options.overwrite)
+    text = _calibration_text(options)
+    with joined_team(chosen_device(options.device)) as (processes, device), contextlib.ExitStack() as stack:
+        shown = _progress(progress or report) if processes.first else Progress()
+        shown(0.0, "loading the model")
+        source = stack.enter_context(
+            load_model(
+                model,
+                allow_pickle=options.allow_pickle,
+                stream=options.stream_weights,
+                limit=resident_limit(device),
+            )
         )
+        shown(0.01, "weights are read block by block" if source.streamed else "the weights are in memory")
+        return _compressed(source, Path(output), options, text, device=device, progress=shown)
 
 
 def compress_source(
     source: SourceModel,
     output: str | Path,
+    options: CompressOptions | None = None,
     *,
-    bpw: float,
-    recipe: Recipe,
-    text: str | None,
-    text_name: str,
-    seed: int = 0,
-    device: str = "auto",
-    compute_dtype: str = "auto",
-    scale_dtype: str = "float16",
-    embedding: str = "fp16",
-    overwrite: bool = False,
-    resume: bool = False,
-    report: Report = _quiet,
+    progress: Progress | Show | None = None,
+    **keywords: Any,
 ) -> Checkpoint:
     """`compress` for a model that is loaded already; the dense model is unchanged afterwards."""
-    started = time.monotonic()
-    check_new_folder(Path(output), overwrite)
-    where = chosen_device(device)
-    if compute_dtype != "auto" and compute_dtype not in _DTYPES:
-        raise NqEdgeError("NQ-OPTION", f"compute_dtype must be auto, float32 or bfloat16, not {compute_dtype!r}.")
-    if scale_dtype not in SCALE_DTYPES:
-        raise NqEdgeError("NQ-OPTION", f"scale_dtype must be one of {', '.join(SCALE_DTYPES)}, not {scale_dtype!r}.")
-    check_format(embedding)
-    dtype = preferred_dtype(where) if compute_dtype == "auto" else _DTYPES[compute_dtype]
-    if where.type == "cuda":
-        torch.cuda.set_device(where)  # streams and graphs are made on the current device
-    _refuse_streaming(source, text)
-    model = source.place(where)
-    family, decoder = source.family, source.decoder
-    names = family.layer_names(decoder.num_layers)
-    linears = {name: linear_at(model, name) for name in names}
-    recipe, left_out = affordable(recipe, linears, source.streamed, where)
-    for part in left_out:
-        report(0.01, f"without {part}")
-    identity = fingerprint(finite(source.weights()))
-    others = uncompressed_tensors(source.weights(without=names), decoder.tied)
-    if source.streamed:
-        return_freed_memory()
+    options = (options or CompressOptions()).changed(**keywords)
+    check_new_folder(Path(output), options.overwrite)
+    text, device = _calibration_text(options), chosen_device(options.device)
+    return _compressed(source, Path(output), options, text, device=device, progress=_progress(progress))
 
-    clock = {"loading and checks": time.monotonic() - started}
+
+def _progress(show: Progress | Show | None) -> Progress:
+    return Progress() if show is None else Progress(show)
+
+
+def _calibration_text(options: CompressOptions) -> str | None:
+    return None if options.calibration is None else read_text(options.calibration)
+
+
+def _compressed(
+    source: SourceModel,
+    output: Path,
+    options: CompressOptions,
+    text: str | None,
+    *,
+    device: torch.device,
+    progress: Progress,
+) -> Checkpoint:
+    """Compress a loaded model on this process's device, with calibration windows from `text`."""
+    clock = StageClock()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams and graphs are made on the current device
+    _refuse_streaming(source, text)
+    with clock.stage("loading and checks"):
+        model = source.place(device)
+        family, decoder = source.family, source.decoder
+        names = family.layer_names(decoder.num_layers)
+        linears = {name: linear_at(model, name) for name in names}
+        recipe, left_out = affordable_recipe(options.schedule, linears, streamed=source.streamed, device=device)
+        for part in left_out:
+            progress(0.01, f"without {part}")
+        identity = _identity(source, options, recipe, text, device)
+        others = uncompressed_tensors(source.weights(without=names), decoder.tied)
+        if source.streamed:
+            return_freed_memory()
     state = RunState(
-        Path(output).absolute().with_name(Path(output).name + ".resume"),
-        {
-            "recipe": recipe.to_dict(),
-            "bpw": bpw,
-            "seed": seed,
-            "model": identity,
-            "calibration text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
-            "device": where.type,
-            "compute type": str(dtype),
-        },
-        resume,
-        overwrite,
-        team().first,
+        output.absolute().with_name(f"{output.name}.resume"),
+        identity,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        writes=team().first,
     )
     team().wait()
-    windows, importances = calibrated(source, linears, recipe, text, seed, state, where, dtype, report)
-    clock["importances"] = time.monotonic() - started - sum(clock.values())
-    ranks = chosen_ranks(source, linears, importances, bpw, recipe, seed, state, where, dtype, report)
-    if recipe.rank_sensitivity:
-        clock["sensitivities"] = time.monotonic() - started - sum(clock.values())
+    run = Run(
+        recipe=recipe,
+        device=device,
+        dtype=options.compute_type(device),
+        seed=options.seed,
+        progress=progress,
+        state=state,
+        clock=clock,
+    )
+    with clock.stage("importances"):
+        windows, importances = calibrated(source, linears, text, run.part(0.02, 0.10))
+    measured_until = 0.14 if recipe.rank_sensitivity else 0.10
+    measuring = run.part(0.10, measured_until, "sensitivities")
+    ranks = chosen_ranks(source, linears, importances, bpw=options.bpw, run=measuring)
+    fitted_until = measured_until + (0.06 if recipe.curvature else 0.0)
     if recipe.curvature:
         # Not kept for --resume: it is larger than the model, and three passes give it again.
-        importances = with_curvature(
-            model, linears, windows, importances, lambda part: report(0.10, f"curvature {part:.0%}"), dtype
-        )
-        clock["curvature"] = time.monotonic() - started - sum(clock.values())
-    reconstructed = reconstruct_blocks(
-        source,
-        windows,
-        importances,
-        ranks,
-        recipe,
-        seed,
-        where,
-        dtype,
-        state,
-        lambda part, what: report(0.10 + 0.78 * part, what),
-    )
-    factors = reconstructed.factors
-    clock["blocks"] = time.monotonic() - started - sum(clock.values())
-    report(0.88, "distilling scales")
-    blocks = model.get_submodule(family.blocks)
-    with source.opened(family.blocks, without=names):
-        outcome = distill_scales(
+        with clock.stage("curvature"):
+            fitting = run.part(measured_until, fitted_until, "curvature")
+            importances = with_curvature(model, linears, windows, importances, fitting)
+    with clock.stage("blocks"):
+        reconstructed = reconstruct_blocks(source, windows, importances, ranks, run.part(fitted_until, 0.88))
+    progress(0.88, "distilling scales")
+    with clock.stage("distillation"), source.opened(family.blocks, without=names):
+        distilled = distill_scales(
             model,
-            blocks,
-            factors,
-            windows,
-            reconstructed.states,
-            recipe,
-            seed,
-            where,
-            dtype,
-            lambda part: report(0.88 + 0.11 * part, "distilling scales"),
+            model.get_submodule(family.blocks),
+            reconstructed.factors,
+            windows=windows,
+            teacher=reconstructed.states,
+            run=run.part(0.88, 0.99, "distilling scales"),
             packed=source.streamed,
         )
-    clock["distillation"] = time.monotonic() - started - sum(clock.values())
-    report(0.99, "writing the checkpoint")
-    layers = {name: pack_factors(name, factors[name], scale_dtype) for name in names}
-    tables = {} if embedding == "fp16" else quantized_tables(model, reconstructed.states, embedding, decoder.tied)
-    stored_as = embedding if tables else str(others[embedding_name(model)].dtype)
+    progress(0.99, "writing the checkpoint")
+    layers = {name: pack_factors(name, reconstructed.factors[name], options.scale_dtype) for name in names}
+    tables = {}
+    if options.embedding != "fp16":
+        tables = quantized_tables(model, reconstructed.states, options.embedding, decoder.tied)
+    table_type = options.embedding if tables else str(others[embedding_name(model)].dtype)
+    provenance = _provenance(run, reconstructed, distilled)
     settings = QuantizationSettings(
-        target_bpw=bpw,
+        target_bpw=options.bpw,
         true_bpw=true_bits_per_weight(layers.values()),
         ranks=ranks,
-        scale_dtype=scale_dtype,
-        embedding=stored_as,
-        head="tied" if decoder.tied else stored_as,
+        scale_dtype=options.scale_dtype,
+        embedding=table_type,
+        head="tied" if decoder.tied else table_type,
         recipe={
-            **recipe.to_dict(),
-            "seed": seed,
-            "device": where.type,
-            "compute_dtype": str(dtype).removeprefix("torch."),
-            "seconds": round(time.monotonic() - started, 1),
-            "stage_seconds": {name: round(value, 1) for name, value in clock.items()} | reconstructed.seconds,
-            "peak_mb": peak_mb(where),
-            "block_errors": reconstructed.errors,
-            "undone": reconstructed.undone + (["scale distillation"] if outcome.undone else []),
-            "kd_loss": [x for x in (outcome.first, outcome.last) if math.isfinite(x)],
+            **provenance,
             "left_out": left_out,
             "streamed": source.streamed,
             "source": source.name,
             "source_note": source.note,
         },
-        calibration={"text": text_name, "windows": len(windows), "window_length": windows.shape[1], "seed": seed},
+        calibration=_calibration(options, windows),
     )
     if team().first:
-        write_checkpoint(output, source.config, settings, layers, others, source.companions, overwrite, tables=tables)
+        write_checkpoint(
+            output, source.config, settings, layers, others, source.companions, options.overwrite, tables=tables
+        )
         state.finish()
     team().wait()
-    return Checkpoint(Path(output))
+    return Checkpoint(output)
 
 
 def _refuse_streaming(source: SourceModel, text: str | None) -> None:
@@ -263,3 +219,48 @@ def _refuse_streaming(source: SourceModel, text: str | None) -> None:
     if source.streamed and text is None:
         message = "a model whose weights are streamed cannot write its own calibration text."
         raise NqEdgeError("NQ-OPTION", message, f"Pass --calibration, {hint}")
+
+
+def _identity(
+    source: SourceModel, options: CompressOptions, recipe: Recipe, text: str | None, device: torch.device
+) -> dict[str, Any]:
+    """JSON that tells this run from others, so that --resume continues no other run's state.
+
+    Raises:
+        NqEdgeError: NQ-NUMERIC for a weight that is not finite; all of them are read here.
+    """
+    return {
+        "recipe": recipe.to_dict(),
+        "bpw": options.bpw,
+        "seed": options.seed,
+        "model": fingerprint(finite(source.weights())),
+        "calibration text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        "device": device.type,
+        "compute type": str(options.compute_type(device)),
+    }
+
+
+def _provenance(run: Run, reconstructed: Reconstructed, distilled: Outcome) -> dict[str, Any]:
+    """How the checkpoint came about, as JSON: the recipe, where it ran, how long it took, and what became of losses."""
+    return {
+        **run.recipe.to_dict(),
+        "seed": run.seed,
+        "device": run.device.type,
+        "compute_dtype": str(run.dtype).removeprefix("torch."),
+        "seconds": round(run.clock.total, 1),
+        "stage_seconds": run.clock.to_dict(),
+        "peak_mb": peak_mb(run.device),
+        "block_errors": reconstructed.errors,
+        "undone": reconstructed.undone + (["scale distillation"] if distilled.undone else []),
+        "kd_loss": [loss for loss in (distilled.first, distilled.last) if math.isfinite(loss)],
+    }
+
+
+def _calibration(options: CompressOptions, windows: Tensor) -> dict[str, Any]:
+    """The calibration windows, as JSON."""
+    return {
+        "text": options.calibration_name,
+        "windows": len(windows),
+        "window_length": windows.shape[1],
+        "seed": options.seed,
+    }

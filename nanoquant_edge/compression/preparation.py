@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is decided before the first block: calibration windows, importances, ranks."""
+"""What is decided before the first block: what there is memory for, calibration windows, importances, ranks."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,118 +12,122 @@ from torch import Tensor, nn
 from ..errors import NqEdgeError
 from ..models.source import SourceModel
 from ..system.memory import return_freed_memory
+from .calibrate.curvature import no_room
 from .calibrate.importances import Importance, collect_importances
 from .calibrate.ranks import allocate_ranks
 from .calibrate.sensitivities import measured_errors, rank_shares
 from .calibrate.streamed_gradients import gradient_pass_by_blocks
 from .calibrate.text import sampled_windows, text_windows
 from .execution.parallel import team
-from .options import Recipe
-from .resume import RunState
+from .kept_results import keep_sensitivities, keep_start, kept_sensitivities, kept_start
+from .recipe import Recipe
+from .run import Run
 
-__all__ = ["calibrated", "chosen_ranks"]
+__all__ = ["affordable_recipe", "calibrated", "chosen_ranks"]
 
-Report = Callable[[float, str], None]
+
+def affordable_recipe(
+    recipe: Recipe,
+    linears: dict[str, nn.Linear],
+    *,
+    streamed: bool,
+    device: torch.device,
+    free_memory: int | None = None,
+) -> tuple[Recipe, list[str]]:
+    """The recipe without what there is no memory for, and what was left out, with the reason.
+
+    Args:
+        recipe: as asked for.
+        linears: name -> layer to compress.
+        streamed: whether weights are read block by block.
+        device: where to run.
+        free_memory: bytes of this host's memory that may be counted on; None asks the system.
+    """
+    if not recipe.curvature:
+        return recipe, []
+    reason = "weights that are streamed leave none" if streamed else no_room(linears, device, free_memory)
+    lacking = torch.tensor([len(reason)], device=device)
+    team().take_first([lacking])  # all processes decide as the first one does
+    if not int(lacking):
+        return recipe, []
+    return replace(recipe, curvature=False), [f"curvature, for want of memory ({reason or 'in the first process'})"]
 
 
 def calibrated(
-    source: SourceModel,
-    linears: dict[str, nn.Linear],
-    recipe: Recipe,
-    text: str | None,
-    seed: int,
-    state: RunState,
-    device: torch.device,
-    dtype: torch.dtype,
-    report: Report,
+    source: SourceModel, linears: dict[str, nn.Linear], text: str | None, run: Run
 ) -> tuple[Tensor, dict[str, Importance]]:
-    """Windows int64 (windows, length) and the importances of all layers, from the state where it has them.
+    """Windows int64 (windows, length) and the importances of all layers, from the run's state where it has them.
 
     Args:
-        source: the dense model, placed on `device`.
+        source: the dense model, on the run's device.
         linears: name -> layer to compress.
-        recipe: windows and shrinkage.
-        text: to draw windows from; None lets the model write them.
-        seed: of the windows.
-        state: where both are kept.
-        device: where to run.
-        dtype: compute type.
-        report: called with (fraction done, what is being done).
+        text: to take windows from; None lets the model write them.
+        run: with its recipe's windows and shrinkage.
 
     Raises:
         NqEdgeError: NQ-CALIBRATION for too short a text, NQ-MODEL when the tokenizer and the vocabulary disagree,
             NQ-NUMERIC for a loss that is not finite.
     """
-    stored = state.start(linears)
-    if stored is not None:
-        report(0.04, state.describe())
-        return stored
-    report(0.02, "drawing calibration windows")
-    if text is None:
-        start = int(source.config.get("bos_token_id") or 0)
-        windows = sampled_windows(source.model, recipe.windows, recipe.window_length, seed, start)
-    else:
-        source.tokenizers.check(text, source.name)
-        length, choice = recipe.window_length, recipe.window_choice
-        windows = text_windows(source.tokenizer, text, recipe.windows, length, seed, choice)
-    if int(windows.max()) >= source.decoder.vocab_size:
-        raise NqEdgeError(
-            "NQ-MODEL",
-            f"the tokenizer makes id {int(windows.max())}, the vocabulary has {source.decoder.vocab_size} entries.",
-        )
-    together = windows.to(device)  # a GPU's messages are a GPU's tensors
-    team().take_first([together])
-    windows = together.cpu()
-    report(0.04, "importances")
+    kept = kept_start(run.state, linears)
+    if kept is not None:
+        run.progress(0.25, run.state.describe())
+        return kept
+    run.progress(0.0, "drawing calibration windows")
+    windows = _windows(source, text, run)
+    run.progress(0.25, "importances")
     importances = collect_importances(
         source.model,
         linears,
         windows,
-        recipe.gamma,
-        lambda part: report(0.04 + 0.06 * part, "importances"),
-        dtype,
-        functools.partial(gradient_pass_by_blocks, source) if source.streamed else None,
+        run.part(0.25, 1.0, "importances"),
+        passes=functools.partial(gradient_pass_by_blocks, source) if source.streamed else None,
     )
-    state.keep_start(windows, importances)
+    keep_start(run.state, windows, importances)
     if source.streamed:
         return_freed_memory()
     return windows, importances
 
 
+def _windows(source: SourceModel, text: str | None, run: Run) -> Tensor:
+    """Calibration windows int64 (windows, length), the same in all processes."""
+    recipe = run.recipe
+    count, length = recipe.windows, recipe.window_length
+    if text is None:
+        start = int(source.config.get("bos_token_id") or 0)
+        windows = sampled_windows(source.model, count, length, seed=run.seed, start_id=start)
+    else:
+        source.tokenizers.check(text, source.name)
+        windows = text_windows(
+            source.tokenizer, text, windows=count, length=length, seed=run.seed, choice=recipe.window_choice
+        )
+    if int(windows.max()) >= source.decoder.vocab_size:
+        raise NqEdgeError(
+            "NQ-MODEL",
+            f"the tokenizer makes id {int(windows.max())}, the vocabulary has {source.decoder.vocab_size} entries.",
+        )
+    shared = windows.to(run.device)  # a GPU's messages are a GPU's tensors
+    team().take_first([shared])
+    return shared.cpu()
+
+
 def chosen_ranks(
-    source: SourceModel,
-    linears: dict[str, nn.Linear],
-    importances: dict[str, Importance],
-    bpw: float,
-    recipe: Recipe,
-    seed: int,
-    state: RunState,
-    device: torch.device,
-    dtype: torch.dtype,
-    report: Report,
+    source: SourceModel, linears: dict[str, nn.Linear], importances: dict[str, Importance], *, bpw: float, run: Run
 ) -> dict[str, int]:
-    """Ranks of all layers by name; measured sensitivities are kept in, and taken from, the state.
+    """Ranks of all layers by name; measured sensitivities are kept in, and taken from, the run's state.
 
     Raises:
         NqEdgeError: NQ-OPTION when the rate is not between 0.05 and 8.
     """
     per_block = len(source.family.linears)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
-    places = {name: place // per_block for place, name in enumerate(linears)}
+    blocks = {name: number // per_block for number, name in enumerate(linears)}
     shares = None
-    if recipe.rank_sensitivity:
-        even = allocate_ranks(shapes, places, bpw)
-        errors = state.sensitivities(len(even))
+    if run.recipe.rank_sensitivity:
+        even = allocate_ranks(shapes, blocks, bpw=bpw)
+        errors = kept_sensitivities(run.state, len(even))
         if errors is None:
-            errors = measured_errors(
-                source.layers(list(linears)),
-                importances,
-                even,
-                device,
-                dtype,
-                seed,
-                lambda part: report(0.10, f"sensitivities {part:.0%}"),
-            )
-            state.keep_sensitivities(errors)
+            with run.clock.stage("sensitivities"):
+                errors = measured_errors(source.layers(list(linears)), importances, even, run)
+            keep_sensitivities(run.state, errors)
         shares, _ = rank_shares(errors, even, shapes)
-    return allocate_ranks(shapes, places, bpw, recipe.rank_depth, recipe.rank_types, shares)
+    return allocate_ranks(shapes, blocks, bpw=bpw, depth=run.recipe.rank_depth, shares=shares)

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.loading import SourceModel
 from ..system.memory import return_freed_memory
 from .calibrate.importances import Importance
 from .execution.block_call import BlockCall, final_states, first_inputs, recorded_arguments
-from .options import Recipe
-from .resume import FinishedBlock, RunState
+from .kept_results import FinishedBlock, keep_block, kept_block
+from .run import Run
 from .tune.layers import SignFactors
-from .tune.workbench import BlockResult, Workbench, reconstruct_block
+from .tune.reconstruction import BlockResult, reconstruct_block
+from .tune.workbench import Workbench
 
 __all__ = ["Reconstructed", "reconstruct_blocks"]
 
@@ -32,14 +33,12 @@ class Reconstructed:
         factors: full name -> factors.
         errors: each block's mean weighted error.
         undone: reverted tuning stages.
-        seconds: time by stage.
         states: (windows, length, hidden), what the dense model's head is given, in the compute type.
     """
 
     factors: dict[str, SignFactors] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
     states: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def add(self, prefix: str, block: FinishedBlock) -> None:
@@ -59,92 +58,76 @@ def _finished(result: BlockResult) -> FinishedBlock:
     return FinishedBlock(result.factors, error, undone)
 
 
+def _windows_at_once(block: nn.Module, length: int, device: torch.device) -> int:
+    """Windows of `length` tokens that go through a block together where nothing is trained."""
+    widest = max(layer.out_features for layer in block.modules() if isinstance(layer, nn.Linear))
+    tokens = min(_GPU_TOKENS, _GPU_VALUES // widest) if device.type == "cuda" else _CPU_TOKENS
+    return max(1, tokens // length)
+
+
 def reconstruct_blocks(
     source: SourceModel,
     windows: Tensor,
     importances: dict[str, Importance],
     ranks: dict[str, int],
-    recipe: Recipe,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    state: RunState,
-    report: Callable[[float, str], None],
+    run: Run,
+    *,
+    reconstruct: Callable[[Workbench, dict[str, int], dict[str, Importance], Run], BlockResult] = reconstruct_block,
 ) -> Reconstructed:
-    """Compress all blocks of a model, except those that the state holds already.
+    """Compress all blocks of a model, except those that the run's state holds already.
 
     Args:
-        source: the dense model, on `device`; unchanged afterwards.
+        source: the dense model, on the run's device; unchanged afterwards.
         windows: int64 (windows, length).
         importances: full layer name -> importances.
         ranks: full layer name -> rank.
-        recipe: schedules and learning rates.
-        seed: reset before every stage.
-        device: where to run.
-        dtype: compute type.
-        state: where finished blocks are kept, and read from.
-        report: called with the fraction done and what is being done.
+        run: its state keeps finished blocks, and its clock the time of each step.
+        reconstruct: compresses the block on a workbench.
     """
-    model, family = source.model, source.family
+    model, family, device = source.model, source.family, run.device
     blocks = model.get_submodule(family.blocks)
     arguments = recorded_arguments(model, blocks, windows[:1].to(device))
-    widest = max(layer.out_features for layer in blocks[0].modules() if isinstance(layer, torch.nn.Linear))
-    tokens = min(_GPU_TOKENS, _GPU_VALUES // widest) if device.type == "cuda" else _CPU_TOKENS
-    batch = max(1, tokens // windows.shape[1])
-    dense_stream = torch.cat([first_inputs(model, blocks, part.to(device)).float() for part in windows.split(batch)])
+    at_once = _windows_at_once(blocks[0], windows.shape[1], device)
+    dense_stream = torch.cat([first_inputs(model, blocks, ids.to(device)).float() for ids in windows.split(at_once)])
     compressed_stream = dense_stream.clone()
     done = Reconstructed()
-    benches: list[Workbench] = []
+    workbenches: list[Workbench] = []
     for index in range(len(blocks)):
         prefix = f"{family.blocks}.{index}."
-        call = BlockCall(arguments[index], device, dtype)
-        weights = importances[prefix + family.last_linear].outputs
-
-        def inside(part: float, text: str, block: int = index) -> None:
-            report((block + part) / len(blocks), f"block {block + 1} of {len(blocks)}: {text}")
-
+        call = BlockCall(arguments[index], device, run.dtype)
+        block_importances = {name: importances[prefix + name] for name in family.linears}
+        block_ranks = {name: ranks[prefix + name] for name in family.linears}
+        part = run.part(index / len(blocks), (index + 1) / len(blocks), f"block {index + 1} of {len(blocks)}: ")
         with source.opened(f"{family.blocks}.{index}") as dense:
-            targets = call.over(dense, dense_stream, batch)
+            targets = call.over(dense, dense_stream, at_once)
             del dense_stream
-            bench = next((old for old in benches if old.serves(dense, call)), None)
-            if bench is None:
-                bench = Workbench(dense, family.linears, call, recipe, at_once=batch)
-                benches = [*benches, bench] if bench.keep else []
-            bench.load(dense, compressed_stream, targets, weights)
-            del dense  # streamed weights end here
-        here = {name: ranks[prefix + name] for name in family.linears}
-        finished = state.block(index, {name: bench.open[name] for name in here}, here)
+            workbench = next((old for old in workbenches if old.serves(dense, call)), None)
+            if workbench is None:
+                workbench = Workbench(dense, family.linears, call, run.recipe, at_once=at_once)
+                workbenches = [*workbenches, workbench] if workbench.keep else []
+            loss_weights = block_importances[family.last_linear].outputs
+            workbench.load(dense, inputs=compressed_stream, targets=targets, loss_weights=loss_weights)
+            del dense  # streamed weights are gone from here on
+        finished = kept_block(run.state, index, {name: workbench.open[name] for name in block_ranks}, block_ranks)
         if finished is not None:
-            inside(0.0, "from the interrupted run")
+            part.progress(0.0, "from the interrupted run")
             for name, factors in finished.factors.items():
-                bench.freeze(name, factors)
+                workbench.freeze(name, factors)
         else:
-            result = reconstruct_block(
-                None,
-                family.linears,
-                here,
-                {name: importances[prefix + name] for name in family.linears},
-                weights,
-                compressed_stream,
-                targets,
-                call,
-                recipe,
-                seed,
-                inside,
-                bench,
-            )
+            result = reconstruct(workbench, block_ranks, block_importances, part)
             finished = _finished(result)
-            state.keep_block(index, finished)
-            for stage, seconds in result.seconds.items():
-                done.seconds[stage] = round(done.seconds.get(stage, 0.0) + seconds, 2)
+            keep_block(run.state, index, finished)
+            run.clock.add_steps(result.seconds)
             del result
         done.add(prefix, finished)
-        compressed_stream = call.over(bench.block, compressed_stream, batch)
+        compressed_stream = call.over(workbench.block, compressed_stream, at_once)
         dense_stream = targets
-        del bench, targets
+        del workbench, targets
         if source.streamed:  # else the C library's heap grows by a block every block or two, most of it free
             return_freed_memory()
-    for bench in benches:
-        bench.close()
-    done.states = final_states(model.get_submodule(family.final_norm), dense_stream, device, dtype, batch)
+    for workbench in workbenches:
+        workbench.close()
+    done.states = final_states(
+        model.get_submodule(family.final_norm), dense_stream, device=device, dtype=run.dtype, at_once=at_once
+    )
     return done

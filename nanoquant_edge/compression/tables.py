@@ -20,7 +20,7 @@ from ..errors import NqEdgeError
 from ..formats.checkpoint import TABLE_FORMATS, QuantizedTable, quantize_table
 from ..formats.checkpoint.table import TableFormat, pack_codes
 
-__all__ = ["check_format", "hidden_moments", "quantized_tables", "round_with_feedback"]
+__all__ = ["hidden_moments", "quantized_tables", "round_with_feedback"]
 
 #: Weight of the identity beside the moments (of mean diagonal 1): for a head alone, and for one that is tied.
 _DAMPING, _TIED_DAMPING = 0.01, 0.1
@@ -28,12 +28,6 @@ _DAMPING, _TIED_DAMPING = 0.01, 0.1
 _MOST_TOKENS = 1 << 15
 #: Rows that are rounded at one time: 38 MB at 576 columns.
 _PIECE_ROWS = 1 << 14
-
-
-def check_format(kind: str) -> None:
-    """Raises NQ-OPTION unless it is "fp16" or a table format."""
-    if kind not in ("fp16", *TABLE_FORMATS):
-        raise NqEdgeError("NQ-OPTION", f"embedding must be fp16, {' or '.join(TABLE_FORMATS)}, not {kind!r}.")
 
 
 def quantized_tables(model: Any, states: Tensor, kind: str, tied: bool) -> dict[str, QuantizedTable]:
@@ -49,16 +43,15 @@ def quantized_tables(model: Any, states: Tensor, kind: str, tied: bool) -> dict[
         Module name -> codes and scales.
 
     Raises:
-        NqEdgeError: NQ-OPTION for another kind, NQ-NUMERIC when a table does not fit.
+        NqEdgeError: NQ-NUMERIC when a table does not fit.
     """
-    check_format(kind)
     moments = hidden_moments(states, model.get_output_embeddings().weight.device)
     modules = {module: name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if tied:
-        return {modules[embedding]: round_with_feedback(embedding.weight, moments, kind, _TIED_DAMPING)}
+        return {modules[embedding]: round_with_feedback(embedding.weight, moments, kind, damping=_TIED_DAMPING)}
     plain = quantize_table(embedding.weight.detach().float().cpu().numpy(), kind, modules[embedding])
-    return {modules[embedding]: plain, modules[head]: round_with_feedback(head.weight, moments, kind, _DAMPING)}
+    return {modules[embedding]: plain, modules[head]: round_with_feedback(head.weight, moments, kind, damping=_DAMPING)}
 
 
 def hidden_moments(states: Tensor, device: torch.device) -> Tensor:
@@ -72,7 +65,7 @@ def hidden_moments(states: Tensor, device: torch.device) -> Tensor:
     return total / total.diagonal().mean()
 
 
-def round_with_feedback(table: Tensor, moments: Tensor, kind: str, damping: float) -> QuantizedTable:
+def round_with_feedback(table: Tensor, moments: Tensor, kind: str, *, damping: float) -> QuantizedTable:
     """Round a table's columns in order, each error made up for by the columns after it.
 
     Args:
@@ -95,12 +88,12 @@ def round_with_feedback(table: Tensor, moments: Tensor, kind: str, damping: floa
     scales = np.empty((rows, form.groups(columns)), np.float16)
     for start in range(0, rows, _PIECE_ROWS):
         piece = table[start : start + _PIECE_ROWS].detach().float().to(upper.device)
-        part = slice(start, start + len(piece))
+        piece_rows = slice(start, start + len(piece))
         entries, factors = _round_piece(piece.clone(), upper, form)
         if not bool(torch.isfinite(factors).all()):
             raise NqEdgeError("NQ-NUMERIC", "a table's entries do not fit float16 scales.")
-        codes[part] = pack_codes(entries.cpu().numpy(), form)
-        scales[part] = factors.cpu().numpy()
+        codes[piece_rows] = pack_codes(entries.cpu().numpy(), form)
+        scales[piece_rows] = factors.cpu().numpy()
     return QuantizedTable(kind, codes, scales)
 
 

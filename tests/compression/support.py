@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,27 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from nanoquant_edge.compression import Recipe
+from nanoquant_edge.compression.calibrate.importances import Importance
+from nanoquant_edge.compression.factorize.signs import unpacked_signs
+from nanoquant_edge.compression.run import Run
+from nanoquant_edge.compression.tune.layers import SignFactors
+from nanoquant_edge.system.progress import Progress
 from tests.families import family_config
 from tests.tiny import TEXT, llama_config, write_tokenizer
 
 __all__ = [
     "ORACLE",
+    "Killed",
     "dense_folder",
     "dense_llama",
+    "even_importances",
     "family_folder",
+    "frozen_linear",
     "linears_of",
     "short_recipe",
+    "short_run",
+    "signs_of",
+    "stop_at",
     "teacher_of",
     "write_text",
 ]
@@ -110,3 +122,48 @@ def short_recipe(**changes: Any) -> Recipe:
         "admm_unit_size": True,
     }
     return Recipe(**{**settings, **changes})
+
+
+def short_run(
+    dtype: torch.dtype = torch.float32, seed: int = 0, progress: Progress | None = None, **changes: Any
+) -> Run:
+    """A run on the CPU with a short recipe; `changes` are those of `short_recipe`."""
+    return Run(short_recipe(**changes), dtype=dtype, seed=seed, progress=progress or Progress())
+
+
+def even_importances(linears: dict[str, torch.nn.Linear], outputs: float = 1.0) -> dict[str, Importance]:
+    """Importances that weigh all channels alike: 1 for inputs, `outputs` for outputs."""
+    return {
+        name: Importance(torch.ones(layer.in_features), torch.full((layer.out_features,), outputs))
+        for name, layer in linears.items()
+    }
+
+
+def signs_of(factors: SignFactors) -> tuple[torch.Tensor, torch.Tensor]:
+    """U (m, r) and V (r, n), int8 of -1 and +1."""
+    u = unpacked_signs(factors.u_words, len(factors.v_words))
+    return u, unpacked_signs(factors.v_words, factors.in_features)
+
+
+def frozen_linear(factors: SignFactors) -> torch.nn.Linear:
+    """An ordinary linear layer with the dense weight of hardened factors."""
+    weight = factors.dense(torch.device("cpu"))
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=factors.bias is not None)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    if factors.bias is not None:
+        layer.bias = torch.nn.Parameter(factors.bias.clone(), requires_grad=False)
+    return layer
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def stop_at(words: str) -> Callable[[float, str], None]:
+    """A progress function that ends the run where it begins what these words say."""
+
+    def show(_fraction: float, text: str) -> None:
+        if text.startswith(words):
+            raise Killed
+
+    return show

@@ -1,92 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Presets are valid, and what a recipe cannot mean is refused."""
+"""What a compression may be told is checked when the options are made, and keywords count before an options object."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from nanoquant_edge.compression import PRESETS, Recipe
-from nanoquant_edge.compression.options import REDUCED
+from nanoquant_edge.compression import PRESETS, CompressOptions, compress
+from nanoquant_edge.compression.recipe import Recipe
 from nanoquant_edge.errors import NqEdgeError
+from tests.compression.support import short_recipe
 
 
-def test_presets_are_named_after_themselves_and_grow() -> None:
-    assert list(PRESETS) == ["quick", "balanced", "full", "official"]
-    for name, recipe in PRESETS.items():
-        assert Recipe.preset(name) == recipe
-        assert recipe.name == name
-    work = [r.windows * r.window_length * (r.fp_epochs + r.ste_epochs + r.kd_epochs) for r in PRESETS.values()]
-    assert work == sorted(work)
-    assert len(set(work)) == 3  # the full schedule, in both recipes
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bpw": 0.01}, "between 0.05 and 8, not 0.01"),
+        ({"bpw": math.nan}, "between 0.05 and 8"),
+        ({"recipe": "best"}, "preset 'best' is unknown"),
+        ({"seed": -1}, "seed must lie between 0 and 2\\^63 - 1, not -1"),
+        ({"seed": 1 << 63}, "seed must lie between"),
+        ({"device": "tpu"}, "'tpu' is not a device"),
+        ({"device": "meta"}, "'meta' is not supported"),
+        ({"compute_dtype": "float16"}, "compute_dtype must be auto, float32 or bfloat16, not 'float16'"),
+        ({"scale_dtype": "int8"}, "scale_dtype must be float16, bfloat16 or float32, not 'int8'"),
+        ({"embedding": "int3"}, "embedding must be fp16, int8 or int4, not 'int3'"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_the_options_are_made(changes: dict[str, Any], message: str) -> None:
+    for make in (CompressOptions, CompressOptions().changed):
+        with pytest.raises(NqEdgeError, match=message) as caught:
+            make(**changes)
+        assert caught.value.code == "NQ-OPTION"
 
 
-def test_official_is_the_published_schedule() -> None:
-    official = PRESETS["official"]
-    assert (official.windows, official.window_length, official.window_choice) == (128, 2048, "random")
-    assert (official.fp_epochs, official.fp_lr, official.fp_batch) == (8, 1e-4, 4)
-    assert (official.ste_epochs, official.ste_lr, official.ste_scale_lr, official.ste_batch) == (8, 1e-5, 1e-5, 1)
-    assert (official.kd_epochs, official.kd_lr, official.kd_batch) == (8, 1e-5, 1)
-    assert (official.admm_steps, official.svid_steps, official.admm_schedule) == (400, 5, "linear")
-    assert (official.admm_ridge, official.gamma, official.admm_unit_size) == (0.03, 0.2, False)
-    assert not (official.relative_lr or official.refresh_inputs or official.rank_depth or official.rank_types)
+@pytest.mark.parametrize(
+    "changes", [{"embedding": "int3"}, {"compute_dtype": "float16"}, {"scale_dtype": "int8"}, {"recipe": "best"}]
+)
+def test_a_wrong_option_is_refused_before_the_model_is_looked_for(tmp_path: Path, changes: dict[str, Any]) -> None:
+    steps: list[str] = []
+    with pytest.raises(NqEdgeError, match=next(iter(changes.values()))) as caught:
+        compress(tmp_path / "no model", tmp_path / "c", progress=lambda _fraction, text: steps.append(text), **changes)
+    assert caught.value.code == "NQ-OPTION"
+    assert not steps
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_reduced_schedules_spend_the_same_sequences() -> None:
-    spent = []
-    for name, changes in REDUCED.items():
-        recipe = Recipe.preset({"default": "full"}.get(name, name), **changes)
-        spent.append([recipe.windows * epochs for epochs in (recipe.fp_epochs, recipe.ste_epochs, recipe.kd_epochs)])
-    assert spent[0] == spent[1] == [64, 64, 64]
+def test_keywords_count_before_the_options(tmp_path: Path) -> None:
+    options = CompressOptions(embedding="int8", overwrite=True)
+    with pytest.raises(NqEdgeError, match="does not exist") as caught:
+        compress(tmp_path / "no model", tmp_path / "c", options)
+    assert caught.value.code == "NQ-MODEL"
+    with pytest.raises(NqEdgeError, match="not 'int3'"):
+        compress(tmp_path / "no model", tmp_path / "c", options, embedding="int3")
+    with pytest.raises(TypeError, match="embeding"):
+        compress(tmp_path / "no model", tmp_path / "c", embeding="int8")
 
 
-def test_a_preset_with_changes() -> None:
-    changed = Recipe.preset("quick", windows=2, gamma=0.6)
-    assert dataclasses.replace(PRESETS["quick"], windows=2, gamma=0.6) == changed
-    assert PRESETS["quick"].windows != 2
+def test_options_are_frozen_and_know_their_schedule() -> None:
+    options = CompressOptions(recipe="quick")
+    assert options.schedule == PRESETS["quick"]
+    assert CompressOptions(recipe=short_recipe()).schedule == short_recipe()
+    assert options.changed(seed=3) == dataclasses.replace(options, seed=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        changed.windows = 3  # type: ignore[misc]
+        options.seed = 3  # type: ignore[misc]
 
 
-def test_the_dictionary_is_json_and_complete() -> None:
-    recipe = Recipe.preset("balanced", windows=7)
-    assert Recipe(**json.loads(json.dumps(recipe.to_dict()))) == recipe
+def test_the_compute_type() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert CompressOptions(compute_dtype="float32").compute_type(gpu) == torch.float32
+    assert CompressOptions(compute_dtype="bfloat16").compute_type(cpu) == torch.bfloat16
+    assert CompressOptions().compute_type(gpu) == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
-        ("best", {}, "'best' is unknown; there are quick, balanced, full, official"),
-        ("quick", {"windowz": 3}, "no setting 'windowz'"),
-    ],
-)
-def test_unknown_names_are_refused(name: str, changes: dict, message: str) -> None:
-    with pytest.raises(NqEdgeError, match=message) as caught:
-        Recipe.preset(name, **changes)
-    assert caught.value.code == "NQ-OPTION"
+def test_the_text_has_a_name() -> None:
+    assert CompressOptions().calibration_name == "self-generated"
+    assert CompressOptions(calibration=Path("a") / "text.txt").calibration_name == "text.txt"
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        *[(name, 0) for name in ("windows", "admm_steps", "svid_steps", "fp_batch", "ste_batch", "kd_batch")],
-        *[(name, -1) for name in ("fp_epochs", "ste_epochs", "kd_epochs", "fp_lr", "ste_lr", "ste_scale_lr", "kd_lr")],
-        ("window_length", 7),
-        ("gamma", 1.01),
-        ("gamma", -0.01),
-        ("gamma", float("nan")),
-        ("admm_schedule", "exp"),
-        ("kd_lr", float("nan")),
-        ("fp_lr", float("inf")),
-        ("admm_ridge", 0.0),
-        ("admm_ridge", float("nan")),
-        ("rank_depth", -0.1),
-        ("window_choice", "best"),
-    ],
-)
-def test_values_out_of_range_are_refused(setting: str, value: object) -> None:
-    with pytest.raises(NqEdgeError, match=setting) as caught:
-        Recipe(**{setting: value})  # type: ignore[arg-type]
-    assert caught.value.code == "NQ-OPTION"
+def test_a_recipe_is_a_recipe() -> None:
+    assert isinstance(CompressOptions().schedule, Recipe)
+    assert CompressOptions().schedule.name == "balanced"

@@ -10,6 +10,7 @@ import torch
 from nanoquant_edge.compression.packed_layers import balance_power_of_two, pack_factors
 from nanoquant_edge.compression.tune.layers import SignFactors
 from nanoquant_edge.errors import NqEdgeError
+from tests.compression.support import signs_of
 
 
 def factors(out: float = 1.0, inner: float = 1.0, bias: bool = True) -> SignFactors:
@@ -29,7 +30,8 @@ def test_balancing_is_exact_and_brings_both_together(out: float, inner: float) -
     np.testing.assert_array_equal(product, expected)  # not a single bit of rounding
     ratio = np.median(layer.scale_out) / np.median(layer.scale_in)
     assert 0.49 < ratio < 2.01
-    core = given.u.double().numpy() @ given.v.double().numpy()
+    u, v = signs_of(given)
+    core = u.double().numpy() @ v.double().numpy()
     np.testing.assert_allclose(layer.dense(), expected * core, rtol=1e-12)
     np.testing.assert_array_equal(layer.bias, given.bias.numpy())
 

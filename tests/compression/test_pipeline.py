@@ -7,20 +7,30 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nanoquant_edge.hf  # noqa: F401  (registers the format)
-from nanoquant_edge.compression import compress, pipeline, preparation, sequence
-from nanoquant_edge.compression.options import PRESETS
+from nanoquant_edge.compression import compress, compress_source
+from nanoquant_edge.compression.calibrate.importances import collect_importances
+from nanoquant_edge.compression.sequence import reconstruct_blocks
 from nanoquant_edge.compression.tune.layers import replace_module
+from nanoquant_edge.compression.tune.reconstruction import BlockResult, reconstruct_block
+from nanoquant_edge.compression.tune.workbench import Workbench
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.checkpoint import Checkpoint, true_bits_per_weight
 from nanoquant_edge.models.loading import load_model
 from nanoquant_edge.validation.dense import dense_model
-from tests.compression.support import ORACLE, dense_folder, dense_llama, linears_of, short_recipe, write_text
+from tests.compression.support import (
+    ORACLE,
+    dense_folder,
+    dense_llama,
+    frozen_linear,
+    short_recipe,
+    short_run,
+    write_text,
+)
 
 IDS = torch.arange(3, 60)[None]
 
@@ -82,48 +92,38 @@ def test_compression_keeps_the_function_better_at_more_bits(tmp_path: Path) -> N
     assert found[8.0] < 0.5 * found[1.0]
 
 
-def test_the_streams_of_later_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_streams_of_later_blocks(tmp_path: Path) -> None:
     # Targets come from the dense model's own stream, inputs from hardened layers (docs/METHOD.md, section 8).
-    calls = []
-    original = sequence.reconstruct_block
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def spy(*arguments: Any, **keywords: Any) -> Any:
-        calls.append((arguments[5].clone(), arguments[6].clone(), arguments[4].clone()))
-        return original(*arguments, **keywords)
+    def watched(workbench: Workbench, *arguments: Any) -> BlockResult:
+        seen.append((workbench.inputs.clone(), workbench.targets.clone(), workbench.loss_weights.clone()))
+        return reconstruct_block(workbench, *arguments)
 
-    monkeypatch.setattr(sequence, "reconstruct_block", spy)
-    windows: list[torch.Tensor] = []
-    draw = preparation.text_windows
-    monkeypatch.setattr(preparation, "text_windows", lambda *a: windows.append(draw(*a)) or windows[0])
-    importances: dict[str, Any] = {}
-    collect = preparation.collect_importances
-    monkeypatch.setattr(preparation, "collect_importances", lambda *a: importances.update(collect(*a)) or importances)
-    source = dense_folder(tmp_path / "m", **ORACLE)
-    run(
-        source,
-        tmp_path / "c",
-        calibration=write_text(tmp_path),
-        recipe=short_recipe(kd_epochs=0),
-        scale_dtype="float32",
-    )
-    # Dense and compressed models with the embedding as the pipeline saw it, before float16 storage.
+    windows = torch.randint(3, 320, (4, 32), generator=torch.Generator().manual_seed(1))
+    with load_model(dense_folder(tmp_path / "m", **ORACLE)) as source:
+        layers = {name: source.model.get_submodule(name) for name in source.family.layer_names(2)}
+        importances = collect_importances(source.model, layers, windows, short_run())
+        source.model.requires_grad_(False)
+        ranks = dict.fromkeys(layers, 32)
+        factors = reconstruct_blocks(source, windows, importances, ranks, short_run(), reconstruct=watched).factors
     dense = dense_llama(**ORACLE)
     student = copy.deepcopy(dense)
-    for name, layer in linears_of(dense_model(tmp_path / "c")).items():
-        replace_module(student, name, layer)
+    for name, value in factors.items():
+        replace_module(student, name, frozen_linear(value))
     with torch.no_grad():
-        wanted = dense(windows[0], output_hidden_states=True).hidden_states
-        drifted = student(windows[0], output_hidden_states=True).hidden_states
-    torch.testing.assert_close(calls[0][0], wanted[0])
-    torch.testing.assert_close(calls[0][1], wanted[1], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(calls[1][0], drifted[1], rtol=1e-4, atol=1e-4)
+        wanted = dense(windows, output_hidden_states=True).hidden_states
+        drifted = student(windows, output_hidden_states=True).hidden_states
+    (first_inputs, first_targets, first_weights), (inputs, targets, weights) = seen
+    torch.testing.assert_close(first_inputs, wanted[0])
+    torch.testing.assert_close(first_targets, wanted[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inputs, drifted[1], rtol=1e-4, atol=1e-4)
     assert (drifted[1] - wanted[1]).norm() > 0.05 * wanted[1].norm(), "the streams must differ for this to mean much"
-    # The second target carries the final norm in hidden_states; the first block after it does not exist.
+    # transformers' last hidden states have gone through the final norm.
     with torch.no_grad():
-        last = dense.model.norm(calls[1][1])
-    torch.testing.assert_close(last, wanted[2], rtol=1e-4, atol=1e-4)
-    for block in (0, 1):
-        assert torch.equal(calls[block][2], importances[f"model.layers.{block}.mlp.down_proj"].outputs)
+        torch.testing.assert_close(dense.model.norm(targets), wanted[2], rtol=1e-4, atol=1e-4)
+    for block, found in enumerate((first_weights, weights)):
+        assert torch.equal(found, importances[f"model.layers.{block}.mlp.down_proj"].outputs)
 
 
 def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_provenance_and_progress(tmp_path: Path) -> None:
         seed=3,
         bpw=0.8,
         scale_dtype="bfloat16",
-        report=lambda part, text: seen.append((part, text)),
+        progress=lambda fraction, text: seen.append((fraction, text)),
     )
     settings = checkpoint.settings
     assert settings.target_bpw == 0.8
@@ -189,13 +189,12 @@ def test_bfloat16_products_give_a_model_as_good(tmp_path: Path) -> None:
 def test_the_source_model_is_unchanged(tmp_path: Path) -> None:
     with load_model(dense_folder(tmp_path / "m")) as source:
         before = {name: value.clone() for name, value in source.model.state_dict().items()}
-        pipeline.compress_source(
+        compress_source(
             source,
             tmp_path / "c",
             bpw=1.0,
             recipe=short_recipe(),
-            text=write_text(tmp_path).read_text(),
-            text_name="t",
+            calibration=write_text(tmp_path),
             device="cpu",
             compute_dtype="float32",
         )
@@ -208,31 +207,6 @@ def test_an_existing_checkpoint_is_replaced_only_when_asked(tmp_path: Path) -> N
     first = weights_file(tmp_path / "c")
     run(source, tmp_path / "c", calibration=text, seed=1, overwrite=True)
     assert weights_file(tmp_path / "c") != first
-
-
-def test_presets_are_accepted_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr(pipeline, "compress_source", lambda *a, **k: seen.update(k))
-    compress(dense_folder(tmp_path / "m"), tmp_path / "c", recipe="quick")
-    assert seen["recipe"] == PRESETS["quick"]
-    np.testing.assert_equal(seen["bpw"], 1.0)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("scale_dtype", "int8"), ("compute_dtype", "float16"), ("device", "tpu"), ("recipe", "best")]
-)
-def test_options_are_refused_before_any_work(tmp_path: Path, option: str, value: str) -> None:
-    steps: list[str] = []
-    with pytest.raises(NqEdgeError, match=value) as caught:
-        run(
-            dense_folder(tmp_path / "m"),
-            tmp_path / "c",
-            **{option: value},
-            report=lambda _part, text: steps.append(text),
-        )
-    assert caught.value.code == "NQ-OPTION"
-    assert set(steps) <= {"loading the model", "the weights are in memory"}
-    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("int8", {}), ("int4", ORACLE)], ids=["int8", "int4-untied"])
@@ -248,8 +222,8 @@ def test_embedding_and_head_in_few_bits(tmp_path: Path, kind: str, changes: dict
     assert (logits(model) - rebuilt).norm() < 1e-4 * rebuilt.norm()
 
 
-def test_an_unknown_table_format_is_refused_before_any_work(tmp_path: Path) -> None:
-    source = dense_folder(tmp_path / "m")
-    with pytest.raises(NqEdgeError, match="embedding must be fp16, int8 or int4, not 'int3'") as error:
-        run(source, tmp_path / "c", embedding="int3")
-    assert error.value.code == "NQ-OPTION" and not (tmp_path / "c").exists()
+def test_progress_has_a_former_name(tmp_path: Path) -> None:
+    seen: list[str] = []
+    with pytest.raises(NqEdgeError, match="does not exist"):
+        compress(tmp_path / "m", tmp_path / "c", report=lambda _fraction, text: seen.append(text))
+    assert seen == ["loading the model"]

@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nanoquant_edge.compression import compress, pipeline, preparation, sequence
+from nanoquant_edge.compression import compress
 from nanoquant_edge.compression.resume import RunState
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.checkpoint import Checkpoint
-from tests.compression.support import ORACLE, dense_folder, short_recipe, write_text
+from tests.compression.support import ORACLE, Killed, dense_folder, short_recipe, stop_at, write_text
 
 BLOCKS = 3
 
@@ -51,49 +51,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(tmp_path_factory.mktemp("resume"))
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, calls: int) -> None:
-    """The process ends at the call after so many of a function."""
-    original, seen = getattr(module, name), []
-
-    def counted(*arguments: Any, **keywords: Any) -> Any:
-        if len(seen) == calls:
-            raise Killed
-        seen.append(1)
-        return original(*arguments, **keywords)
-
-    monkeypatch.setattr(module, name, counted)
-
-
 @pytest.mark.parametrize(
-    ("module", "name", "calls", "files"),
-    [
-        (preparation, "collect_importances", 0, 0),
-        (sequence, "reconstruct_block", 2, 4),
-        (pipeline, "distill_scales", 0, 5),
-    ],
+    ("words", "files", "blocks"),
+    [("importances", 0, 0), ("block 3 of 3", 4, 2), ("distilling scales", 5, 3)],
 )
-def test_a_run_stopped_anywhere_ends_with_the_same_bytes(
-    run: Run, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, calls: int, files: int
-) -> None:
-    output = f"{name}{calls}"
-    with monkeypatch.context() as patched:
-        stop_after(patched, module, name, calls)
-        with pytest.raises(Killed):
-            run.compress(output)
+def test_a_run_stopped_anywhere_ends_with_the_same_bytes(run: Run, words: str, files: int, blocks: int) -> None:
+    output = words.replace(" ", "-")
+    with pytest.raises(Killed):
+        run.compress(output, progress=stop_at(words))
     assert not (run.folder / output).exists()
     assert len(list(run.state(output).glob("*"))) == files
-    tuned: list[int] = []
-    original = sequence.reconstruct_block
-    monkeypatch.setattr(sequence, "reconstruct_block", lambda *a, **k: tuned.append(1) or original(*a, **k))
     seen: list[str] = []
-    run.compress(output, resume=True, report=lambda _part, text: seen.append(text))
+    run.compress(output, resume=True, progress=lambda _fraction, text: seen.append(text))
     assert run.weights(output) == run.weights("whole")
-    assert len(tuned) == BLOCKS - max(0, files - 2)  # nothing is done twice
-    assert (files > 0) == any(f"{max(0, files - 2)} finished blocks" in text for text in seen)
+    # Nothing is done twice.
+    assert sum("from the interrupted run" in text for text in seen) == blocks
+    assert sum("q_proj" in text for text in seen) == BLOCKS - blocks
+    assert (files > 0) == any(f"{blocks} finished blocks" in text for text in seen)
     assert not run.state(output).exists()
 
 
@@ -132,10 +106,8 @@ def test_a_killed_process_goes_on(run: Run) -> None:
 @pytest.fixture(scope="module")
 def stopped(run: Run) -> Path:
     """The state after two blocks."""
-    with pytest.MonkeyPatch.context() as patched:
-        stop_after(patched, sequence, "reconstruct_block", 2)
-        with pytest.raises(Killed):
-            run.compress("stopped")
+    with pytest.raises(Killed):
+        run.compress("stopped", progress=stop_at("block 3 of 3"))
     return run.state("stopped")
 
 
@@ -217,4 +189,4 @@ def test_the_state_says_what_it_is(run: Run, interrupted: str) -> None:
     assert found["recipe"]["admm_steps"] == 8
     assert found["bpw"] == 2.0
     assert len(found["model"]) == 64
-    assert RunState(None, {}).describe() == "no state"
+    assert RunState().describe() == "no state"

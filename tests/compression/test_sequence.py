@@ -8,40 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanoquant_edge.compression.calibrate.importances import Importance
-from nanoquant_edge.compression.resume import RunState
 from nanoquant_edge.compression.sequence import reconstruct_blocks
 from nanoquant_edge.models.loading import load_model
-from tests.compression.support import family_folder, short_recipe, teacher_of
+from tests.compression.support import even_importances, family_folder, short_run, teacher_of
 from tests.families import FAMILY_CONFIGS
-
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", [*FAMILY_CONFIGS])
 def test_the_states_are_what_the_dense_head_is_given(tmp_path: Path, name: str) -> None:
     ids = torch.randint(3, 320, (3, 24), generator=torch.Generator().manual_seed(1))
-    recipe = short_recipe(admm_steps=1, fp_epochs=0, ste_epochs=0, kd_epochs=0)
+    shortest = {"admm_steps": 1, "fp_epochs": 0, "ste_epochs": 0, "kd_epochs": 0}
     with load_model(family_folder(tmp_path / "m", name)) as source:
         model = source.model.requires_grad_(False)
         layers = {n: model.get_submodule(n) for n in source.family.layer_names(source.decoder.num_layers)}
-        importances = {
-            n: Importance(torch.ones(layer.in_features), torch.ones(layer.out_features)) for n, layer in layers.items()
-        }
+        importances, ranks = even_importances(layers), dict.fromkeys(layers, 32)
         found = {}
         for dtype in (torch.float32, torch.bfloat16):
-            found[dtype] = reconstruct_blocks(
-                source,
-                ids,
-                importances,
-                dict.fromkeys(layers, 32),
-                recipe,
-                0,
-                CPU,
-                dtype,
-                RunState(None, {}),
-                lambda _part, _text: None,
-            ).states
+            found[dtype] = reconstruct_blocks(source, ids, importances, ranks, short_run(dtype, **shortest)).states
             assert found[dtype].dtype == dtype
         wanted = teacher_of(model, ids)
         # Windows go through a block together here and through the model one by one: float32 rounding.

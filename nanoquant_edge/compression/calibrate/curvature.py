@@ -14,7 +14,6 @@ loses the massive activations of first tokens, whose gradients are small (docs/n
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,27 +24,28 @@ from torch import Tensor, nn
 from ...errors import NqEdgeError
 from ..execution.hooks import watched
 from ..execution.parallel import free_host_memory, team
+from ..run import Run
 from .gradients import gradient_pass
 from .importances import GRADIENT_UNIT, Importance
 
-__all__ = ["bytes_needed", "input_factors", "no_room", "shrunk", "with_curvature"]
+__all__ = ["CurvatureFit", "bytes_needed", "input_factors", "no_room", "shrunk", "with_curvature"]
 
 #: Alternating passes and shrinkage toward the identity (docs/METHOD.md, section 10).
 _PASSES, _SHRINK = 3, 0.2
 
 
-def shrunk(total: Tensor, what: str) -> Tensor:
+def shrunk(total: Tensor, layer: str) -> Tensor:
     """A sum of outer products as a factor: mean diagonal 1, a fifth of it the identity; the identity from zeros.
 
     Raises:
-        NqEdgeError: NQ-NUMERIC, naming `what`, when an entry is not finite.
+        NqEdgeError: NQ-NUMERIC, naming the layer, when an entry is not finite.
     """
     mean = float(total.diagonal().mean())
     if not bool(torch.isfinite(total).all()):
-        raise NqEdgeError("NQ-NUMERIC", f"the curvature of {what} holds NaN or infinity.")
-    found = torch.eye(total.shape[0], device=total.device)
+        raise NqEdgeError("NQ-NUMERIC", f"the curvature of {layer} holds NaN or infinity.")
+    identity = torch.eye(total.shape[0], device=total.device)
     # A layer that never saw a gradient counts every channel equally (docs/METHOD.md, section 4).
-    return found if mean <= 0 else found.mul_(_SHRINK).add_(0.5 * (total + total.T), alpha=(1 - _SHRINK) / mean)
+    return identity if mean <= 0 else identity.mul_(_SHRINK).add_(0.5 * (total + total.T), alpha=(1 - _SHRINK) / mean)
 
 
 def _weigh(z: Tensor, inverse: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def _weigh(z: Tensor, inverse: Tensor) -> Tensor:
     return ((z * inverse) if inverse.ndim == 1 else z @ inverse).mul(z).mean(1)
 
 
-class _Fit:
+class CurvatureFit:
     """Both factors of one layer while they are fitted: two sums and two inverses, float32 on the device."""
 
     def __init__(self, name: str, layer: nn.Linear, importance: Importance, device: torch.device) -> None:
@@ -82,9 +82,9 @@ class _Fit:
             team().add([self.outputs, self.inputs])
         if last:
             return
-        for place, total in enumerate((self.outputs, self.inputs)):
+        for side, total in enumerate((self.outputs, self.inputs)):
             factor = torch.linalg.cholesky(shrunk(total, self.name))
-            self.inverses[place] = torch.cholesky_inverse(factor)
+            self.inverses[side] = torch.cholesky_inverse(factor)
             total.zero_()
 
     def finish(self) -> Tensor:
@@ -105,27 +105,33 @@ def bytes_needed(linears: dict[str, nn.Linear]) -> tuple[list[int], int]:
     return [8 * (m * m + n * n) for m, n in sizes], sum(4 * m * m for m, _ in sizes)
 
 
-def _room(kept: int, device: torch.device) -> tuple[int, int]:
-    """Bytes that may be taken on the device and on the host: two thirds of what is free; `kept` shares a CPU's."""
-    host = 2 * free_host_memory() // 3
-    return (2 * torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else host - kept), host
+def _allowance(kept_bytes: int, device: torch.device, free_memory: int) -> tuple[int, int]:
+    """Bytes that may be taken on the device and on the host: two thirds of what is free, less what a CPU keeps."""
+    host = 2 * free_memory // 3
+    return (2 * torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else host - kept_bytes), host
 
 
-def no_room(linears: dict[str, nn.Linear], device: torch.device) -> str:
-    """Why a model's factors cannot be held, even one layer after the other; empty where they can."""
-    fitting, kept = bytes_needed(linears)
-    on_device, on_host = _room(kept, device)
-    if kept > on_host:
-        return f"curvature keeps {kept / 1e9:.1f} GB on the host, where {on_host / 1e9:.1f} GB may be taken"
+def no_room(linears: dict[str, nn.Linear], device: torch.device, free_memory: int | None = None) -> str:
+    """Why a model's factors cannot be held, even one layer after the other; empty where they can.
+
+    Args:
+        linears: name -> layer.
+        device: where they are fitted.
+        free_memory: bytes of this host's memory that may be counted on; None asks the system.
+    """
+    fitting, kept_bytes = bytes_needed(linears)
+    on_device, on_host = _allowance(kept_bytes, device, free_host_memory() if free_memory is None else free_memory)
+    if kept_bytes > on_host:
+        return f"curvature keeps {kept_bytes / 1e9:.1f} GB on the host, where {on_host / 1e9:.1f} GB may be taken"
     if max(fitting) > on_device:
         return f"curvature needs {max(fitting) / 1e9:.1f} GB on {device}, where {on_device / 1e9:.1f} GB may be taken"
     return ""
 
 
-def _groups(linears: dict[str, nn.Linear], device: torch.device) -> list[dict[str, nn.Linear]]:
+def _groups(linears: dict[str, nn.Linear], device: torch.device, free_memory: int) -> list[dict[str, nn.Linear]]:
     """Layers that are fitted together: as many as there is room for, in order."""
-    fitting, kept = bytes_needed(linears)
-    room = torch.tensor([_room(kept, device)[0]], device=device)
+    fitting, kept_bytes = bytes_needed(linears)
+    room = torch.tensor([_allowance(kept_bytes, device, free_memory)[0]], device=device)
     team().take_first([room])  # all processes make the same groups
     groups: list[dict[str, nn.Linear]] = [{}]
     taken = 0
@@ -141,8 +147,9 @@ def with_curvature(
     linears: dict[str, nn.Linear],
     windows: Tensor,
     importances: dict[str, Importance],
-    report: Callable[[float], None] = lambda _fraction: None,
-    dtype: torch.dtype = torch.float32,
+    run: Run,
+    *,
+    free_memory: int | None = None,
 ) -> dict[str, Importance]:
     """The importances with the layers' curvature, from three passes of the dense model for each group of layers.
 
@@ -153,57 +160,47 @@ def with_curvature(
         linears: name -> layer.
         windows: int64 (windows, length).
         importances: name -> diagonal importances, where the fit starts.
-        report: called with the fraction done.
-        dtype: compute type of the passes; the factors are float32.
+        run: its compute type is that of the passes; the factors are float32.
+        free_memory: bytes of this host's memory that may be counted on; None asks the system.
 
     Raises:
         NqEdgeError: NQ-NUMERIC where a loss or a factor is not finite.
     """
     device = model.get_output_embeddings().weight.device
-    groups = _groups(linears, device)
+    groups = _groups(linears, device, free_host_memory() if free_memory is None else free_memory)
     found: dict[str, Importance] = {}
-    for place, group in enumerate(groups):
-        report_pass = functools.partial(_report_pass, report, place * _PASSES, len(groups) * _PASSES)
-        for name, factor in _fitted(model, group, windows, importances, report_pass, dtype).items():
+    for number, group in enumerate(groups):
+        part = run.part(number / len(groups), (number + 1) / len(groups))
+        for name, factor in _fitted(model, group, windows, importances, part).items():
             found[name] = replace(importances[name], curvature=factor)
     return found
 
 
-def _report_pass(report: Callable[[float], None], before: int, passes: int, number: int, part: float) -> None:
-    """Report the fraction of all passes that is done, in pass `number` after those `before`."""
-    report((before + number + part) / passes)
-
-
 def _fitted(
-    model: Any,
-    linears: dict[str, nn.Linear],
-    windows: Tensor,
-    importances: dict[str, Importance],
-    report_pass: Callable[[int, float], None],
-    dtype: torch.dtype,
+    model: Any, linears: dict[str, nn.Linear], windows: Tensor, importances: dict[str, Importance], run: Run
 ) -> dict[str, Tensor]:
     """L of one group of layers, on the CPU."""
     device = model.get_output_embeddings().weight.device
-    fits = {name: _Fit(name, layer, importances[name], device) for name, layer in linears.items()}
+    fits = {name: CurvatureFit(name, layer, importances[name], device) for name, layer in linears.items()}
     split = team().splits(len(windows))
     with watched(linears, lambda name: fits[name].watch):
         for index in range(_PASSES):
-            gradient_pass(model, windows, functools.partial(report_pass, index), dtype)
+            gradient_pass(model, windows, run.part(index / _PASSES, (index + 1) / _PASSES))
             for fit in fits.values():
-                fit.close_pass(index + 1 == _PASSES, split)
+                fit.close_pass(last=index + 1 == _PASSES, split=split)
     # Each layer's sums are let go as soon as they are used.
     return {name: fits.pop(name).finish() for name in linears}
 
 
 @torch.no_grad()
 def input_factors(
-    linears: dict[str, nn.Linear], run: Callable[[Tensor], Tensor], stream: Tensor, at_once: int = 1
+    linears: dict[str, nn.Linear], forward: Callable[[Tensor], Tensor], stream: Tensor, at_once: int = 1
 ) -> dict[str, Tensor]:
     """R of a block's layers on the compressed stream; layers with one input, such as q, k and v, share one.
 
     Args:
-        linears: name -> layer in the block that `run` calls.
-        run: one forward pass over (windows, length, hidden).
+        linears: name -> layer in the block that `forward` calls.
+        forward: one forward pass over (windows, length, hidden).
         stream: (windows, length, hidden).
         at_once: windows that go through together.
 
@@ -232,6 +229,6 @@ def input_factors(
 
     with watched(linears, watch, before=True):
         for part in stream.split(at_once):
-            run(part)
+            forward(part)
     found = {name: shrunk(total, name) for name, total in totals.items()}
     return {name: found[owners[name]] for name in linears}

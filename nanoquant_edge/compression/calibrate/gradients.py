@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from ...errors import NqEdgeError
 from ..execution.parallel import team
 from ..execution.precision import compute_in
 from ..execution.vocabulary import Head, cross_entropy
+from ..run import Run
 
 __all__ = ["affordable_windows", "gradient_pass", "refuse_bad_losses"]
 
@@ -27,8 +27,8 @@ def refuse_bad_losses(losses: list[Tensor], at_once: int = 1) -> None:
     """Raises NQ-NUMERIC, naming the first of `at_once` windows, when a loss of the dense model is not finite."""
     for index, loss in enumerate(torch.stack(losses).tolist()):
         if not math.isfinite(loss):
-            where = f"window {index * at_once}" + (f" or the {at_once - 1} after it" if at_once > 1 else "")
-            raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on {where} is {loss}.")
+            seen = f"window {index * at_once}" + (f" or the {at_once - 1} after it" if at_once > 1 else "")
+            raise NqEdgeError("NQ-NUMERIC", f"the dense model's loss on {seen} is {loss}.")
 
 
 def affordable_windows(model: Any, length: int, device: torch.device) -> int:
@@ -41,13 +41,7 @@ def affordable_windows(model: Any, length: int, device: torch.device) -> int:
     return max(1, min(_MOST_AT_ONCE, torch.cuda.mem_get_info(device)[0] // (4 * window)))
 
 
-def gradient_pass(
-    model: Any,
-    windows: Tensor,
-    report: Callable[[float], None] = lambda _fraction: None,
-    dtype: torch.dtype = torch.float32,
-    at_once: int | None = None,
-) -> None:
+def gradient_pass(model: Any, windows: Tensor, run: Run, at_once: int | None = None) -> None:
     """A forward and a backward pass of the dense model over this process's share of the windows, for hooks to watch.
 
     Each window's loss is its own mean, whatever goes through beside it. Holds the activations of the windows that go
@@ -56,8 +50,7 @@ def gradient_pass(
     Args:
         model: transformers causal language model.
         windows: int64 (windows, length).
-        report: called with the fraction done.
-        dtype: compute type of both passes.
+        run: its compute type is that of both passes.
         at_once: windows that go through together; None asks a GPU's free memory. A small model's pass is a matter of
             launches, which take as long for eight windows as for one.
 
@@ -65,23 +58,23 @@ def gradient_pass(
         NqEdgeError: NQ-NUMERIC when the loss of a window is not finite.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    head = Head.of(model, dtype)
+    head = Head.of(model, run.dtype)
     device = head.weight.device
     at_once = at_once or affordable_windows(model, windows.shape[1], device)
     losses: list[Tensor] = []
     seen = 0
     try:
         model.requires_grad_(False)
-        part = team().share(windows)
-        for ids in part.to(device).split(at_once):
+        share = team().share(windows)
+        for ids in share.to(device).split(at_once):
             embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
-            with compute_in(dtype, device):
+            with compute_in(run.dtype, device):
                 hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-            losses.append(cross_entropy(hidden[:, :-1].to(dtype), head, ids[:, 1:], backward=True))
+            losses.append(cross_entropy(hidden[:, :-1].to(run.dtype), head, ids[:, 1:], backward=True))
             seen += len(ids)
-            if len(losses) % _LOOK_EVERY == 0 or seen == len(part):
+            if len(losses) % _LOOK_EVERY == 0 or seen == len(share):
                 refuse_bad_losses(losses, at_once)
-            report(seen / len(part))
+            run.progress(seen / len(share))
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..execution.hooks import watched
-from ..execution.parallel import team
+from ..execution.parallel import Team, team
+from ..run import Run
 from .gradients import gradient_pass
 
 __all__ = [
@@ -68,20 +69,20 @@ class Moment:
         clips = norms.topk(count, dim=1).values[:, -1].cummax(0).values
         if self.clip is not None:
             clips = torch.maximum(clips, self.clip)
-        kept = (clips[:, None] / (norms + 1e-8)).clamp_max(1.0)
-        moments = (z * kept[:, :, None]).square().mean(1)
+        shrinkage = (clips[:, None] / (norms + 1e-8)).clamp_max(1.0)
+        moments = (z * shrinkage[:, :, None]).square().mean(1)
         # What was clipped at an old level is rescaled as if it had been clipped at the new one.
         total = (moments * _grown(clips, clips[-1])[:, None]).sum(0)
         if self.total is not None and self.clip is not None:
             total += self.total * _grown(self.clip, clips[-1])
         self.total, self.clip = total, clips[-1]
 
-    def combine(self) -> None:
+    def combine(self, processes: Team) -> None:
         """Join what several processes saw of the same stream, each rescaled to the largest clip of all."""
-        if team().size > 1 and self.total is not None and self.clip is not None:
-            clip = team().largest(self.clip)
+        if processes.size > 1 and self.total is not None and self.clip is not None:
+            clip = processes.largest(self.clip)
             self.total = self.total * _grown(self.clip, clip)
-            team().add([self.total])
+            processes.add([self.total])
             self.clip = clip
 
     def shrunk(self, windows: int, channels: int, gamma: float, unit: float = _INPUT_UNIT) -> Tensor:
@@ -97,13 +98,13 @@ def _grown(old: Tensor, new: Tensor) -> Tensor:
 
 
 def input_moments(
-    linears: dict[str, nn.Linear], run: Callable[[Tensor], Tensor], stream: Tensor, at_once: int = 1
+    linears: dict[str, nn.Linear], forward: Callable[[Tensor], Tensor], stream: Tensor, at_once: int = 1
 ) -> dict[str, Moment]:
     """Clipped second moments of the inputs of a block's linears on a stream.
 
     Args:
-        linears: name -> layer in the block that `run` calls.
-        run: one forward pass over (windows, length, hidden).
+        linears: name -> layer in the block that `forward` calls.
+        forward: one forward pass over (windows, length, hidden).
         stream: (windows, length, hidden).
         at_once: windows that go through together.
     """
@@ -115,7 +116,7 @@ def input_moments(
 
     with torch.no_grad(), watched(linears, watch, before=True):
         for part in stream.split(at_once):
-            run(part)
+            forward(part)
     return moments
 
 
@@ -128,10 +129,9 @@ def collect_importances(
     model: Any,
     linears: dict[str, nn.Linear],
     windows: Tensor,
-    gamma: float,
-    report: Callable[[float], None] = lambda _fraction: None,
-    dtype: torch.dtype = torch.float32,
-    run: Callable[..., None] | None = None,
+    run: Run,
+    *,
+    passes: Callable[[Tensor, Run], None] | None = None,
 ) -> dict[str, Importance]:
     """One forward and backward pass of the dense model over the calibration windows.
 
@@ -139,10 +139,8 @@ def collect_importances(
         model: transformers causal language model.
         linears: name -> layer, the layers to observe.
         windows: int64 (windows, length).
-        gamma: shrinkage.
-        report: called with the fraction done.
-        dtype: compute type of the two passes; the statistics are float32.
-        run: both passes, called with windows, report and dtype; None is `gradient_pass` of the model.
+        run: with its recipe's shrinkage, and the compute type of the two passes; the statistics are float32.
+        passes: both passes over the windows; None is `gradient_pass` of the model.
 
     Raises:
         NqEdgeError: NQ-NUMERIC when the loss of a window is not finite.
@@ -162,12 +160,12 @@ def collect_importances(
         return hook
 
     with watched(linears, watch):
-        gradient_pass(model, windows, report, dtype) if run is None else run(windows, report, dtype)
-    found = {}
+        gradient_pass(model, windows, run) if passes is None else passes(windows, run)
+    gamma, found = run.recipe.gamma, {}
     for name, layer in linears.items():
         if team().splits(len(windows)):
-            inputs[name].combine()
-            outputs[name].combine()
+            inputs[name].combine(team())
+            outputs[name].combine(team())
         found[name] = Importance(
             inputs[name].shrunk(len(windows), layer.in_features, gamma),
             outputs[name].shrunk(len(windows), layer.out_features, gamma, 1 / GRADIENT_UNIT),

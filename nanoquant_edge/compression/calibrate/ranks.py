@@ -9,50 +9,46 @@ from collections.abc import Mapping
 
 from ...models.rates import layer_bits, rank_for_rate
 
-__all__ = ["allocate_ranks", "layer_bits", "rank_for_rate"]
+__all__ = ["allocate_ranks"]
 
 _WORD = 32
 #: Up to this rate ranks stay within min(m, n), as in `rank_for_rate`.
 _CAPPED_UP_TO = 1.25
-#: Multipliers of the bits by kind of layer (docs/METHOD.md, section 11).
-_KINDS = {"q_proj": 0.85, "k_proj": 0.9, "v_proj": 1.1, "up_proj": 1.05, "down_proj": 1.15, "fc2": 1.15}
 
 
 def allocate_ranks(
     shapes: Mapping[str, tuple[int, int]],
     blocks: Mapping[str, int],
+    *,
     bpw: float,
     depth: float = 0.0,
-    kinds: bool = False,
     shares: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
     """Ranks of all layers of a model.
 
-    With depth 0, no kinds and no shares every layer has `rank_for_rate`. Otherwise each layer's part of the bits is
-    multiplied by exp(depth (b / (B - 1) - 1/2)), its kind's factor and its share (docs/METHOD.md, section 11), in whole
-    words of rank, and the total is no more than that of the equal rates.
+    With depth 0 and no shares every layer has `rank_for_rate`. Otherwise each layer's part of the bits is multiplied by
+    exp(depth (b / (B - 1) - 1/2)) and its share (docs/METHOD.md, section 11), in whole words of rank, and the total is
+    no more than that of the equal rates.
 
     Args:
         shapes: layer name -> (out_features, in_features).
         blocks: layer name -> number of its block.
         bpw: target rate.
         depth: exponent of the growth from the first to the last block.
-        kinds: shift bits between kinds of layers.
         shares: layer name -> a further factor, from measured sensitivities.
 
     Raises:
         NqEdgeError: NQ-OPTION when the rate is not between 0.05 and 8.
     """
     even = {name: rank_for_rate(m, n, bpw) for name, (m, n) in shapes.items()}
-    if depth == 0 and not kinds and shares is None:
+    if depth == 0 and shares is None:
         return even
     last = max(blocks.values(), default=0) or 1
     ceiling = {name: min(m, n) if bpw <= _CAPPED_UP_TO else math.inf for name, (m, n) in shapes.items()}
     wanted = {}
     for name, rank in even.items():
-        kind = _KINDS.get(name.rpartition(".")[2], 1.0) if kinds else 1.0
         share = 1.0 if shares is None else shares[name]
-        wanted[name] = rank * kind * share * math.exp(depth * (blocks[name] / last - 0.5))
+        wanted[name] = rank * share * math.exp(depth * (blocks[name] / last - 0.5))
     size = {name: m + n for name, (m, n) in shapes.items()}
     scale = sum(even[name] * size[name] for name in even) / sum(wanted[name] * size[name] for name in even)
     wanted = {name: min(value * scale, ceiling[name]) for name, value in wanted.items()}

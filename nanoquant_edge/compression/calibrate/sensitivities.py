@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a layer's bits are worth: LB-ADMM at three ranks, a power law, equal loss per bit (docs/METHOD.md, section 11).
+"""How much error a layer's bits save: LB-ADMM at three ranks, then a power law (docs/METHOD.md, section 11).
 
 The squared importance-weighted error || D_out (W - W^) D_in ||_F^2, with importances that are no multiples of their
 layer's mean, is the diagonal-Fisher estimate of the loss that a factorization adds, up to one factor for the whole
@@ -9,15 +9,17 @@ model. So errors of different layers can be weighed against each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..execution.parallel import team
-from ..factorize.lb_admm import AdmmSettings, factorize
+from ..factorize.lb_admm import factorize
+from ..factorize.problem import KeptProblems
+from ..factorize.settings import AdmmSettings
+from ..run import Run
 from .importances import Importance
 
 __all__ = ["POINTS", "PowerLaw", "fit_power_law", "measured_errors", "rank_shares", "ranks_to_measure"]
@@ -70,13 +72,7 @@ def fit_power_law(ranks: tuple[int, ...], errors: list[float]) -> PowerLaw:
 
 @torch.no_grad()
 def measured_errors(
-    linears: Mapping[str, nn.Linear],
-    importances: Mapping[str, Importance],
-    even: Mapping[str, int],
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    report: Callable[[float], None] = lambda _fraction: None,
+    linears: Mapping[str, nn.Linear], importances: Mapping[str, Importance], even: Mapping[str, int], run: Run
 ) -> Tensor:
     """Squared weighted errors of all layers at three ranks each; the processes of a team share the layers.
 
@@ -84,10 +80,8 @@ def measured_errors(
         linears: name -> dense layer, in processing order.
         importances: name -> importances, all in the same unit.
         even: name -> rank at equal rates.
-        device: where to run; a weight is there only while its layer is measured, if it lies elsewhere.
-        dtype: compute type of the products.
-        seed: of the Gaussian starts.
-        report: called with the fraction done.
+        run: where to compute, in which type, and the seed of the Gaussian starts. A weight that lies elsewhere is on
+            the device only while its layer is measured.
 
     Returns:
         float64 (layers, 3) on the CPU, the same in all processes.
@@ -95,24 +89,25 @@ def measured_errors(
     Raises:
         NqEdgeError: NQ-NUMERIC when a weight or an importance is not finite.
     """
-    settings = AdmmSettings(steps=_STEPS, svid_steps=_SVID_STEPS, dtype=dtype, unit_size=True)
-    found = torch.zeros(len(linears), len(POINTS), dtype=torch.float64)
-    here = list(enumerate(linears))[team().rank :: team().size]
-    problems: dict[Any, Any] = {}
-    for place, (row, name) in enumerate(here):
-        weight = linears[name].weight.to(device)
-        inputs, outputs = (part.to(device) for part in (importances[name].inputs, importances[name].outputs))
-        whole = float((weight.float().square() @ inputs.float()).double() @ outputs.double())
+    settings = AdmmSettings(steps=_STEPS, svid_steps=_SVID_STEPS, dtype=run.dtype, unit_size=True)
+    errors = torch.zeros(len(linears), len(POINTS), dtype=torch.float64)
+    share = list(enumerate(linears))[team().rank :: team().size]
+    problems = KeptProblems()
+    for done, (row, name) in enumerate(share):
+        weight = linears[name].weight.to(run.device)
+        inputs, outputs = (part.to(run.device) for part in (importances[name].inputs, importances[name].outputs))
+        size = float((weight.float().square() @ inputs.float()).double() @ outputs.double())
         kept = problems if weight.numel() <= _KEEP_UP_TO else None
         for column, rank in enumerate(ranks_to_measure(even[name])):
-            error = factorize(weight, inputs, outputs, rank, settings, seed, kept).error
-            found[row, column] = error**2 * whole
-        report((place + 1) / len(here))
-    for problem in problems.values():
-        problem.close()
-    together = found.to(device)  # a GPU's messages are a GPU's tensors
-    team().add([together])
-    return together.cpu()
+            factors = factorize(
+                weight, rank, inputs=inputs, outputs=outputs, settings=settings, seed=run.seed, kept=kept
+            )
+            errors[row, column] = factors.error**2 * size
+        run.progress((done + 1) / len(share))
+    problems.close()
+    shared = errors.to(run.device)  # a GPU's messages are a GPU's tensors
+    team().add([shared])
+    return shared.cpu()
 
 
 def rank_shares(

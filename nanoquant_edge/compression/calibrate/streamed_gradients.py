@@ -19,9 +19,10 @@ from ..execution.block_call import BlockCall, first_inputs, recorded_arguments
 from ..execution.parallel import free_host_memory, team
 from ..execution.precision import compute_in
 from ..execution.vocabulary import Head, cross_entropy
+from ..run import Run
 from .gradients import refuse_bad_losses
 
-__all__ = ["KEPT_STREAMS", "gradient_pass_by_blocks", "resident_limit"]
+__all__ = ["KEPT_STREAMS", "InputStreams", "gradient_pass_by_blocks", "resident_limit", "streams_device"]
 
 #: Block inputs that are kept at one time. Each of 80 blocks is then run 2.8 times before its turn, each of 24 twice.
 KEPT_STREAMS = 8
@@ -35,7 +36,7 @@ def resident_limit(device: torch.device) -> int:
     return min(free) // 2
 
 
-class _Inputs:
+class InputStreams:
     """The input streams of all blocks, asked for from the last to the first.
 
     Args:
@@ -45,29 +46,34 @@ class _Inputs:
     """
 
     def __init__(self, first: Tensor, forward: Callable[[int, Tensor], Tensor], limit: int) -> None:
-        self._kept, self._forward, self._limit = {0: first}, forward, limit
+        self._streams, self._forward, self._limit = {0: first}, forward, limit
+
+    @property
+    def held(self) -> int:
+        """Number of streams that are kept now."""
+        return len(self._streams)
 
     def of(self, goal: int) -> Tensor:
         """The input of block `goal`, which is not asked for again; nor is one behind it."""
-        self._kept = {place: stream for place, stream in self._kept.items() if place <= goal}
-        if goal in self._kept:
-            return self._kept.pop(goal)
-        at = max(self._kept)
-        stream = self._kept[at]
-        while at < goal:
-            spare = self._limit - len(self._kept)
+        self._streams = {block: stream for block, stream in self._streams.items() if block <= goal}
+        if goal in self._streams:
+            return self._streams.pop(goal)
+        block = max(self._streams)
+        stream = self._streams[block]
+        while block < goal:
+            spare = self._limit - len(self._streams)
             # Every one where there is room for all, else the middle of what is left.
-            step = 1 if goal - at <= spare else (goal - at + 1) // 2 if spare > 0 else goal - at
+            step = 1 if goal - block <= spare else (goal - block + 1) // 2 if spare > 0 else goal - block
             for _ in range(step):
-                stream = self._forward(at, stream)
-                at += 1
-            if spare > 0 and at < goal:
-                self._kept[at] = stream
+                stream = self._forward(block, stream)
+                block += 1
+            if spare > 0 and block < goal:
+                self._streams[block] = stream
         return stream
 
 
-def _home(size: int, device: torch.device) -> torch.device:
-    """Where streams of `size` bytes each are kept."""
+def streams_device(size: int, device: torch.device) -> torch.device:
+    """The device that keeps streams of `size` bytes each."""
     if device.type == "cuda" and 4 * (KEPT_STREAMS + 3) * size > 3 * torch.cuda.mem_get_info(device)[0]:
         return torch.device("cpu")
     return device
@@ -84,12 +90,7 @@ def _window(stream: Tensor, index: int, device: torch.device) -> Tensor:
     return stream[index : index + 1].to(device, copy=True)
 
 
-def gradient_pass_by_blocks(
-    source: SourceModel,
-    windows: Tensor,
-    report: Callable[[float], None] = lambda _fraction: None,
-    dtype: torch.dtype = torch.float32,
-) -> None:
+def gradient_pass_by_blocks(source: SourceModel, windows: Tensor, run: Run) -> None:
     """What `gradients.gradient_pass` does, for hooks to watch, with one block's weights in memory.
 
     Hooks see the layers of a block in passes without gradients as well; those are not to be counted. Holds a block,
@@ -99,41 +100,40 @@ def gradient_pass_by_blocks(
     Args:
         source: the dense model, on its device.
         windows: int64 (windows, length).
-        report: called with the fraction done.
-        dtype: compute type of the passes.
+        run: its compute type is that of the passes.
 
     Raises:
         NqEdgeError: NQ-NUMERIC when the loss of a window is not finite.
     """
-    model, family = source.model, source.family
+    model, family, dtype = source.model, source.family, run.dtype
     blocks = model.get_submodule(family.blocks)
     head = Head.of(model, dtype)
     device, count = head.weight.device, len(blocks)
-    part = team().share(windows).to(device)
-    calls = [BlockCall(keywords, device, dtype) for keywords in recorded_arguments(model, blocks, part[:1])]
+    share = team().share(windows).to(device)
+    calls = [BlockCall(keywords, device, dtype) for keywords in recorded_arguments(model, blocks, share[:1])]
 
     def forward(index: int, stream: Tensor) -> Tensor:
         with source.opened(f"{family.blocks}.{index}") as block:
             return calls[index].over(block, stream, 1)
 
-    home = _home(part.numel() * head.weight.shape[1] * 4, device)
-    first = torch.cat([first_inputs(model, blocks, ids).to(home, torch.float32) for ids in part.split(1)])
-    inputs = _Inputs(first, forward, KEPT_STREAMS)
+    kept_on = streams_device(share.numel() * head.weight.shape[1] * 4, device)
+    first = torch.cat([first_inputs(model, blocks, ids).to(kept_on, torch.float32) for ids in share.split(1)])
+    inputs = InputStreams(first, forward, KEPT_STREAMS)
     del first
     gradient = inputs.of(count)  # what leaves the last block; replaced by its gradient window by window
     norm, losses = model.get_submodule(family.final_norm), []
-    for index, ids in enumerate(part):
-        x = _window(gradient, index, device).requires_grad_(True)
+    for window, ids in enumerate(share):
+        x = _window(gradient, window, device).requires_grad_(True)
         with compute_in(dtype, device):
             hidden = norm(x)
         losses.append(cross_entropy(hidden[:, :-1].to(dtype), head, ids[None, 1:], backward=True))
-        gradient[index] = _input_gradient(x)
+        gradient[window] = _input_gradient(x)
     refuse_bad_losses(losses)
-    for place in reversed(range(count)):
-        stream = inputs.of(place)
-        with source.opened(f"{family.blocks}.{place}") as block:
-            for index in range(len(part)):
-                x = _window(stream, index, device).requires_grad_(True)
-                calls[place](block, x).backward(_window(gradient, index, device))
-                gradient[index] = _input_gradient(x)
-        report((count - place) / count)
+    for index in reversed(range(count)):
+        stream = inputs.of(index)
+        with source.opened(f"{family.blocks}.{index}") as block:
+            for window in range(len(share)):
+                x = _window(stream, window, device).requires_grad_(True)
+                calls[index](block, x).backward(_window(gradient, window, device))
+                gradient[window] = _input_gradient(x)
+        run.progress((count - index) / count)

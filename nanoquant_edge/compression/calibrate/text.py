@@ -26,7 +26,9 @@ def read_text(path: str | Path) -> str:
     return read_corpus(path, "NQ-CALIBRATION", _MAX_TEXT_BYTES)
 
 
-def text_windows(tokenizer: Any, text: str, windows: int, length: int, seed: int, choice: str = "distinct") -> Tensor:
+def text_windows(
+    tokenizer: Any, text: str, *, windows: int, length: int, seed: int, choice: str = "distinct"
+) -> Tensor:
     """Windows of a text, tokenized once.
 
     Where the tokenizer puts a start token before a text, every window begins with it, as every prompt does: Gemma
@@ -36,9 +38,9 @@ def text_windows(tokenizer: Any, text: str, windows: int, length: int, seed: int
     Args:
         tokenizer: a transformers tokenizer.
         text: rows joined already.
-        windows: how many.
+        windows: number of windows.
         length: tokens a window, the start token included.
-        seed: of the draw.
+        seed: random seed for the places in the text.
         choice: "distinct": on a grid without overlap where the text is long enough, otherwise at distinct random
             offsets. "spread": evenly spaced on that grid. "random": as the official loader, at random offsets, of
             which as many are then drawn with replacement, which repeats 39 % of them.
@@ -51,11 +53,11 @@ def text_windows(tokenizer: Any, text: str, windows: int, length: int, seed: int
             length x windows.
     """
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
-    front = ids[:1] if len(ids) and int(ids[0]) == getattr(tokenizer, "bos_token_id", None) else ids[:0]
-    ids, length = ids[len(front) :], length - len(front)
+    start_token = ids[:1] if len(ids) and int(ids[0]) == getattr(tokenizer, "bos_token_id", None) else ids[:0]
+    ids, length = ids[len(start_token) :], length - len(start_token)
     offsets_possible = len(ids) - length + 1
-    whole = len(ids) // length
-    if offsets_possible < windows or (choice == "spread" and whole < windows):
+    without_overlap = len(ids) // length
+    if offsets_possible < windows or (choice == "spread" and without_overlap < windows):
         least = length * windows if choice == "spread" else length + windows - 1
         raise NqEdgeError(
             "NQ-CALIBRATION",
@@ -66,17 +68,24 @@ def text_windows(tokenizer: Any, text: str, windows: int, length: int, seed: int
         drawn = torch.randint(offsets_possible, (windows,), generator=generator)
         starts = drawn[torch.randint(windows, (windows,), generator=generator)]
     elif choice == "spread":
-        starts = torch.linspace(0, whole - 1, windows, dtype=torch.float64).long() * length
-    elif whole >= windows:
-        starts = torch.randperm(whole, generator=generator)[:windows] * length
+        starts = torch.linspace(0, without_overlap - 1, windows, dtype=torch.float64).long() * length
+    elif without_overlap >= windows:
+        starts = torch.randperm(without_overlap, generator=generator)[:windows] * length
     else:
         starts = torch.randperm(offsets_possible, generator=generator)[:windows]
-    return torch.stack([torch.cat([front, ids[start : start + length]]) for start in starts.tolist()])
+    return torch.stack([torch.cat([start_token, ids[start : start + length]]) for start in starts.tolist()])
 
 
 @torch.no_grad()
-def sampled_windows(model: Any, windows: int, length: int, seed: int, start_id: int) -> Tensor:
+def sampled_windows(model: Any, windows: int, length: int, *, seed: int, start_id: int) -> Tensor:
     """Windows that the model writes itself at temperature 1, for when no text is at hand.
+
+    Args:
+        model: transformers causal language model.
+        windows: number of windows.
+        length: tokens a window.
+        seed: random seed for the tokens.
+        start_id: first token of every window.
 
     Returns:
         int64 (windows, length), each starting with `start_id`.

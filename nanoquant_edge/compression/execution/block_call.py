@@ -29,12 +29,18 @@ class BlockCall:
         return (output[0] if isinstance(output, tuple) else output).float()
 
     @torch.no_grad()
-    def over(self, block: nn.Module, stream: Tensor, batch: int) -> Tensor:
-        """The block's output for a whole stream (windows, length, hidden) that lies on the CPU or the device."""
-        found = torch.empty_like(stream, dtype=torch.float32)
-        for place, part in zip(found.split(batch), stream.split(batch), strict=True):
-            place.copy_(self(block, part.to(self.device)))
-        return found
+    def over(self, block: nn.Module, stream: Tensor, at_once: int) -> Tensor:
+        """The block's output for a whole stream (windows, length, hidden) that lies on the CPU or the device.
+
+        Args:
+            block: on the device.
+            stream: float32, on the CPU or the device.
+            at_once: windows that go through together.
+        """
+        outputs = torch.empty_like(stream, dtype=torch.float32)
+        for output, part in zip(outputs.split(at_once), stream.split(at_once), strict=True):
+            output.copy_(self(block, part.to(self.device)))
+        return outputs
 
 
 def recorded_arguments(model: Any, blocks: nn.ModuleList, ids: Tensor) -> list[dict[str, Any]]:
@@ -48,8 +54,9 @@ def recorded_arguments(model: Any, blocks: nn.ModuleList, ids: Tensor) -> list[d
     recorded: list[dict[str, Any]] = []
 
     def hook(_module: nn.Module, _arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        kept = {name: value for name, value in keywords.items() if name not in ("past_key_values", "hidden_states")}
-        recorded.append({**kept, "use_cache": False})
+        skipped = ("past_key_values", "hidden_states")
+        others = {name: value for name, value in keywords.items() if name not in skipped}
+        recorded.append({**others, "use_cache": False})
 
     def through(hidden_states: Tensor, *_arguments: Any, **_keywords: Any) -> Tensor:
         return hidden_states
@@ -68,7 +75,7 @@ def recorded_arguments(model: Any, blocks: nn.ModuleList, ids: Tensor) -> list[d
     return recorded
 
 
-class _Seen(Exception):
+class _FirstBlockReached(Exception):
     """Ends a forward pass at the first block."""
 
 
@@ -86,12 +93,12 @@ def first_inputs(model: Any, blocks: nn.ModuleList, ids: Tensor) -> Tensor:
 
     def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         found.append(arguments[0] if arguments else keywords["hidden_states"])
-        raise _Seen
+        raise _FirstBlockReached
 
     handle = blocks[0].register_forward_pre_hook(hook, with_kwargs=True)
     try:
         model.base_model(input_ids=ids, use_cache=False)
-    except _Seen:
+    except _FirstBlockReached:
         pass
     finally:
         handle.remove()
@@ -99,7 +106,7 @@ def first_inputs(model: Any, blocks: nn.ModuleList, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def final_states(norm: nn.Module, stream: Tensor, device: torch.device, dtype: torch.dtype, batch: int) -> Tensor:
+def final_states(norm: nn.Module, stream: Tensor, *, device: torch.device, dtype: torch.dtype, at_once: int) -> Tensor:
     """What the head is given, from what leaves the last block: no family does anything but a norm in between.
 
     Args:
@@ -107,13 +114,13 @@ def final_states(norm: nn.Module, stream: Tensor, device: torch.device, dtype: t
         stream: float32 (windows, length, hidden), on the CPU or the device.
         device: where to compute.
         dtype: compute type.
-        batch: windows at one time.
+        at_once: windows that go through together.
 
     Returns:
         (windows, length, hidden) in `dtype`, where the stream lies.
     """
     parts = []
-    for part in stream.split(batch):
+    for part in stream.split(at_once):
         with compute_in(dtype, device):
             parts.append(norm(part.to(device)).to(stream.device, dtype))
     return torch.cat(parts)

@@ -54,7 +54,7 @@ class Team:
 
     def add(self, tensors: Iterable[Tensor]) -> None:
         """Sum tensors of one type over the processes, in place."""
-        self._together(list(tensors), lambda flat: dist.all_reduce(flat))
+        self._as_one_message(list(tensors), lambda flat: dist.all_reduce(flat))
 
     def take_first(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by those of the first process."""
@@ -62,7 +62,7 @@ class Team:
 
     def take(self, tensors: Iterable[Tensor], rank: int) -> None:
         """Replace tensors of one type by those of process `rank`."""
-        self._together(list(tensors), lambda flat: dist.broadcast(flat, rank))
+        self._as_one_message(list(tensors), lambda flat: dist.broadcast(flat, rank))
 
     def largest(self, value: Tensor) -> Tensor:
         """The element-wise maximum over the processes."""
@@ -76,7 +76,7 @@ class Team:
         if self.size > 1:
             dist.barrier()
 
-    def _together(self, tensors: list[Tensor], act: object) -> None:
+    def _as_one_message(self, tensors: list[Tensor], act: object) -> None:
         """One message for all tensors."""
         if self.size == 1 or not tensors:
             return

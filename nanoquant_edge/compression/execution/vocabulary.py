@@ -75,8 +75,8 @@ def cross_entropy(hidden: Tensor, head: Head, labels: Tensor, backward: bool) ->
     """
     flat, count = labels.flatten(), labels.shape[1]
 
-    def loss_of(part: Tensor, where: slice) -> Tensor:
-        return torch.nn.functional.cross_entropy(head.logits(part), flat[where], reduction="sum") / count
+    def loss_of(part: Tensor, positions: slice) -> Tensor:
+        return torch.nn.functional.cross_entropy(head.logits(part), flat[positions], reduction="sum") / count
 
     return in_chunks(hidden.flatten(0, 1), loss_of, backward)
 
@@ -90,9 +90,9 @@ def distillation_loss(hidden: Tensor, teacher_hidden: Tensor, head: Head, backwa
         backward: propagate gradients into `hidden`'s graph.
     """
 
-    def loss_of(part: Tensor, where: slice) -> Tensor:
+    def loss_of(part: Tensor, positions: slice) -> Tensor:
         with torch.no_grad():
-            wanted = head.logits(teacher_hidden[where]).log_softmax(-1)
+            wanted = head.logits(teacher_hidden[positions]).log_softmax(-1)
         found = head.logits(part).log_softmax(-1)
         divergence = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
         return divergence / hidden.shape[0]

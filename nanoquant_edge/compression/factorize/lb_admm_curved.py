@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .factor_state import CONDITION, NEWTON_STEPS, FactorState
+from .factors import Factors, PreconditionedWeight
 from .inverse import inverse
-from .lb_admm import CONDITION, NEWTON_STEPS, AdmmSettings, Factors, FactorState, Problem, factorized, refuse_non_finite
+from .lb_admm import refuse_non_finite
+from .problem import KeptProblems, Problem
+from .settings import AdmmSettings
 
-__all__ = ["Metric", "factorize_curved", "metric"]
-
-_Map = Callable[[Tensor], Tensor]
+__all__ = ["Curvature", "CurvedFactorState", "Metric", "factorize_curved", "metric"]
 
 #: Exponent of the eigenvalues of the unit-diagonal factors: perplexity 17.04, 16.72, 17.37 with 1, 1/2, 1/4 on a model
 #: of 1.7B (docs/METHOD.md, section 10).
@@ -33,6 +34,27 @@ _POWER = 0.5
 #: one step on (docs/notes/quality.md).
 _CG_STEPS = 2
 _TINY = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class Curvature:
+    """Two dense factors of the loss around a layer, and the units that its latents take (docs/METHOD.md, section 5.4).
+
+    Attributes:
+        inputs: (n, n) factor R, positive definite.
+        outputs: (m, m) factor L, positive definite.
+        input_importance: mean importance of the inputs.
+        output_importance: mean importance of the outputs.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    input_importance: float = 1.0
+    output_importance: float = 1.0
+
+    def transposed(self) -> Curvature:
+        """The curvature around the transposed weight."""
+        return Curvature(self.outputs, self.inputs, self.output_importance, self.input_importance)
 
 
 @dataclasses.dataclass
@@ -63,30 +85,50 @@ def metric(factor: Tensor, power: float = _POWER) -> Metric:
     return Metric(diagonal, values / values.mean(), vectors)
 
 
-class _CurvedFactor(FactorState):
-    """A factor whose channels have a metric; `turned` is the primal in its eigenbasis."""
+class CurvedFactorState(FactorState):
+    """A factor whose channels have a metric; `rotated` is the primal in the metric's eigenbasis.
 
-    def __init__(self, rank: int, channels: int, others: int, device: torch.device, settings: AdmmSettings) -> None:
+    Args:
+        rank: r.
+        channels: k.
+        other_channels: channels of the other factor.
+        device: where the state lies.
+        settings: of the iteration.
+        cg_steps: steps of conjugate gradients in an iteration.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        channels: int,
+        *,
+        other_channels: int,
+        device: torch.device,
+        settings: AdmmSettings,
+        cg_steps: int = _CG_STEPS,
+    ) -> None:
         super().__init__(rank, channels, device, settings)
-        self.turned = torch.empty(rank, channels, device=device)
+        self.rotated = torch.empty(rank, channels, device=device)
         self.values, self.middle = torch.empty(channels, device=device), torch.empty(1, device=device)
         self.vectors = torch.empty(channels, channels, device=device)
-        self.other_root = torch.empty(others, others, dtype=settings.dtype, device=device)
-        self.cg_steps = _CG_STEPS
+        self.other_root = torch.empty(other_channels, other_channels, dtype=settings.dtype, device=device)
+        self.cg_steps = cg_steps
 
-    def load(self, own: Metric, other: Metric) -> None:
+    def load(self, this_side: Metric, other_side: Metric) -> None:
         """Take the metrics of a layer."""
-        self.values.copy_(own.values)
-        self.middle.copy_(own.values.log().mean().exp())
-        self.vectors.copy_(own.vectors)
-        self.other_root.copy_(other.vectors * other.values.sqrt())
+        self.values.copy_(this_side.values)
+        self.middle.copy_(this_side.values.log().mean().exp())
+        self.vectors.copy_(this_side.vectors)
+        self.other_root.copy_(other_side.vectors * other_side.values.sqrt())
 
     def start(self, generator: torch.Generator) -> None:
         """Gaussian start."""
         super().start(generator)
-        torch.mm(self.primal, self.vectors, out=self.turned)
+        torch.mm(self.primal, self.vectors, out=self.rotated)
 
-    def solve(self, design: Tensor, target: Tensor, rho: Tensor, ridge: float, careful: bool) -> tuple[Tensor, Tensor]:
+    def solve(
+        self, design: Tensor, target: Tensor, *, rho: Tensor, ridge: float, careful: bool
+    ) -> tuple[Tensor, Tensor]:
         """As for a plain factor; the target comes weighted and in the eigenbasis of this side."""
         half = design @ self.other_root
         gram = (half @ half.T).float()
@@ -97,19 +139,19 @@ class _CurvedFactor(FactorState):
         def image(x: Tensor) -> Tensor:
             return torch.addcmul(damping * x, gram @ x, self.values)
 
-        residual -= image(self.turned)
+        residual -= image(self.rotated)
         direction = precondition(residual)
         energy = (residual * direction).sum(0)
         for left in reversed(range(self.cg_steps)):
             along = image(direction)
             length = energy / (direction * along).sum(0).clamp_min(_TINY)
-            self.turned.addcmul_(direction, length)
+            self.rotated.addcmul_(direction, length)
             if left:
                 residual.addcmul_(along, length, value=-1)
                 better = precondition(residual)
                 before, energy = energy, (residual * better).sum(0)
                 direction = torch.addcmul(better, direction, energy / before.clamp_min(_TINY))
-        return self.turned @ self.vectors.T, failed
+        return self.rotated @ self.vectors.T, failed
 
     def _preconditioner(
         self, gram: Tensor, damping: Tensor, careful: bool
@@ -129,19 +171,19 @@ class _CurvedFactor(FactorState):
 class _CurvedProblem(Problem):
     """The state of one factorization under two metrics."""
 
-    left: _CurvedFactor
-    right: _CurvedFactor
+    left: CurvedFactorState
+    right: CurvedFactorState
 
     def __init__(self, shape: tuple[int, int], rank: int, settings: AdmmSettings, device: torch.device) -> None:
         super().__init__(shape, rank, settings, device)
         m, n = shape
-        self.left = _CurvedFactor(rank, m, n, device, settings)
-        self.right = _CurvedFactor(rank, n, m, device, settings)
+        self.left = CurvedFactorState(rank, m, other_channels=n, device=device, settings=settings)
+        self.right = CurvedFactorState(rank, n, other_channels=m, device=device, settings=settings)
 
-    def load(self, out: Metric, inp: Metric) -> None:
-        """Take the metrics of a layer, before `run`."""
-        self.left.load(out, inp)
-        self.right.load(inp, out)
+    def load(self, outputs: Metric, inputs: Metric) -> None:
+        """Take the metrics of a layer, before `factorize`."""
+        self.left.load(outputs, inputs)
+        self.right.load(inputs, outputs)
 
     def _aim(self, target: Tensor) -> None:
         """R W~^T L and L W~ R, each with its last factor left in the eigenbasis."""
@@ -152,34 +194,31 @@ class _CurvedProblem(Problem):
         self.targets[1].copy_(l_vectors @ core)
 
 
-def _curved_norm(e: Tensor, out: Metric, inp: Metric) -> Tensor:
+def _curved_norm(e: Tensor, outputs: Metric, inputs: Metric) -> Tensor:
     """sqrt(tr(L E R E^T))."""
-    turned = out.vectors.T @ e @ inp.vectors
-    return (turned * out.values.sqrt()[:, None] * inp.values.sqrt()).norm()
+    rotated = outputs.vectors.T @ e @ inputs.vectors
+    return (rotated * outputs.values.sqrt()[:, None] * inputs.values.sqrt()).norm()
 
 
 @torch.no_grad()
 def factorize_curved(
     weight: Tensor,
-    inputs: Tensor,
-    outputs: Tensor,
-    sizes: tuple[float, float],
     rank: int,
+    *,
+    curvature: Curvature,
     settings: AdmmSettings | None = None,
     seed: int = 0,
-    kept: dict[Any, Problem] | None = None,
+    kept: KeptProblems | None = None,
 ) -> Factors:
     """Factorize a weight matrix into signs and two scale vectors under dense curvature factors.
 
     Args:
         weight: (m, n), any floating type.
-        inputs: (n, n) factor R, positive definite.
-        outputs: (m, m) factor L, positive definite.
-        sizes: mean input and output importance, which set the units of the latents (docs/METHOD.md, section 5.4).
         rank: inner dimension r >= 1; may exceed min(m, n).
+        curvature: of the loss around this weight.
         settings: of the iteration; None takes the official ones.
         seed: of the Gaussian start.
-        kept: state of earlier calls, as for `factorize`.
+        kept: problems of earlier calls, as for `factorize`.
 
     Returns:
         Factors whose `error` is relative in the norm of the two metrics.
@@ -188,19 +227,23 @@ def factorize_curved(
         NqEdgeError: NQ-NUMERIC when the weight or a factor is not finite.
     """
     settings = settings or AdmmSettings()
-    refuse_non_finite([("weight", weight), ("curvature", inputs), ("curvature", outputs)])
-    if weight.shape[0] < weight.shape[1]:
-        turned = factorize_curved(weight.T, outputs, inputs, sizes[::-1], rank, settings, seed, kept)
-        return turned.turned()
-    inp, out = metric(inputs), metric(outputs)
-    d_in = (inp.diagonal * (sizes[0] / inp.diagonal.mean())).sqrt()
-    d_out = (out.diagonal * (sizes[1] / out.diagonal.mean())).sqrt()
-    target = d_out[:, None] * weight.detach().float() * d_in[None, :]
-
-    def load(problem: _CurvedProblem) -> None:
-        problem.load(out, inp)
-
-    factors = factorized(target, d_in, d_out, rank, settings, seed, kept, _CurvedProblem, load)
-    missed = target - d_out[:, None] * factors.dense() * d_in[None, :]
-    factors.error = float(_curved_norm(missed, out, inp) / _curved_norm(target, out, inp).clamp_min(_TINY))
+    refuse_non_finite([("weight", weight), ("curvature", curvature.inputs), ("curvature", curvature.outputs)])
+    m, n = weight.shape
+    if m < n:
+        return factorize_curved(
+            weight.T, rank, curvature=curvature.transposed(), settings=settings, seed=seed, kept=kept
+        ).transposed()
+    inputs, outputs = metric(curvature.inputs), metric(curvature.outputs)
+    input_roots = (inputs.diagonal * (curvature.input_importance / inputs.diagonal.mean())).sqrt()
+    output_roots = (outputs.diagonal * (curvature.output_importance / outputs.diagonal.mean())).sqrt()
+    preconditioned = PreconditionedWeight(weight, input_roots, output_roots)
+    problem = (kept or KeptProblems()).problem(
+        _CurvedProblem, (m, n), rank=rank, settings=settings, device=weight.device
+    )
+    problem.load(outputs, inputs)
+    factors = problem.factorize(preconditioned, seed, keep_step=kept is not None)
+    missed, target = preconditioned.residual(factors), preconditioned.target
+    factors.error = float(
+        _curved_norm(missed, outputs, inputs) / _curved_norm(target, outputs, inputs).clamp_min(_TINY)
+    )
     return factors

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-ins inside the copy of a block that is tuned: the same function in fewer kernels, or remembered."""
+"""Replacements inside the copy of a block that is tuned: the same function in fewer kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .layers import replace_module
 
-__all__ = ["FusedNorm", "RememberedModule", "fuse_norms", "weighted_squares"]
+__all__ = ["FusedNorm", "fuse_norms", "weighted_squares"]
 
 
 class FusedNorm(nn.Module):
@@ -67,25 +67,6 @@ def fuse_norms(block: nn.Module, dtype: torch.dtype) -> dict[str, FusedNorm]:
         found[name] = fused
         replace_module(block, name, fused)
     return found
-
-
-class RememberedModule(nn.Module):
-    """Gives back what a module once computed for the chosen windows, while nothing inside or before it changes.
-
-    Args:
-        values: (windows, length, channels) outputs.
-        rest: what follows the output in the module's returned tuple; None when it returns a tensor.
-    """
-
-    def __init__(self, values: Tensor, rest: tuple[Any, ...] | None) -> None:
-        super().__init__()
-        self.values, self.rest = values, rest
-        self.chosen: Tensor | slice = slice(None)
-
-    def forward(self, *_arguments: Any, **_keywords: Any) -> Any:
-        """The remembered outputs of the chosen windows, in the form the module returned them."""
-        value = self.values[self.chosen]
-        return value if self.rest is None else (value, *self.rest)
 
 
 class _WeightedSquares(torch.autograd.Function):

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..factorize.lb_admm import Factors
-from ..factorize.signs import packed_signs, sign_core, unpacked_signs
+from ..factorize.factors import Factors
+from ..factorize.signs import packed_signs, sign_core
 
 __all__ = [
     "LatentLinear",
     "ScaledCore",
     "SignFactors",
     "empty_linear",
-    "frozen_linear",
     "load_frozen",
     "module_at",
     "replace_module",
@@ -88,20 +87,10 @@ class SignFactors:
         cls, u_words: Tensor, v_words: Tensor, scale_out: Tensor, scale_in: Tensor, bias: Tensor | None
     ) -> SignFactors:
         """Factors whose signs are packed already."""
-        found = cls.__new__(cls)
-        found.u_words, found.v_words, found.in_features = u_words, v_words, len(scale_in)
-        found.scale_out, found.scale_in, found.bias = scale_out, scale_in, bias
-        return found
-
-    @property
-    def u(self) -> Tensor:
-        """int8 (m, r) of -1 and +1, unpacked anew."""
-        return unpacked_signs(self.u_words, len(self.v_words))
-
-    @property
-    def v(self) -> Tensor:
-        """int8 (r, n) of -1 and +1, unpacked anew."""
-        return unpacked_signs(self.v_words, self.in_features)
+        factors = cls.__new__(cls)
+        factors.u_words, factors.v_words, factors.in_features = u_words, v_words, len(scale_in)
+        factors.scale_out, factors.scale_in, factors.bias = scale_out, scale_in, bias
+        return factors
 
     def core(self, device: torch.device) -> Tensor:
         """U V as float32 (m, n)."""
@@ -167,16 +156,6 @@ def load_frozen(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
     layer.weight.copy_(weight)
     if bias is not None:
         layer.bias.copy_(bias)
-
-
-def frozen_linear(factors: SignFactors, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Linear:
-    """An ordinary linear layer with the dense weight of hardened factors: cheapest to run while others are tuned."""
-    weight = factors.dense(device).to(dtype)
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=factors.bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    if factors.bias is not None:
-        layer.bias = nn.Parameter(factors.bias.to(device, dtype), requires_grad=False)
-    return layer
 
 
 class ScaledCore(nn.Module):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop that TuneFP, TuneLatentSTE and scale distillation share: AdamW, cosine, finite or undone."""
+"""The training loop of TuneFP, TuneLatentSTE and scale distillation: AdamW, cosine, undone where it is not finite."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...system.progress import Progress
 from ..execution.capture import WARM_UP, captured
 from ..execution.parallel import team
 
-__all__ = ["Outcome", "ParameterGroup", "Tuner", "train"]
+__all__ = ["Outcome", "ParameterGroup", "Tuner"]
 
 _BETAS = (0.9, 0.99)
 _ADAM_EPS = 1e-6
@@ -55,6 +56,16 @@ class Tuner:
         weight_decay: AdamW's.
         final_fraction: the cosine ends at this fraction of the learning rate.
         capture: make CUDA graphs on a CUDA device.
+        parts_of: the parts in which the optimizer is given a tensor; they share its memory.
+
+    Example:
+        >>> x = torch.zeros(1)
+        >>> def step_loss(chosen):
+        ...     loss = (x - 3).square().sum()
+        ...     loss.backward()
+        ...     return loss.detach()
+        >>> Tuner([ParameterGroup([x], lr=0.1)], 1, step_loss).run(samples=1, epochs=200, seed=0).last < 0.1
+        True
     """
 
     def __init__(
@@ -62,9 +73,11 @@ class Tuner:
         groups: list[ParameterGroup],
         batch: int,
         step_loss: Callable[[Tensor], Tensor],
+        *,
         weight_decay: float = 0.0,
         final_fraction: float = _FINAL_FRACTION,
         capture: bool = True,
+        parts_of: Callable[[Tensor], list[Tensor]] | None = None,
     ) -> None:
         self.tensors = [tensor for group in groups for tensor in group.tensors]
         self.batch, self.step_loss, self.final_fraction = batch, step_loss, final_fraction
@@ -78,7 +91,7 @@ class Tuner:
         # One learning rate a group, each a view of this vector, which the step fills.
         self._current = torch.zeros(len(self._groups), device=self.device)
         self._bases = torch.zeros_like(self._current)
-        self._parts = [_in_parts(tensor) for tensor in self.tensors]
+        self._parts = [(parts_of or _in_parts)(tensor) for tensor in self.tensors]
         parts = {id(tensor): parts for tensor, parts in zip(self.tensors, self._parts, strict=True)}
         self.optimizer = torch.optim.AdamW(
             [
@@ -95,9 +108,7 @@ class Tuner:
         self._plan: tuple[int, int] | None = None
         self._steps: dict[int, Callable[[], None]] = {}
 
-    def run(
-        self, samples: int, epochs: int, seed: int, after_step: Callable[[int], None] = lambda _done: None
-    ) -> Outcome:
+    def run(self, samples: int, epochs: int, seed: int, progress: Progress | None = None) -> Outcome:
         """Tune for some epochs, each a new permutation of the samples.
 
         Losses, tensors and optimizer moments are looked at after each epoch. When one is not finite, the tensors go
@@ -105,6 +116,7 @@ class Tuner:
         """
         if epochs == 0:
             return Outcome(math.nan, math.nan)
+        progress = progress or Progress()
         for tensor in self.tensors:
             tensor.requires_grad_(True)
         self._begin(samples, epochs, seed)
@@ -116,9 +128,9 @@ class Tuner:
                 if size not in self._steps:
                     self._steps[size] = self._prepared(size)
             for epoch in range(epochs):
-                for place, size in enumerate(sizes):
+                for number, size in enumerate(sizes):
                     self._steps[size]()
-                    after_step(epoch * len(sizes) + place + 1)
+                    progress((epoch * len(sizes) + number + 1) / (epochs * len(sizes)))
                 mean = float(self._losses[epoch * len(sizes) : (epoch + 1) * len(sizes)].sum())
                 if not (math.isfinite(mean) and self._finite()):
                     undone = True
@@ -147,7 +159,7 @@ class Tuner:
             self._order = torch.zeros((epochs * samples + WARM_UP * self.batch), dtype=torch.int64, device=self.device)
             self._fractions = torch.zeros(steps + WARM_UP, device=self.device)
             self._losses = torch.zeros(steps + WARM_UP, device=self.device)
-            self._place = torch.zeros(1, dtype=torch.int64, device=self.device)
+            self._position = torch.zeros(1, dtype=torch.int64, device=self.device)
             self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
         generator = torch.Generator().manual_seed(seed)
         self._order[: epochs * samples] = torch.cat(
@@ -167,31 +179,31 @@ class Tuner:
 
     def _rewind(self) -> None:
         """Counters to the start, moments to zero; what is allocated stays where it is."""
-        torch._foreach_zero_([self._losses, self._place, self._step, *self._moments()])
+        torch._foreach_zero_([self._losses, self._position, self._step, *self._moments()])
 
     def _prepared(self, size: int) -> Callable[[], None]:
         """The step for batches of one size."""
         offsets = torch.arange(size, device=self.device)
 
         def step() -> None:
-            chosen = self._order[self._place + offsets]
+            chosen = self._order[self._position + offsets]
             torch.mul(self._fractions[self._step], self._bases, out=self._current)
             for tensor in self.tensors:
                 tensor.grad = None
-            together = team()
-            part = together.share(chosen)
-            loss = self.step_loss(part)
-            if together.splits(size):
+            processes = team()
+            share = processes.share(chosen)
+            loss = self.step_loss(share)
+            if processes.splits(size):
                 # The mean over the batch from the means over its parts.
                 gradients = [tensor.grad for tensor in self.tensors if tensor.grad is not None]
-                loss = loss * (len(part) / size)
-                torch._foreach_mul_(gradients, len(part) / size)
-                together.add([*gradients, loss.reshape(1)])
+                loss = loss * (len(share) / size)
+                torch._foreach_mul_(gradients, len(share) / size)
+                processes.add([*gradients, loss.reshape(1)])
             self._losses[self._step] = (loss * (size / self._samples)).to(self._losses.dtype)
             for tensor, parts in zip(self.tensors, self._parts, strict=True):
                 _share_gradient(tensor, parts)
             self.optimizer.step()
-            self._place += size
+            self._position += size
             self._step += 1
 
         def restore() -> None:
@@ -237,25 +249,3 @@ def _share_gradient(tensor: Tensor, parts: list[Tensor]) -> None:
     gradients = [None] * len(parts) if tensor.grad is None else tensor.grad.reshape(-1).split(parts[0].numel())
     for part, gradient in zip(parts, gradients, strict=True):
         part.grad = gradient
-
-
-def train(
-    groups: list[ParameterGroup],
-    samples: int,
-    batch: int,
-    epochs: int,
-    seed: int,
-    step_loss: Callable[[Tensor], Tensor],
-    weight_decay: float = 0.0,
-    final_fraction: float = _FINAL_FRACTION,
-    after_step: Callable[[int], None] = lambda _done: None,
-    capture: bool = True,
-) -> Outcome:
-    """Minimize the mean over samples of a loss, once; see `Tuner` for the arguments."""
-    if epochs == 0 or not any(group.tensors for group in groups):
-        return Outcome(math.nan, math.nan)
-    tuner = Tuner(groups, batch, step_loss, weight_decay, final_fraction, capture)
-    try:
-        return tuner.run(samples, epochs, seed, after_step)
-    finally:
-        tuner.close()

@@ -9,7 +9,7 @@ import torch
 from nanoquant_edge.compression.calibrate.gradients import affordable_windows
 from nanoquant_edge.compression.calibrate.importances import collect_importances
 from nanoquant_edge.errors import NqEdgeError
-from tests.compression.support import dense_llama, linears_of
+from tests.compression.support import dense_llama, linears_of, short_run
 
 
 @pytest.mark.parametrize(("free", "windows"), [(0.5, 1), (4, 1), (13, 3), (1000, 8)])
@@ -28,6 +28,6 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
     with torch.no_grad():
         model.model.norm.weight.fill_(float("inf"))
     with pytest.raises(NqEdgeError, match="window 0 is") as caught:
-        collect_importances(model, linears_of(model), torch.arange(16)[None], 0.2)
+        collect_importances(model, linears_of(model), torch.arange(16)[None], short_run())
     assert caught.value.code == "NQ-NUMERIC"
     assert not any(layer._forward_hooks for layer in linears_of(model).values())

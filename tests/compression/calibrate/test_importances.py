@@ -12,7 +12,7 @@ import torch
 
 from nanoquant_edge.compression.calibrate.gradients import gradient_pass
 from nanoquant_edge.compression.calibrate.importances import collect_importances, shrink
-from tests.compression.support import ORACLE, dense_llama, linears_of
+from tests.compression.support import ORACLE, dense_llama, linears_of, short_run
 
 
 def observed(model: Any, ids: torch.Tensor) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -53,7 +53,7 @@ def clipped_moment(parts: list[np.ndarray]) -> tuple[np.ndarray, bool]:
 def test_importances_equal_a_float64_computation(count: int, length: int, changes: dict) -> None:
     model = dense_llama(**{"max_position_embeddings": 4096, "num_hidden_layers": 1, **changes})
     windows = torch.randint(0, 320, (count, length), generator=torch.Generator().manual_seed(5))
-    found = collect_importances(model, linears_of(model), windows, 0.2)
+    found = collect_importances(model, linears_of(model), windows, short_run())
     double = dense_llama(**{"max_position_embeddings": 4096, "num_hidden_layers": 1, **changes}).double()
     double.load_state_dict(model.state_dict())
     seen = [observed(double, window) for window in windows]
@@ -74,19 +74,19 @@ def test_importances_equal_a_float64_computation(count: int, length: int, change
 def test_windows_that_go_through_together_count_as_one_after_the_other(at_once: int) -> None:
     model = dense_llama(**ORACLE)
     windows = torch.randint(0, 320, (7, 40), generator=torch.Generator().manual_seed(5))
-    alone = collect_importances(model, linears_of(model), windows, 0.2)
-    run = functools.partial(gradient_pass, model, at_once=at_once)
-    together = collect_importances(model, linears_of(model), windows, 0.2, run=run)
+    alone = collect_importances(model, linears_of(model), windows, short_run())
+    passes = functools.partial(gradient_pass, model, at_once=at_once)
+    batched = collect_importances(model, linears_of(model), windows, short_run(), passes=passes)
     for name, expected in alone.items():
-        torch.testing.assert_close(together[name].inputs, expected.inputs, rtol=1e-4, atol=0)
-        torch.testing.assert_close(together[name].outputs, expected.outputs, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(batched[name].inputs, expected.inputs, rtol=1e-4, atol=0)
+        torch.testing.assert_close(batched[name].outputs, expected.outputs, rtol=1e-3, atol=1e-6)
 
 
 def test_gradient_units_do_not_depend_on_the_window_length() -> None:
     model = dense_llama()
     ids = torch.randint(0, 320, (8, 128), generator=torch.Generator().manual_seed(1))
-    long = collect_importances(model, linears_of(model), ids, 0.0)
-    short = collect_importances(model, linears_of(model), ids.reshape(32, 32), 0.0)
+    long = collect_importances(model, linears_of(model), ids, short_run(gamma=0.0))
+    short = collect_importances(model, linears_of(model), ids.reshape(32, 32), short_run(gamma=0.0))
     ratios = [float(long[name].outputs.mean() / short[name].outputs.mean()) for name in linears_of(model)]
     assert 0.5 < float(np.exp(np.mean(np.log(ratios)))) < 2  # without the units it would be 16 times less
 
@@ -94,8 +94,8 @@ def test_gradient_units_do_not_depend_on_the_window_length() -> None:
 def test_bfloat16_passes_find_the_same_channels() -> None:
     model = dense_llama(**ORACLE)
     windows = torch.randint(0, 320, (4, 64), generator=torch.Generator().manual_seed(5))
-    exact = collect_importances(model, linears_of(model), windows, 0.2)
-    rounded = collect_importances(model, linears_of(model), windows, 0.2, dtype=torch.bfloat16)
+    exact = collect_importances(model, linears_of(model), windows, short_run())
+    rounded = collect_importances(model, linears_of(model), windows, short_run(torch.bfloat16))
     for name, importance in exact.items():
         for ours, theirs in ((rounded[name].inputs, importance.inputs), (rounded[name].outputs, importance.outputs)):
             assert ours.dtype == torch.float32
@@ -106,7 +106,7 @@ def test_layers_without_gradient_count_equally() -> None:
     model = dense_llama(tie_word_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    found = collect_importances(model, linears_of(model), torch.arange(32).reshape(2, 16), 0.2)
+    found = collect_importances(model, linears_of(model), torch.arange(32).reshape(2, 16), short_run())
     for importance in found.values():
         assert importance.outputs.eq(1).all()
         assert importance.inputs.gt(0).all()
@@ -123,7 +123,7 @@ def test_the_model_is_left_as_it_was() -> None:
     model = dense_llama()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.model.norm.weight.requires_grad_(False)
-    collect_importances(model, linears_of(model), torch.arange(16)[None], 0.2)
+    collect_importances(model, linears_of(model), torch.arange(16)[None], short_run())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model.model.embed_tokens.weight.requires_grad
     assert not model.model.norm.weight.requires_grad

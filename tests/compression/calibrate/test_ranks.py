@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from nanoquant_edge.compression import PRESETS
-from nanoquant_edge.compression.calibrate.ranks import allocate_ranks, layer_bits, rank_for_rate
+from nanoquant_edge.compression.calibrate.ranks import allocate_ranks
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.models.rates import layer_bits, rank_for_rate
 from tests.tiny import random_layer
 
 #: hidden, query width, key/value width, feed-forward width of published models
@@ -108,6 +109,14 @@ def test_bits_are_those_of_a_stored_layer(m: int, n: int, rank: int) -> None:
     assert layer_bits(m, n, rank) == random_layer(np.random.default_rng(0), m, n, rank).stored_bits
 
 
+#: Multiples of the even rank by kind of layer, as a measurement might give them.
+SHARES = {"q_proj": 0.85, "k_proj": 0.9, "v_proj": 1.1, "up_proj": 1.05, "down_proj": 1.15}
+
+
+def shares_of(layers: dict[str, tuple[int, int]]) -> dict[str, float]:
+    return {name: SHARES.get(name.rpartition(".")[2], 1.0) for name in layers}
+
+
 def whole_model(model: str, blocks: int) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
     kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     named = {f"{b}.{k}": shape for b in range(blocks) for k, shape in zip(kinds, shapes(model), strict=True)}
@@ -118,9 +127,9 @@ def whole_model(model: str, blocks: int) -> tuple[dict[str, tuple[int, int]], di
 @pytest.mark.parametrize("bpw", [0.55, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0])
 def test_shifted_ranks_spend_no_more_bits_and_nearly_as_many(model: str, bpw: float) -> None:
     layers, blocks = whole_model(model, 12)
-    even = allocate_ranks(layers, blocks, bpw)
+    even = allocate_ranks(layers, blocks, bpw=bpw)
     assert even == {name: rank_for_rate(*shape, bpw) for name, shape in layers.items()}
-    shifted = allocate_ranks(layers, blocks, bpw, 0.6, True)
+    shifted = allocate_ranks(layers, blocks, bpw=bpw, depth=0.6, shares=shares_of(layers))
 
     def bits(ranks: dict[str, int]) -> int:
         return sum(layer_bits(*layers[name], rank) for name, rank in ranks.items())
@@ -131,9 +140,9 @@ def test_shifted_ranks_spend_no_more_bits_and_nearly_as_many(model: str, bpw: fl
         assert all(rank <= min(layers[name]) for name, rank in shifted.items())
 
 
-def test_bits_move_to_later_blocks_and_to_the_kinds_that_need_them() -> None:
+def test_bits_move_to_later_blocks_and_to_the_layers_with_larger_shares() -> None:
     layers, blocks = whole_model("Qwen3-0.6B", 28)
-    ranks = allocate_ranks(layers, blocks, 1.0, 0.6, True)
+    ranks = allocate_ranks(layers, blocks, bpw=1.0, depth=0.6, shares=shares_of(layers))
     assert ranks["0.up_proj"] < ranks["14.up_proj"] < ranks["27.up_proj"]
     assert ranks["14.q_proj"] < ranks["14.o_proj"]
     assert ranks["14.k_proj"] <= ranks["14.v_proj"]
@@ -144,7 +153,7 @@ def test_bits_move_to_later_blocks_and_to_the_kinds_that_need_them() -> None:
 
 def test_the_smallest_layers_keep_the_least_rank() -> None:
     layers, blocks = {f"{b}.up_proj": (40, 40) for b in range(4)}, {f"{b}.up_proj": b for b in range(4)}
-    assert allocate_ranks(layers, blocks, 0.5, 2.0, True) == dict.fromkeys(layers, 32)
+    assert allocate_ranks(layers, blocks, bpw=0.5, depth=2.0, shares=shares_of(layers)) == dict.fromkeys(layers, 32)
 
 
 @pytest.mark.parametrize(("model", "count"), [("SmolLM2-135M", 30), ("Gemma-3-270M", 18)])
@@ -156,8 +165,7 @@ def test_the_default_recipe_never_spends_more_than_the_official_one(model: str, 
         rates = [
             sum(layer_bits(*layers[name], rank) for name, rank in ranks.items()) / weights
             for ranks in (
-                allocate_ranks(layers, blocks, bpw, recipe.rank_depth, recipe.rank_types)
-                for recipe in (official, default)
+                allocate_ranks(layers, blocks, bpw=bpw, depth=recipe.rank_depth) for recipe in (official, default)
             )
         ]
         assert 0.998 * rates[0] < rates[1] <= rates[0] <= bpw

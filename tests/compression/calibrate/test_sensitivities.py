@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoquant_edge.compression import compress, preparation, sequence
+from nanoquant_edge.compression import compress
 from nanoquant_edge.compression.calibrate.importances import Importance
-from nanoquant_edge.compression.calibrate.ranks import allocate_ranks, layer_bits
+from nanoquant_edge.compression.calibrate.ranks import allocate_ranks
 from nanoquant_edge.compression.calibrate.sensitivities import (
     POINTS,
     fit_power_law,
@@ -22,10 +22,9 @@ from nanoquant_edge.compression.calibrate.sensitivities import (
     rank_shares,
     ranks_to_measure,
 )
-from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.checkpoint import Checkpoint
-from tests.compression.support import dense_folder, short_recipe, write_text
-from tests.compression.test_resume import Killed, stop_after
+from nanoquant_edge.models.rates import layer_bits
+from tests.compression.support import Killed, dense_folder, short_recipe, short_run, stop_at, write_text
 
 SHAPES = [(576, 576), (192, 576), (1536, 576), (576, 1536)]
 Layers = dict[str, tuple[int, int]]
@@ -69,13 +68,13 @@ def test_a_power_law_is_found_again_and_kept_sane() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.floats(0.55, 3.0), st.sampled_from([0.0, 0.6, 1.0]), st.integers(1, 8))
 def test_bits_never_exceed_those_of_even_ranks(data: st.DataObject, bpw: float, depth: float, blocks: int) -> None:
-    layers, places = named(blocks)
+    layers, blocks_of = named(blocks)
     count = len(layers)
     scales = data.draw(st.lists(st.floats(-25, 5), min_size=count, max_size=count))
     exponents = data.draw(st.lists(st.floats(0.1, 5), min_size=count, max_size=count))
-    even = allocate_ranks(layers, places, bpw)
+    even = allocate_ranks(layers, blocks_of, bpw=bpw)
     shares, saved = rank_shares(errors_of(even, [2.0**x for x in scales], exponents), even, layers)
-    ranks = allocate_ranks(layers, places, bpw, depth, shares=shares)
+    ranks = allocate_ranks(layers, blocks_of, bpw=bpw, depth=depth, shares=shares)
     assert bits(layers, ranks) <= bits(layers, even)
     assert all(rank >= 32 and rank % 32 == 0 for rank in ranks.values())
     assert bpw > 1.25 or all(rank <= min(layers[name]) for name, rank in ranks.items())
@@ -90,11 +89,11 @@ def test_bits_never_exceed_those_of_even_ranks(data: st.DataObject, bpw: float, 
 @given(st.lists(st.floats(-12, 12), min_size=12, max_size=12), st.floats(0.55, 3.0), st.floats(0.3, 3.0))
 def test_more_loss_per_bit_never_gets_fewer_bits(logs: list[float], bpw: float, exponent: float) -> None:
     layers = {f"{b}.q": (576, 576) for b in range(12)}
-    places = {name: int(name.split(".")[0]) for name in layers}
-    even = allocate_ranks(layers, places, bpw)
+    blocks_of = {name: int(name.split(".")[0]) for name in layers}
+    even = allocate_ranks(layers, blocks_of, bpw=bpw)
     shares, _ = rank_shares(errors_of(even, [2.0**x for x in logs], [exponent] * 12), even, layers)
-    ranks = allocate_ranks(layers, places, bpw, shares=shares)
-    ordered = sorted(layers, key=lambda name: (logs[places[name]], shares[name]))
+    ranks = allocate_ranks(layers, blocks_of, bpw=bpw, shares=shares)
+    ordered = sorted(layers, key=lambda name: (logs[blocks_of[name]], shares[name]))
     for less, more in itertools.pairwise(ordered):
         assert shares[less] <= shares[more] + 1e-9
         # Layers at the same bound want the same; a word that is left goes to one of them.
@@ -104,19 +103,21 @@ def test_more_loss_per_bit_never_gets_fewer_bits(logs: list[float], bpw: float, 
 @pytest.mark.parametrize("bpw", [0.55, 0.8, 1.0, 1.5, 2.0, 3.0])
 @pytest.mark.parametrize("depth", [0.0, 0.6])
 def test_equal_loss_per_bit_gives_the_even_ranks_or_the_ramp(bpw: float, depth: float) -> None:
-    layers, places = named(6)
-    even = allocate_ranks(layers, places, bpw)
+    layers, blocks_of = named(6)
+    even = allocate_ranks(layers, blocks_of, bpw=bpw)
     # Scales at which one more bit saves the same at every even rank.
     scales = [rank**2.5 * sum(layers[name]) for name, rank in even.items()]
     shares, saved = rank_shares(errors_of(even, scales, [1.5] * len(even)), even, layers)
     assert list(shares.values()) == pytest.approx([1.0] * len(even), abs=1e-6)
     assert saved == pytest.approx(0.0, abs=1e-9)
-    assert allocate_ranks(layers, places, bpw, depth, shares=shares) == allocate_ranks(layers, places, bpw, depth)
+    assert allocate_ranks(layers, blocks_of, bpw=bpw, depth=depth, shares=shares) == allocate_ranks(
+        layers, blocks_of, bpw=bpw, depth=depth
+    )
 
 
 def test_layers_that_cost_nothing_give_their_bits_away() -> None:
-    layers, places = named(2)
-    even = allocate_ranks(layers, places, 1.0)
+    layers, blocks_of = named(2)
+    even = allocate_ranks(layers, blocks_of, bpw=1.0)
     scales = [0.0 if name.startswith("0.") else 1.0 for name in even]
     shares, _ = rank_shares(errors_of(even, scales, [1.0] * 8), even, layers)
     assert all(shares[name] == POINTS[0] for name in layers if name.startswith("0."))
@@ -135,8 +136,7 @@ def test_errors_are_in_one_unit_for_all_layers() -> None:
             layer.weight.copy_(factor * weight)
     importances = {name: Importance(inputs, outputs * (9.0 if name == "c" else 1.0)) for name in layers}
     even = dict.fromkeys(layers, 32)
-    cpu = torch.device("cpu")
-    found = measured_errors(layers, importances, even, cpu)
+    found = measured_errors(layers, importances, even, short_run())
     assert found.shape == (3, 3)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found[1], 4 * found[0], rtol=1e-3, atol=0)
@@ -144,18 +144,10 @@ def test_errors_are_in_one_unit_for_all_layers() -> None:
     assert bool((found.diff(dim=1) < 0).all())  # more rank, less error
     target = outputs.sqrt()[:, None] * weight * inputs.sqrt()[None, :]
     assert float(found[0, 0]) < float(target.square().sum())
-    assert torch.equal(found, measured_errors(layers, importances, even, cpu))
+    assert torch.equal(found, measured_errors(layers, importances, even, short_run()))
 
 
-def test_a_recipe_says_one_thing_about_kinds_of_layers() -> None:
-    with pytest.raises(NqEdgeError, match="exclude each other") as caught:
-        short_recipe(rank_types=True, rank_sensitivity=True)
-    assert caught.value.code == "NQ-OPTION"
-
-
-def test_a_model_is_compressed_with_measured_ranks_and_goes_on_with_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_is_compressed_with_measured_ranks_and_goes_on_with_them(tmp_path: Path) -> None:
     model = dense_folder(tmp_path / "m", hidden_size=96, intermediate_size=256, num_hidden_layers=3)
     options: dict[str, Any] = {
         "bpw": 2.0,
@@ -169,13 +161,10 @@ def test_a_model_is_compressed_with_measured_ranks_and_goes_on_with_them(
     assert whole.settings.ranks != plain.settings.ranks
     assert whole.settings.true_bpw <= plain.settings.true_bpw
     assert whole.settings.recipe["stage_seconds"]["sensitivities"] >= 0
-    with monkeypatch.context() as patch:
-        stop_after(patch, sequence, "reconstruct_block", 1)
-        with pytest.raises(Killed):
-            compress(model, tmp_path / "c", **options)
+    with pytest.raises(Killed):
+        compress(model, tmp_path / "c", **options, progress=stop_at("block 2 of 3"))
     # What was measured is not measured again, so that ranks are those of the finished blocks.
-    monkeypatch.setattr(preparation, "measured_errors", None)
-    again = compress(model, tmp_path / "c", resume=True, **options)
+    again = compress(model, tmp_path / "c", resume=True, **options, progress=stop_at("sensitivities"))
     assert Checkpoint(tmp_path / "c").settings.ranks == again.settings.ranks == whole.settings.ranks
     files = [(tmp_path / name / "nanoquant.safetensors").read_bytes() for name in ("whole", "c")]
     assert files[0] == files[1]

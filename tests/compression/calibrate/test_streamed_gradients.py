@@ -19,7 +19,16 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.checkpoint import Checkpoint
 from nanoquant_edge.models.loading import load_model
 from nanoquant_edge.models.source import SourceModel
-from tests.compression.support import ORACLE, dense_folder, family_folder, short_recipe, write_text
+from tests.compression.support import (
+    ORACLE,
+    Killed,
+    dense_folder,
+    family_folder,
+    short_recipe,
+    short_run,
+    stop_at,
+    write_text,
+)
 from tests.families import FAMILY_CONFIGS, ONE_EACH
 
 
@@ -34,9 +43,9 @@ def test_importances_by_blocks_are_those_of_the_whole_model(tmp_path: Path, name
     ids = torch.randint(3, 320, (4, 24), generator=torch.Generator().manual_seed(1))
     folder = family_folder(tmp_path / "m", name)
     with load_model(folder, stream=True) as streamed, load_model(folder) as resident:
-        run = functools.partial(gradient_pass_by_blocks, streamed)
-        ours = collect_importances(streamed.model, layers_of(streamed), ids, 0.2, dtype=dtype, run=run)
-        theirs = collect_importances(resident.model, layers_of(resident), ids, 0.2, dtype=dtype)
+        passes = functools.partial(gradient_pass_by_blocks, streamed)
+        ours = collect_importances(streamed.model, layers_of(streamed), ids, short_run(dtype), passes=passes)
+        theirs = collect_importances(resident.model, layers_of(resident), ids, short_run(dtype))
         # The same operations in the same order.
         for layer, expected in theirs.items():
             assert torch.equal(ours[layer].inputs, expected.inputs), layer
@@ -48,18 +57,16 @@ def test_importances_by_blocks_are_those_of_the_whole_model(tmp_path: Path, name
 @pytest.mark.parametrize("count", [1, 2, 7, 80])
 def test_every_input_comes_in_its_turn(count: int, limit: int) -> None:
     steps: list[int] = []
-    most = 0
 
     def forward(index: int, stream: torch.Tensor) -> torch.Tensor:
         steps.append(index)
         assert int(stream) == index
         return stream + 1
 
-    inputs = streaming._Inputs(torch.zeros(()), forward, limit)
+    inputs = streaming.InputStreams(torch.zeros(()), forward, limit)
     for goal in reversed(range(count + 1)):
         assert int(inputs.of(goal)) == goal
-        most = max(most, len(inputs._kept))
-    assert most <= limit
+        assert inputs.held <= limit
     if limit == streaming.KEPT_STREAMS:
         assert len(steps) < 3 * count + 1
     elif limit == 1:
@@ -70,7 +77,7 @@ def test_a_loss_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     with load_model(dense_folder(tmp_path / "m"), stream=True) as source:
         source.model.model.norm.weight.data.fill_(float("inf"))
         with pytest.raises(NqEdgeError, match="window 0 is") as caught:
-            gradient_pass_by_blocks(source, torch.arange(16)[None])
+            gradient_pass_by_blocks(source, torch.arange(16)[None], short_run())
         assert caught.value.code == "NQ-NUMERIC"
         assert all(parameter.is_meta for parameter in source.model.model.layers.parameters())
 
@@ -114,16 +121,16 @@ def test_so_do_all_options(tmp_path: Path, options: dict[str, Any]) -> None:
     same_files(tmp_path, dense_folder(tmp_path / "m", **ORACLE), **options)
 
 
-def test_either_way_goes_on_where_the_other_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_either_way_goes_on_where_the_other_stopped(tmp_path: Path) -> None:
     model, text = dense_folder(tmp_path / "m"), write_text(tmp_path)
     run(model, tmp_path / "whole", False, calibration=text)
-    with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "distill_scales", lambda *_a, **_k: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run(model, tmp_path / "c", False, calibration=text)
+    with pytest.raises(Killed):
+        run(model, tmp_path / "c", False, calibration=text, progress=stop_at("distilling scales"))
     seen: list[str] = []
-    run(model, tmp_path / "c", True, calibration=text, resume=True, report=lambda _part, what: seen.append(what))
-    assert any("2 finished blocks" in what for what in seen)
+    run(
+        model, tmp_path / "c", True, calibration=text, resume=True, progress=lambda _fraction, words: seen.append(words)
+    )
+    assert any("2 finished blocks" in words for words in seen)
     assert files(tmp_path / "c") == files(tmp_path / "whole")
 
 
@@ -133,7 +140,7 @@ def test_memory_decides_and_the_report_says_so(
 ) -> None:
     monkeypatch.setattr(pipeline, "resident_limit", lambda _device: limit)
     seen: list[str] = []
-    options = {"calibration": write_text(tmp_path), "report": lambda _part, what: seen.append(what)}
+    options = {"calibration": write_text(tmp_path), "progress": lambda _fraction, words: seen.append(words)}
     checkpoint = run(dense_folder(tmp_path / "m"), tmp_path / "c", None, **options)
     assert checkpoint.settings.recipe["streamed"] is streamed
     assert ("weights are read block by block" in seen) is streamed
@@ -167,8 +174,8 @@ def test_streamed_weights_leave_curvature_out(tmp_path: Path) -> None:
 def test_streams_that_a_gpu_has_no_room_for_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1480, 4000))
-    assert streaming._home(100, gpu) == gpu
-    assert streaming._home(102, gpu) == torch.device("cpu")
+    assert streaming.streams_device(100, gpu) == gpu
+    assert streaming.streams_device(102, gpu) == torch.device("cpu")
     monkeypatch.setattr(parallel, "memory_available", lambda: 10000)
     assert streaming.resident_limit(gpu) == 740
 
@@ -176,9 +183,11 @@ def test_streams_that_a_gpu_has_no_room_for_stay_on_the_host(monkeypatch: pytest
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("home", ["cuda", "cpu"])
-def test_on_a_gpu_both_ways_end_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, home: str) -> None:
-    monkeypatch.setattr(streaming, "_home", lambda _size, _device: torch.device(home))
+@pytest.mark.parametrize("kept_on", ["cuda", "cpu"])
+def test_on_a_gpu_both_ways_end_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, kept_on: str
+) -> None:
+    monkeypatch.setattr(streaming, "streams_device", lambda _size, _device: torch.device(kept_on))
     model, text = dense_folder(tmp_path / "m", **ORACLE), write_text(tmp_path)
     options = {"calibration": text, "bpw": 2.0, "device": "cuda", "compute_dtype": dtype, "embedding": "int8"}
     one, other = (run(model, tmp_path / str(way), way, **options).settings.recipe for way in (True, False))

@@ -61,50 +61,50 @@ def test_a_huge_text_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_windows_lie_side_by_side_where_the_text_is_long_enough() -> None:
-    found = text_windows(Words(), numbers(103), 10, 10, 0)
+    found = text_windows(Words(), numbers(103), windows=10, length=10, seed=0)
     assert found.shape == (10, 10)
     assert sorted(found[:, 0].tolist()) == list(range(0, 100, 10))
     assert all(row.tolist() == list(range(row[0], row[0] + 10)) for row in found)
-    some = text_windows(Words(), numbers(1000), 5, 10, 0)
+    some = text_windows(Words(), numbers(1000), windows=5, length=10, seed=0)
     assert len(set(some[:, 0].tolist())) == 5
     assert all(start % 10 == 0 for start in some[:, 0].tolist())
 
 
 def test_a_short_text_gives_overlapping_but_distinct_windows() -> None:
-    found = text_windows(Words(), numbers(30), 8, 10, 0)
+    found = text_windows(Words(), numbers(30), windows=8, length=10, seed=0)
     assert len(set(found[:, 0].tolist())) == 8
-    everything = text_windows(Words(), numbers(17), 8, 10, 0)
+    everything = text_windows(Words(), numbers(17), windows=8, length=10, seed=0)
     assert sorted(everything[:, 0].tolist()) == list(range(8))
 
 
 def test_the_seed_chooses_windows() -> None:
-    first, again, other = (text_windows(Words(), numbers(1000), 5, 10, seed) for seed in (0, 0, 1))
+    first, again, other = (text_windows(Words(), numbers(1000), windows=5, length=10, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_spread_windows_are_those_of_the_official_run() -> None:
     # 114 whole windows, of which 32 at linspace(0, 113, 32) truncated (docs/METHOD.md, section 3.1); here 12 and 5.
-    found = text_windows(Words(), numbers(12 * 4 + 3), 5, 4, 7, "spread")
+    found = text_windows(Words(), numbers(12 * 4 + 3), windows=5, length=4, seed=7, choice="spread")
     assert found[:, 0].tolist() == [0, 2 * 4, 5 * 4, 8 * 4, 11 * 4]
     with pytest.raises(NqEdgeError, match="need at least 24"):
-        text_windows(Words(), numbers(23), 6, 4, 0, "spread")
+        text_windows(Words(), numbers(23), windows=6, length=4, seed=0, choice="spread")
 
 
 def test_random_windows_repeat_as_the_official_loader_s_do() -> None:
-    found = text_windows(Words(), numbers(5000), 128, 8, 0, "random")
+    found = text_windows(Words(), numbers(5000), windows=128, length=8, seed=0, choice="random")
     distinct = {tuple(row) for row in found.tolist()}
     assert 70 <= len(distinct) <= 92  # 128 drawn with replacement from 128: 81 on average
     assert all(row == list(range(row[0], row[0] + 8)) for row in found.tolist())
-    assert torch.equal(found, text_windows(Words(), numbers(5000), 128, 8, 0, "random"))
-    whole = text_windows(Words(), numbers(5000), 128, 8, 0)
+    assert torch.equal(found, text_windows(Words(), numbers(5000), windows=128, length=8, seed=0, choice="random"))
+    whole = text_windows(Words(), numbers(5000), windows=128, length=8, seed=0)
     assert len({tuple(row) for row in whole.tolist()}) == 128
 
 
 @pytest.mark.parametrize(("tokens", "windows"), [(0, 1), (9, 1), (16, 8)])
 def test_too_short_a_text_is_refused(tokens: int, windows: int) -> None:
     with pytest.raises(NqEdgeError, match=f"has {tokens} tokens; {windows} windows of 10 need at least") as caught:
-        text_windows(Words(), numbers(tokens), windows, 10, 0)
+        text_windows(Words(), numbers(tokens), windows=windows, length=10, seed=0)
     assert caught.value.code == "NQ-CALIBRATION"
     assert "--calibration" in caught.value.hint
 
@@ -113,13 +113,13 @@ def test_a_model_writes_windows_that_it_finds_likely() -> None:
     model = dense_llama()
     with torch.no_grad():
         model.model.norm.weight.mul_(3)  # sharper than uniform
-    found = sampled_windows(model, 6, 40, 0, 1)
+    found = sampled_windows(model, 6, 40, seed=0, start_id=1)
     assert found.shape == (6, 40)
     assert found.dtype == torch.int64
     assert found[:, 0].tolist() == [1] * 6
     assert len({tuple(row.tolist()) for row in found}) == 6
-    assert torch.equal(found, sampled_windows(model, 6, 40, 0, 1))
-    assert not torch.equal(found, sampled_windows(model, 6, 40, 1, 1))
+    assert torch.equal(found, sampled_windows(model, 6, 40, seed=0, start_id=1))
+    assert not torch.equal(found, sampled_windows(model, 6, 40, seed=1, start_id=1))
 
     def loss(ids: torch.Tensor) -> float:
         with torch.no_grad():
@@ -141,8 +141,8 @@ class StartingWords(Words):
 
 @pytest.mark.parametrize("choice", ["distinct", "spread", "random"])
 def test_every_window_begins_with_the_start_token_that_the_tokenizer_puts_in_front(choice: str) -> None:
-    found = text_windows(StartingWords(), numbers(63), 5, 8, 0, choice)
+    found = text_windows(StartingWords(), numbers(63), windows=5, length=8, seed=0, choice=choice)
     assert found.shape == (5, 8)
     assert bool((found[:, 0] == 900).all())
-    without = text_windows(Words(), numbers(63), 5, 7, 0, choice)
+    without = text_windows(Words(), numbers(63), windows=5, length=7, seed=0, choice=choice)
     assert torch.equal(found[:, 1:], without)

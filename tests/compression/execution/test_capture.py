@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captured steps: the bookkeeping over a stand-in for CUDA, and on a GPU the same results as launch by launch."""
+"""Captured steps: the bookkeeping over a fake of torch.cuda, and on a GPU the same results as launch by launch."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from nanoquant_edge.compression.calibrate.importances import collect_importances
-from nanoquant_edge.compression.execution import capture
 from nanoquant_edge.compression.execution.block_call import BlockCall, first_inputs, recorded_arguments
-from nanoquant_edge.compression.execution.capture import WARM_UP, Replayed, captured
-from nanoquant_edge.compression.factorize import lb_admm as admm
+from nanoquant_edge.compression.execution.capture import WARM_UP, GraphPool, Replayed, captured
+from nanoquant_edge.compression.factorize.lb_admm import factorize
+from nanoquant_edge.compression.factorize.problem import KeptProblems
+from nanoquant_edge.compression.factorize.settings import AdmmSettings
+from nanoquant_edge.compression.run import Run
 from nanoquant_edge.compression.tune.distillation import distill_scales
-from nanoquant_edge.compression.tune.workbench import Workbench, reconstruct_block
+from nanoquant_edge.compression.tune.reconstruction import reconstruct_block
+from nanoquant_edge.compression.tune.workbench import Workbench
 from nanoquant_edge.models import family_of
 from tests.compression.support import dense_llama, linears_of, short_recipe, teacher_of
 from tests.tiny import llama_config
@@ -27,44 +31,47 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-class FakeGraph:
-    """Replays what was called between the beginning and the end of its capture."""
+class FakeCuda:
+    """torch.cuda as far as captures need it; notes what happened.
 
-    recorded: list[Any]
+    Args:
+        refuses: what a capture fails with.
+    """
+
+    def __init__(self, refuses: str = "") -> None:
+        self.happened: list[Any] = []
+        self._refuses, self._pools = refuses, itertools.count()
+
+    def graph_pool_handle(self) -> int:
+        return next(self._pools)
+
+    def Stream(self) -> FakeCuda:
+        return self
+
+    def current_stream(self) -> FakeCuda:
+        return self
+
+    def wait_stream(self, _other: Any) -> None:
+        pass
+
+    def stream(self, _stream: Any) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def synchronize(self) -> None:
+        pass
+
+    def CUDAGraph(self) -> FakeCuda:
+        return self
 
     def replay(self) -> None:
-        self.recorded.append("replay")
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """torch.cuda as far as captures need it; yields what happened."""
-    happened: list[Any] = []
-
-    class Stream:
-        def wait_stream(self, _other: Any) -> None:
-            pass
+        self.happened.append("replay")
 
     @contextlib.contextmanager
-    def graph(target: FakeGraph, pool: Any, stream: Any) -> Iterator[None]:
-        happened.append(("pool", pool))
-        target.recorded = happened
+    def graph(self, _graph: Any, pool: int, stream: Any) -> Iterator[None]:
+        if self._refuses:
+            raise RuntimeError(self._refuses)
+        self.happened.append(pool)
         yield
-
-    pools = iter(range(100))
-    for name, value in {
-        "graph_pool_handle": lambda: next(pools),
-        "Stream": Stream,
-        "stream": lambda _stream: contextlib.nullcontext(),
-        "current_stream": Stream,
-        "synchronize": lambda: None,
-        "CUDAGraph": FakeGraph,
-        "graph": graph,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(Replayed, "_stream", None)
-    yield happened
-    Replayed._living.clear()
 
 
 def test_on_a_cpu_the_step_is_itself() -> None:
@@ -74,74 +81,63 @@ def test_on_a_cpu_the_step_is_itself() -> None:
     assert captured(step, CPU, step) is step
 
 
-def test_a_step_is_warmed_up_captured_and_restored(fake: list[Any]) -> None:
-    calls: list[str] = []
-    replayed = captured(lambda: calls.append("step"), CUDA, lambda: calls.append("restore"))
+def test_a_step_is_warmed_up_captured_and_restored() -> None:
+    cuda, calls = FakeCuda(), []
+    replayed = captured(lambda: calls.append("step"), CUDA, lambda: calls.append("restore"), GraphPool(cuda))
     assert calls == ["step"] * (WARM_UP + 1) + ["restore"]
     replayed()
     replayed()
-    assert fake[-2:] == ["replay", "replay"]
+    assert cuda.happened == [0, "replay", "replay"]
     assert len(calls) == WARM_UP + 2
 
 
-def test_what_a_step_holds_lives_as_long_as_its_graph(fake: list[Any]) -> None:
+def test_what_a_step_holds_lives_as_long_as_its_graph() -> None:
     class Table:
         pass
 
-    seen: list[weakref.ref[Table]] = []
-
-    def made() -> Any:
+    def made() -> tuple[Callable[[], None], weakref.ref[Table]]:
         table = Table()
-        seen.append(weakref.ref(table))
-        return captured(lambda: id(table), CUDA, lambda: None)
+        return captured(lambda: id(table), CUDA, lambda: None, GraphPool(FakeCuda())), weakref.ref(table)
 
-    replayed = made()
+    replayed, table = made()
     gc.collect()
-    assert seen[0]() is not None
+    assert table() is not None
     del replayed
     gc.collect()
-    assert seen[0]() is None
+    assert table() is None
 
 
-def test_graphs_share_a_pool_until_the_last_is_gone(fake: list[Any]) -> None:
-    def pool() -> Any:
-        return next(what[1] for what in reversed(fake) if what[0] == "pool")
-
-    first = captured(lambda: None, CUDA, lambda: None)
-    pools = [pool()]
-    second = captured(lambda: None, CUDA, lambda: None)
-    pools.append(pool())
-    del first, second
+def test_graphs_share_a_pool_until_the_last_is_gone() -> None:
+    cuda = FakeCuda()
+    graphs = GraphPool(cuda)
+    steps = [captured(lambda: None, CUDA, lambda: None, graphs) for _ in range(2)]
+    assert cuda.happened == [0, 0]
+    steps.clear()
     gc.collect()
-    third = captured(lambda: None, CUDA, lambda: None)
-    assert pools[0] == pools[1]
-    assert pool() != pools[0]
-    del third
+    captured(lambda: None, CUDA, lambda: None, graphs)
+    assert cuda.happened == [0, 0, 1]
 
 
-def test_a_step_that_cannot_be_captured_is_launched(fake: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_cannot_be_captured_is_launched() -> None:
     calls: list[str] = []
-
-    def broken(*_arguments: Any) -> None:
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
-
-    monkeypatch.setattr(capture, "Replayed", broken)
+    graphs = GraphPool(FakeCuda(refuses="operation not permitted\nwhen stream is capturing"))
     with pytest.warns(UserWarning, match="launched one by one: operation not permitted$"):
-        step = captured(lambda: calls.append("step"), CUDA, lambda: calls.append("restore"))
+        step = captured(lambda: calls.append("step"), CUDA, lambda: calls.append("restore"), graphs)
+    assert calls == ["step"] * WARM_UP + ["restore"]
     step()
-    assert calls == ["restore", "step"]
+    assert calls[-1] == "step"
 
 
 @pytest.mark.gpu
 @needs_gpu
 def test_factorizations_in_a_graph_are_those_launched_one_by_one() -> None:
-    kept: dict[Any, Any] = {}
-    settings = admm.AdmmSettings(steps=40)
+    kept = KeptProblems()
+    settings = AdmmSettings(steps=40)
     for seed in range(2):
         w = torch.randn(192, 96, generator=torch.Generator().manual_seed(seed)).cuda()
-        i, o = torch.rand(96, device=CUDA), torch.rand(192, device=CUDA)
-        ours, plain = (admm.factorize(w, i, o, 64, settings, 0, state) for state in (kept, None))
-        assert isinstance(next(iter(kept.values()))._step, Replayed)
+        sides = {"inputs": torch.rand(96, device=CUDA), "outputs": torch.rand(192, device=CUDA)}
+        ours, plain = (factorize(w, 64, **sides, settings=settings, kept=problems) for problems in (kept, None))
+        assert [type(problem.step) for problem in kept.all()] == [Replayed]
         assert ours.error == pytest.approx(plain.error, rel=1e-3)
 
 
@@ -152,42 +148,34 @@ def test_a_model_tuned_in_graphs_is_the_one_tuned_launch_by_launch(
     dtype: torch.dtype, recwarn: pytest.WarningsRecorder
 ) -> None:
     linears = family_of(llama_config()).linears
+    recipe = short_recipe(fp_epochs=3, ste_epochs=3, kd_epochs=3, fp_batch=4, refresh_inputs=True)
+    run = Run(recipe, CUDA, dtype)
     losses = []
     for keep in (True, False):
         model = dense_llama().cuda()
         model.set_attn_implementation("sdpa")
         blocks = model.model.layers
         ids = torch.randint(0, 320, (6, 64), generator=torch.Generator().manual_seed(2))
-        importances = collect_importances(model, linears_of(model), ids, 0.2, dtype=dtype)
-        recipe = short_recipe(fp_epochs=3, ste_epochs=3, kd_epochs=3, fp_batch=4, refresh_inputs=True)
+        importances = collect_importances(model, linears_of(model), ids, run)
         stream = first_inputs(model, blocks, ids.cuda())
-        compressed, factors, found, bench = stream.clone(), {}, [], None
+        compressed, factors, found, workbench = stream.clone(), {}, [], None
         for index, (block, keywords) in enumerate(
             zip(blocks, recorded_arguments(model, blocks, ids[:1].cuda()), strict=True)
         ):
             call = BlockCall(keywords, CUDA, dtype)
-            bench = bench or Workbench(block, linears, call, recipe, keep=keep, at_once=2)
+            workbench = workbench or Workbench(block, linears, call, recipe, keep=keep, at_once=2)
             targets = call.over(block, stream, 2)
             prefix = f"model.layers.{index}."
-            here = {name: importances[prefix + name] for name in linears}
-            result = reconstruct_block(
-                block,
-                linears,
-                dict.fromkeys(linears, 32),
-                here,
-                here["mlp.down_proj"].outputs,
-                compressed,
-                targets,
-                call,
-                recipe,
-                0,
-                bench=bench,
-            )
-            compressed, stream = call.over(bench.block, compressed, 2), targets
+            block_importances = {name: importances[prefix + name] for name in linears}
+            loss_weights = block_importances["mlp.down_proj"].outputs
+            workbench.load(block, inputs=compressed, targets=targets, loss_weights=loss_weights)
+            result = reconstruct_block(workbench, dict.fromkeys(linears, 32), block_importances, run)
+            compressed, stream = call.over(workbench.block, compressed, 2), targets
             factors.update({prefix + name: value for name, value in result.factors.items()})
             found += [outcome[1].last for outcome in result.losses.values()]
-        del bench, result
-        outcome = distill_scales(model, blocks, factors, ids, teacher_of(model, ids).to(dtype), recipe, 0, CUDA, dtype)
+        del workbench, result
+        teacher = teacher_of(model, ids).to(dtype)
+        outcome = distill_scales(model, blocks, factors, windows=ids, teacher=teacher, run=run)
         losses.append([*found, outcome.first, outcome.last])
     assert not [w for w in recwarn if "no CUDA graph" in str(w.message)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2 if dtype == torch.float32 else 0.2)

@@ -16,17 +16,25 @@ import pytest
 import torch
 
 from nanoquant_edge.compression import compress
-from nanoquant_edge.compression.calibrate import importances as importance
 from nanoquant_edge.compression.calibrate.curvature import with_curvature
-from nanoquant_edge.compression.calibrate.importances import Importance, Moment, collect_importances
+from nanoquant_edge.compression.calibrate.importances import Moment, collect_importances
 from nanoquant_edge.compression.calibrate.sensitivities import measured_errors
 from nanoquant_edge.compression.execution.parallel import Team, joined_team, team
-from nanoquant_edge.compression.factorize import lb_admm as admm
-from nanoquant_edge.compression.factorize.lb_admm import AdmmSettings, factorize
-from nanoquant_edge.compression.factorize.lb_admm_curved import factorize_curved
-from nanoquant_edge.compression.tune.optimizer import ParameterGroup, train
+from nanoquant_edge.compression.factorize.lb_admm import factorize
+from nanoquant_edge.compression.factorize.lb_admm_curved import Curvature, factorize_curved
+from nanoquant_edge.compression.factorize.problem import KeptProblems, Problem
+from nanoquant_edge.compression.factorize.settings import AdmmSettings
+from nanoquant_edge.compression.tune.optimizer import ParameterGroup, Tuner
 from nanoquant_edge.formats.checkpoint import Checkpoint
-from tests.compression.support import dense_folder, dense_llama, linears_of, short_recipe, write_text
+from tests.compression.support import (
+    dense_folder,
+    dense_llama,
+    even_importances,
+    linears_of,
+    short_recipe,
+    short_run,
+    write_text,
+)
 
 SCRIPT = """
 import hashlib, json, sys
@@ -35,13 +43,13 @@ import torch
 torch.set_num_threads(1)
 from nanoquant_edge.compression import compress
 from nanoquant_edge.compression.execution.parallel import joined_team
-from nanoquant_edge.compression import admm
-from tests.compression import test_parallel as shared
+from nanoquant_edge.compression.factorize import settings
+from tests.compression.execution import test_parallel as shared
 
 model, text, output = map(Path, sys.argv[1:])
 with joined_team(torch.device("cpu")) as (team, _):
     assert team.size == 2
-    admm._WORTH_SHARING = 0  # no layer of a tiny model is
+    settings.LEAST_SHARED_ENTRIES = 0  # else no layer of a tiny model is large enough
     found = {name: getattr(shared, name)() for name in shared.SHARED} | {"rank": team.rank}
     checkpoint = compress(model, output, calibration=text, **shared.OPTIONS)
     found["weights"] = hashlib.sha256((output / "nanoquant.safetensors").read_bytes()).hexdigest()
@@ -75,7 +83,7 @@ def tuned() -> list[float]:
         loss.backward()
         return loss.detach()
 
-    outcome = train([ParameterGroup([x], 0.1)], 7, 3, 4, 0, step_loss)
+    outcome = Tuner([ParameterGroup([x], 0.1)], 3, step_loss).run(7, 4, 0)
     return [*x.tolist(), outcome.first, outcome.last]
 
 
@@ -86,7 +94,7 @@ def importances() -> list[float]:
     """
     model = dense_llama()
     ids = torch.randint(0, 320, (1, 24), generator=torch.Generator().manual_seed(1)).expand(5, -1)
-    found = collect_importances(model, linears_of(model), ids, 0.2)
+    found = collect_importances(model, linears_of(model), ids, short_run())
     return [float(part.sum()) for value in found.values() for part in (value.inputs, value.outputs)]
 
 
@@ -94,16 +102,15 @@ def curvature() -> list[float]:
     """Two sums for each layer of a tiny model, over five windows."""
     model = dense_llama()
     ids = torch.randint(0, 320, (5, 24), generator=torch.Generator().manual_seed(2))
-    ones = {n: Importance(torch.ones(m.in_features), torch.ones(m.out_features)) for n, m in linears_of(model).items()}
-    found = [value.curvature for value in with_curvature(model, linears_of(model), ids, ones).values()]
+    ones = even_importances(linears_of(model))
+    found = [value.curvature for value in with_curvature(model, linears_of(model), ids, ones, short_run()).values()]
     return [float(part.sum()) for factor in found if factor is not None for part in (factor.triu(), factor[0])]
 
 
 def sensitivities() -> list[float]:
     """Errors of all layers of a tiny model at three ranks; the layers are shared out."""
     layers = linears_of(dense_llama())
-    ones = {n: Importance(torch.ones(m.in_features), torch.ones(m.out_features)) for n, m in layers.items()}
-    errors = measured_errors(layers, ones, dict.fromkeys(layers, 32), torch.device("cpu"))
+    errors = measured_errors(layers, even_importances(layers), dict.fromkeys(layers, 32), short_run())
     return [float(value) for value in errors.flatten()]
 
 
@@ -111,18 +118,18 @@ def sides() -> list[float]:
     """Two factorizations with a side in each process, and that they are to the bit what one process makes."""
     generator = torch.Generator().manual_seed(3)
     weight, i, o = (torch.randn(*shape, generator=generator) for shape in ((40, 24), (24, 60), (40, 60)))
-    curves = i @ i.T / 60 + torch.eye(24), o @ o.T / 60 + torch.eye(40)
+    curvature = Curvature(i @ i.T / 60 + torch.eye(24), o @ o.T / 60 + torch.eye(40))
     found = []
-    assert admm.Problem((40, 24), 16, AdmmSettings(together=True), torch.device("cpu")).apart == (team().size > 1)
-    for dtype, kept in ((torch.float32, None), (torch.float32, {}), (torch.bfloat16, None)):
+    problem = Problem((40, 24), 16, AdmmSettings(share_sides=True), torch.device("cpu"))
+    assert problem.sides_shared == (team().size > 1)
+    for dtype, kept in ((torch.float32, None), (torch.float32, KeptProblems()), (torch.bfloat16, None)):
         settings = AdmmSettings(steps=12, dtype=dtype)
-        together = replace(settings, together=True)
-        for turn in (weight, weight.T):
-            diagonals = (curves[0].diagonal(), curves[1].diagonal())[:: 1 if turn is weight else -1]
-            dense = curves[:: 1 if turn is weight else -1]
+        ways = [{"settings": way, "seed": 1, "kept": kept} for way in (settings, replace(settings, share_sides=True))]
+        for matrix, around in ((weight, curvature), (weight.T, curvature.transposed())):
+            diagonals = {"inputs": around.inputs.diagonal(), "outputs": around.outputs.diagonal()}
             pairs = [
-                [factorize(turn, *diagonals, 16, way, 1, kept) for way in (settings, together)],
-                [factorize_curved(turn, *dense, (1.0, 1.0), 16, way, 1, kept) for way in (settings, together)],
+                [factorize(matrix, 16, **diagonals, **way) for way in ways],
+                [factorize_curved(matrix, 16, curvature=around, **way) for way in ways],
             ]
             for alone, shared in pairs:
                 assert all(torch.equal(getattr(alone, name), getattr(shared, name)) for name in PARTS)
@@ -169,7 +176,7 @@ def test_two_processes_make_one_model(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.resume"))
 
 
-def test_what_was_clipped_lower_elsewhere_is_rescaled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_clipped_lower_elsewhere_is_rescaled() -> None:
     class Other(Team):
         """Stands for a process whose clip is 6 and whose total is 100 in each channel."""
 
@@ -183,8 +190,7 @@ def test_what_was_clipped_lower_elsewhere_is_rescaled(monkeypatch: pytest.Monkey
     moment = Moment()
     moment.add(torch.tensor([[[3.0, 0.0], [0.0, 1.0]]]))
     alone = moment.total.clone()
-    monkeypatch.setattr(importance, "team", lambda: Other(0, 2))
-    moment.combine()
+    moment.combine(Other(0, 2))
     torch.testing.assert_close(moment.total, alone * 4 + 100)
     assert float(moment.clip) == 6.0
 
@@ -192,8 +198,8 @@ def test_what_was_clipped_lower_elsewhere_is_rescaled(monkeypatch: pytest.Monkey
 def test_one_process_is_a_team_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     device = torch.device("cpu")
-    with joined_team(device) as (alone, own):
-        assert (alone, own) == (Team(), device)
+    with joined_team(device) as (alone, process_device):
+        assert (alone, process_device) == (Team(), device)
         assert team() == Team()
         assert not alone.splits(8)
         x = torch.ones(3)
@@ -208,11 +214,3 @@ def test_rows_are_shared_where_there_are_enough() -> None:
     assert [Team(rank, 2).share(rows[:1]).tolist() for rank in range(2)] == [[0], [0]]
     assert not Team(0, 2).splits(1)
     assert Team(0, 2).splits(2)
-
-
-def test_only_large_layers_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admm, "team", lambda: Team(0, 2))
-    nowhere, together = torch.device("meta"), AdmmSettings(together=True)
-    assert admm.Problem((4096, 4096), 1984, together, nowhere).apart
-    assert not admm.Problem((1536, 576), 384, together, nowhere).apart
-    assert not admm.Problem((4096, 4096), 1984, AdmmSettings(), nowhere).apart

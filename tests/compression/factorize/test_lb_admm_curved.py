@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanoquant_edge.compression.factorize import lb_admm_curved as admm_curved
-from nanoquant_edge.compression.factorize.lb_admm import AdmmSettings, Factors, factorize
-from nanoquant_edge.compression.factorize.lb_admm_curved import factorize_curved, metric
+from nanoquant_edge.compression.factorize.factors import Factors
+from nanoquant_edge.compression.factorize.lb_admm import factorize
+from nanoquant_edge.compression.factorize.lb_admm_curved import Curvature, CurvedFactorState, factorize_curved, metric
+from nanoquant_edge.compression.factorize.problem import KeptProblems
+from nanoquant_edge.compression.factorize.settings import AdmmSettings
 from nanoquant_edge.errors import NqEdgeError
 from tests.compression.factorize.test_lb_admm import structured
 
@@ -29,7 +31,8 @@ def correlated(size: int, seed: int) -> Tensor:
 
 def curved(w: Tensor, r: Tensor, l: Tensor, rank: int, seed: int = 0, **options: object) -> Factors:  # noqa: E741
     """`factorize_curved` with the settings as keywords and unit sizes."""
-    return factorize_curved(w, r, l, (1.0, 1.0), rank, AdmmSettings(**options), seed)  # type: ignore[arg-type]
+    settings = AdmmSettings(**options)  # type: ignore[arg-type]
+    return factorize_curved(w, rank, curvature=Curvature(r, l), settings=settings, seed=seed)
 
 
 def unit_half(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -53,8 +56,8 @@ def numpy_error(w: Tensor, r: Tensor, l: Tensor, rank: int, steps: int, seed: in
         u, s, v = np.linalg.svd(np.abs(x), full_matrices=False)
         return np.where(x < 0, -1.0, 1.0) * np.abs(s[0] * np.outer(u[:, 0], v[0]))
 
-    def solved(own: np.ndarray, gram: np.ndarray, damping: float, right: np.ndarray) -> np.ndarray:
-        system = np.kron(own, gram) + damping * np.eye(len(own) * len(gram))
+    def solved(side: np.ndarray, gram: np.ndarray, damping: float, right: np.ndarray) -> np.ndarray:
+        system = np.kron(side, gram) + damping * np.eye(len(side) * len(gram))
         return np.linalg.solve(system, right.reshape(-1)).reshape(right.shape)
 
     a, b = rng.standard_normal((w.shape[0], rank)), rng.standard_normal((rank, w.shape[1]))
@@ -88,32 +91,31 @@ def test_errors_equal_exact_solves_in_float64() -> None:
 
 @pytest.mark.parametrize(("steps", "bound"), [(1, 0.25), (2, 0.06), (8, 1e-4)])
 def test_conjugate_gradients_come_near_the_exact_solution(steps: int, bound: float) -> None:
-    own, other = metric(correlated(48, 1)), metric(correlated(40, 2))
-    factor = admm_curved._CurvedFactor(24, 48, 40, CPU, AdmmSettings())
-    factor.load(own, other)
+    this_side, other_side = metric(correlated(48, 1)), metric(correlated(40, 2))
+    factor = CurvedFactorState(24, 48, other_channels=40, device=CPU, settings=AdmmSettings(), cg_steps=steps)
+    factor.load(this_side, other_side)
     factor.start(torch.Generator().manual_seed(0))
-    factor.cg_steps = steps
     generator = torch.Generator().manual_seed(3)
     design = torch.nn.functional.normalize(torch.randn(24, 40, generator=generator))
     target = torch.randn(40, 48, generator=generator)
     rho = torch.tensor([0.2])
-    full = [(m.vectors * m.values) @ m.vectors.T for m in (own, other)]
+    full = [(m.vectors * m.values) @ m.vectors.T for m in (this_side, other_side)]
     gram = design @ full[1] @ design.T
-    right = design @ target @ own.vectors.T + rho * (factor.signed - factor.dual)
+    right = design @ target @ this_side.vectors.T + rho * (factor.signed - factor.dual)
     system = torch.kron(full[0].double(), gram.double()) + 0.23 * torch.eye(24 * 48)
     exact = torch.linalg.solve(system, right.T.reshape(-1).double()).reshape(48, 24).T
     start = float((factor.primal - exact).norm())
-    found, failed = factor.solve(design, target, rho, 0.03, careful=False)
+    found, failed = factor.solve(design, target, rho=rho, ridge=0.03, careful=False)
     assert float((found - exact).norm()) < bound * start
     assert int(failed) == 0
-    torch.testing.assert_close(found, factor.turned @ own.vectors.T)
+    torch.testing.assert_close(found, factor.rotated @ this_side.vectors.T)
 
 
 def test_without_correlation_it_is_the_plain_method() -> None:
     w, i, o = structured(96, 64), torch.rand(64) + 0.5, torch.rand(96) + 0.5
     i, o = i / i.mean(), o / o.mean()
     settings = AdmmSettings(steps=25)
-    plain = factorize(w, i, o, 40, settings)
+    plain = factorize(w, 40, inputs=i, outputs=o, settings=settings)
     same = curved(w, torch.diag(i), torch.diag(o), 40, steps=25)
     torch.testing.assert_close(same.u_latent, plain.u_latent, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(same.dense(), plain.dense(), rtol=1e-3, atol=1e-4)
@@ -128,7 +130,7 @@ def curved_error(w: Tensor, r: Tensor, l: Tensor, factors: Factors) -> float:  #
 
 def test_the_error_is_that_of_the_factors_and_below_the_diagonal_methods() -> None:
     w, r, l = structured(128, 96), correlated(96, 1), correlated(128, 2)  # noqa: E741
-    plain = factorize(w, r.diagonal(), l.diagonal(), 48, AdmmSettings(steps=60))
+    plain = factorize(w, 48, inputs=r.diagonal(), outputs=l.diagonal(), settings=AdmmSettings(steps=60))
     found = curved(w, r, l, 48, steps=60)
     assert found.error == pytest.approx(curved_error(w, r, l, found), rel=1e-4)
     assert found.error < 0.95 * curved_error(w, r, l, plain)
@@ -143,7 +145,10 @@ def test_the_transposed_problem_has_the_same_answer() -> None:
 
 def test_units_of_the_factors_do_not_matter_and_sizes_set_the_latents() -> None:
     w, r, l = structured(64, 48), correlated(48, 1), correlated(64, 2)  # noqa: E741
-    one, other = (factorize_curved(w, t * r, l / t, (t, t), 32, AdmmSettings(steps=20)) for t in (1.0, 16.0))
+    one, other = (
+        factorize_curved(w, 32, curvature=Curvature(t * r, l / t, t, t), settings=AdmmSettings(steps=20))
+        for t in (1.0, 16.0)
+    )
     assert other.error == pytest.approx(one.error, rel=0.02)
     assert float(other.u_latent.abs().median() / one.u_latent.abs().median()) == pytest.approx(4, rel=0.05)
 
@@ -181,13 +186,14 @@ def test_faster_products_cost_nothing(options: dict) -> None:
 
 
 def test_kept_state_serves_another_weight_of_the_shape() -> None:
-    kept: dict = {}
+    kept = KeptProblems()
     settings = AdmmSettings(steps=10)
     for seed in range(2):
         w, r, l = structured(48, 32, seed), correlated(32, seed), correlated(48, 5 + seed)  # noqa: E741
-        again = factorize_curved(w, r, l, (1.0, 1.0), 24, settings, 0, kept)
-        torch.testing.assert_close(again.dense(), factorize_curved(w, r, l, (1.0, 1.0), 24, settings).dense())
-    assert len(kept) == 1
+        again = factorize_curved(w, 24, curvature=Curvature(r, l), settings=settings, kept=kept)
+        fresh = factorize_curved(w, 24, curvature=Curvature(r, l), settings=settings)
+        torch.testing.assert_close(again.dense(), fresh.dense())
+    assert len(kept.all()) == 1
 
 
 @pytest.mark.parametrize("at", range(3))
@@ -208,8 +214,13 @@ def test_a_zero_weight_stays_zero() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_captured_iteration_gives_the_same_error_on_a_gpu() -> None:
     w, r, l = (value.cuda() for value in (structured(384, 256), correlated(256, 1), correlated(384, 2)))  # noqa: E741
-    kept: dict = {}
+    kept = KeptProblems()
     settings = AdmmSettings(steps=60, svid_steps=2)
-    captured = [factorize_curved(w, r, l, (1.0, 1.0), 128, settings, seed, kept).error for seed in range(3)]
-    eager = [factorize_curved(w, r, l, (1.0, 1.0), 128, settings, seed).error for seed in range(3)]
+    captured, eager = (
+        [
+            factorize_curved(w, 128, curvature=Curvature(r, l), settings=settings, seed=seed, kept=problems).error
+            for seed in range(3)
+        ]
+        for problems in (kept, None)
+    )
     assert np.mean(captured) == pytest.approx(np.mean(eager), rel=0.02)

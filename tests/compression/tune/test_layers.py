@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from nanoquant_edge.compression.factorize.lb_admm import Factors
-from nanoquant_edge.compression.tune.layers import LatentLinear, ScaledCore, frozen_linear, module_at, replace_module
+from nanoquant_edge.compression.factorize.factors import Factors
+from nanoquant_edge.compression.tune.layers import LatentLinear, ScaledCore, module_at, replace_module
+from tests.compression.support import signs_of
 
 M, N, R = 9, 7, 5
 
@@ -38,9 +39,10 @@ def test_all_forms_compute_the_same(bias: torch.Tensor | None) -> None:
     latent = LatentLinear(f, bias)
     hard = latent.harden()
     cpu = torch.device("cpu")
-    for layer in (latent, frozen_linear(hard, cpu), ScaledCore(hard, cpu, torch.float32)):
+    for layer in (latent, ScaledCore(hard, cpu, torch.float32), ScaledCore(hard, cpu, torch.float32, packed=True)):
         torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(f.dense().double(), reference(f), rtol=1e-6, atol=1e-6)
+    for weight in (f.dense(), hard.dense(cpu)):
+        torch.testing.assert_close(weight.double(), reference(f), rtol=1e-6, atol=1e-6)
 
 
 def test_the_backward_pass_of_a_sign_is_the_identity() -> None:
@@ -68,22 +70,20 @@ def test_the_backward_pass_of_a_sign_is_the_identity() -> None:
 def test_hardening_takes_a_copy() -> None:
     layer = LatentLinear(factors(), torch.ones(M))
     hard = layer.harden()
-    before = [value.clone() for value in (hard.u, hard.v, hard.scale_out, hard.scale_in, hard.bias)]
+    before = [value.clone() for value in (*signs_of(hard), hard.scale_out, hard.scale_in, hard.bias)]
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.mul_(-2)
-    after = (hard.u, hard.v, hard.scale_out, hard.scale_in, hard.bias)
+    u, v = signs_of(hard)
+    after = (u, v, hard.scale_out, hard.scale_in, hard.bias)
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    assert hard.u.dtype == torch.int8
-    assert set(hard.u.flatten().tolist()) == {-1, 1}
-    assert hard.u[0, 0] == hard.v[0, 0] == 1  # a latent of exactly zero
+    assert set(u.flatten().tolist()) == {-1, 1}
+    assert u[0, 0] == v[0, 0] == 1  # a latent of exactly zero
 
 
 def test_only_the_scales_of_a_core_can_be_trained() -> None:
     core = ScaledCore(LatentLinear(factors(), torch.ones(M)).harden(), torch.device("cpu"), torch.float32)
     assert {name for name, value in core.named_parameters() if value.requires_grad} == {"scale_out", "scale_in"}
-    frozen = frozen_linear(LatentLinear(factors(), torch.ones(M)).harden(), torch.device("cpu"))
-    assert not any(value.requires_grad for value in frozen.parameters())
 
 
 def test_modules_are_found_and_replaced_by_path() -> None:

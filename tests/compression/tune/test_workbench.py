@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bench kept from block to block gives what a new one for each block gives: what CUDA graphs rely on."""
+"""A workbench kept from block to block gives what a new one for each block gives: what CUDA graphs rely on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from nanoquant_edge.compression.calibrate.importances import Importance
 from nanoquant_edge.compression.execution.block_call import BlockCall, first_inputs, recorded_arguments, same_arguments
-from nanoquant_edge.compression.factorize import lb_admm as admm
-from nanoquant_edge.compression.options import Recipe
+from nanoquant_edge.compression.run import Run
 from nanoquant_edge.compression.tune.block_replacements import FusedNorm, fuse_norms, weighted_squares
 from nanoquant_edge.compression.tune.layers import module_at
-from nanoquant_edge.compression.tune.workbench import BlockResult, Workbench, reconstruct_block
+from nanoquant_edge.compression.tune.reconstruction import BlockResult, reconstruct_block
+from nanoquant_edge.compression.tune.workbench import Workbench
 from nanoquant_edge.models import family_of
-from tests.compression.support import ORACLE, dense_llama, short_recipe
+from tests.compression.support import ORACLE, dense_llama, even_importances, short_run
 from tests.tiny import llama_config
 
 CPU = torch.device("cpu")
@@ -39,23 +38,42 @@ class Blocks:
         for block, call in zip(self.blocks, self.calls, strict=True):
             self.streams.append(call.over(block, self.streams[-1], 2))
 
-    def run(self, index: int, recipe: Recipe, bench: Workbench | None, rank: int = 24) -> BlockResult:
+    def workbench(self, run: Run, keep: bool | None = None) -> Workbench:
+        """A workbench made for the first block."""
+        return Workbench(self.blocks[0], LINEARS, self.calls[0], run.recipe, keep=keep)
+
+    def reconstruct(self, index: int, run: Run, workbench: Workbench, rank: int = 24) -> BlockResult:
+        """Load a block with a compressed stream that differs a little from the dense one, and compress it."""
         block = self.blocks[index]
-        shapes = {name: module_at(block, name).weight.shape for name in LINEARS}
         drift = 0.05 * torch.randn(self.streams[index].shape, generator=torch.Generator().manual_seed(index))
-        return reconstruct_block(
+        workbench.load(
             block,
-            LINEARS,
-            dict.fromkeys(LINEARS, rank),
-            {name: Importance(torch.ones(n), torch.full((m,), 1e-4)) for name, (m, n) in shapes.items()},
-            torch.linspace(0.5, 1.5, 40),
-            self.streams[index] + drift,
-            self.streams[index + 1],
-            self.calls[index],
-            recipe,
-            0,
-            bench=bench,
+            inputs=self.streams[index] + drift,
+            targets=self.streams[index + 1],
+            loss_weights=torch.linspace(0.5, 1.5, 40),
         )
+        importances = even_importances({name: module_at(block, name) for name in LINEARS}, outputs=1e-4)
+        return reconstruct_block(workbench, dict.fromkeys(LINEARS, rank), importances, run)
+
+
+def tensors_of(value: Any, name: str = "", known: set[int] | None = None) -> dict[str, torch.Tensor]:
+    """Every tensor that an object of this package, a container or a module holds, however deep; by path."""
+    known = set() if known is None else known
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    if id(value) in known:
+        return {}
+    known.add(id(value))
+    parts: dict[Any, Any] = {}
+    if isinstance(value, dict):
+        parts = {
+            number if isinstance(key, torch.Tensor) else key: part for number, (key, part) in enumerate(value.items())
+        }
+    elif isinstance(value, list | tuple):
+        parts = dict(enumerate(value))
+    elif isinstance(value, nn.Module | torch.optim.Optimizer) or type(value).__module__.startswith("nanoquant_edge"):
+        parts = vars(value)
+    return {key: found for part in parts for key, found in tensors_of(parts[part], f"{name}.{part}", known).items()}
 
 
 @pytest.fixture(scope="module")
@@ -64,71 +82,59 @@ def tiny() -> Blocks:
 
 
 @pytest.mark.parametrize("changes", [{}, {"fp_batch": 3, "refresh_inputs": True}], ids=["even", "uneven-refreshed"])
-def test_a_kept_bench_gives_the_same_factors(tiny: Blocks, changes: dict[str, Any]) -> None:
-    recipe = short_recipe(fp_epochs=2, ste_epochs=2, **changes)
-    bench = Workbench(tiny.blocks[0], LINEARS, tiny.calls[0], recipe, keep=True)
-    assert bench.serves(tiny.blocks[1], tiny.calls[1])
+def test_a_kept_workbench_gives_the_same_factors(tiny: Blocks, changes: dict[str, Any]) -> None:
+    run = short_run(fp_epochs=2, ste_epochs=2, **changes)
+    workbench = tiny.workbench(run, keep=True)
+    assert workbench.serves(tiny.blocks[1], tiny.calls[1])
     # The other rank in between leaves its own stages behind; the third use is the first block again.
     for index, rank in ((0, 24), (1, 24), (1, 40), (0, 24)):
-        kept = tiny.run(index, recipe, bench, rank)
+        kept = tiny.reconstruct(index, run, workbench, rank)
         kept_output = tiny.calls[index].over(kept.block, tiny.streams[index], 2)
-        fresh = tiny.run(index, recipe, None, rank)
+        fresh = tiny.reconstruct(index, run, tiny.workbench(run), rank)
         for name in LINEARS:
-            for part in ("u", "v", "scale_out", "scale_in", "bias"):
+            for part in ("u_words", "v_words", "scale_out", "scale_in", "bias"):
                 assert torch.equal(getattr(kept.factors[name], part), getattr(fresh.factors[name], part)), name
         assert kept.losses == fresh.losses
         assert torch.equal(kept_output, tiny.calls[index].over(fresh.block, tiny.streams[index], 2))
 
 
-def test_every_tensor_of_a_kept_step_stays_where_it_is(tiny: Blocks) -> None:
-    recipe = short_recipe()
-    bench = Workbench(tiny.blocks[0], LINEARS, tiny.calls[0], recipe, keep=True)
+def test_every_tensor_of_a_kept_step_stays_at_its_address(tiny: Blocks) -> None:
+    run = short_run()
+    workbench = tiny.workbench(run, keep=True)
 
     def addresses() -> dict[str, int]:
-        found = {"inputs": bench.inputs, "targets": bench.targets, "weights": bench.weights}
-        found.update({f"memory.{k}": v for k, v in vars(bench._memory).items() if isinstance(v, torch.Tensor)})
-        for name in LINEARS:
-            found.update({f"open.{name}.{k}": v for k, v in bench.open[name].named_parameters()})
-            found.update({f"frozen.{name}.{k}": v for k, v in bench.frozen[name].named_parameters()})
-            found.update({f"latent.{name}.{k}": v for k, v in bench.latent[name, 24].named_parameters()})
-        for key, tuner in bench._tuners.items():
-            tables = (tuner._order, tuner._fractions, tuner._losses, tuner._place, tuner._step, tuner._bases)
-            found.update({f"{key}.{i}": value for i, value in enumerate((*tables, tuner._current, *tuner._good))})
-            for i, state in enumerate(tuner.optimizer.state.values()):
-                found.update({f"{key}.state.{i}.{k}": v for k, v in state.items()})
-        for key, problem in bench.problems.items():
-            for side in (problem.left, problem.right):
-                found.update({f"{key}.{id(side)}.{k}": getattr(side, k) for k in ("primal", "signed", "dual", "right")})
-            found.update({f"{key}.{i}": v for i, v in enumerate((*problem.targets, problem.place, problem.penalties))})
-        return {name: value.data_ptr() for name, value in found.items() if name != "memory.chosen"}
+        found = tensors_of(workbench)
+        return {name: value.data_ptr() for name, value in found.items() if not name.endswith(".chosen")}
 
-    tiny.run(0, recipe, bench)
+    tiny.reconstruct(0, run, workbench)
     before = addresses()
-    assert len(before) > 100
-    tiny.run(1, recipe, bench)
+    assert len(before) > 300
+    assert any("latent" in name for name in before)
+    assert any("dual" in name for name in before)
+    assert any("exp_avg" in name for name in before)
+    tiny.reconstruct(1, run, workbench)
     assert addresses() == before
 
 
-def test_a_closed_bench_frees_its_stages_at_once(tiny: Blocks) -> None:
-    recipe = short_recipe()
-    bench = Workbench(tiny.blocks[0], LINEARS, tiny.calls[0], recipe, keep=True)
-    tiny.run(0, recipe, bench)
-    assert bench.problems is not None
-    seen = [weakref.ref(stage) for stage in (*bench._tuners.values(), *bench.problems.values())]
+def test_a_closed_workbench_frees_its_stages_at_once(tiny: Blocks) -> None:
+    run = short_run()
+    workbench = tiny.workbench(run, keep=True)
+    tiny.reconstruct(0, run, workbench)
+    seen = [weakref.ref(stage) for stage in (*workbench.tuners.values(), *workbench.problems.all())]
     assert len(seen) > 14
     gc.disable()
     try:
-        bench.close()
+        workbench.close()
         assert not any(reference() for reference in seen)
     finally:
         gc.enable()
 
 
-def test_a_bench_serves_only_blocks_that_are_called_alike(tiny: Blocks) -> None:
-    bench = Workbench(tiny.blocks[0], LINEARS, tiny.calls[0], short_recipe(), keep=True)
+def test_a_workbench_serves_only_blocks_that_are_called_alike(tiny: Blocks) -> None:
+    workbench = tiny.workbench(short_run(), keep=True)
     other = {**tiny.calls[1].arguments, "position_embeddings": tuple(torch.zeros(1, 24, 16) for _ in range(2))}
-    assert not bench.serves(tiny.blocks[1], BlockCall(other, CPU, torch.float32))
-    assert not Workbench(tiny.blocks[0], LINEARS, tiny.calls[0], short_recipe()).serves(tiny.blocks[0], tiny.calls[0])
+    assert not workbench.serves(tiny.blocks[1], BlockCall(other, CPU, torch.float32))
+    assert not tiny.workbench(short_run()).serves(tiny.blocks[0], tiny.calls[0])
     assert same_arguments({"a": (torch.ones(2), None)}, {"a": (torch.ones(2), None)})
     assert not same_arguments({"a": torch.ones(2)}, {"a": torch.ones(2), "b": None})
     assert not same_arguments(torch.ones(2), torch.ones(2, dtype=torch.float64))
@@ -136,17 +142,17 @@ def test_a_bench_serves_only_blocks_that_are_called_alike(tiny: Blocks) -> None:
 
 def test_attention_is_remembered_while_the_feed_forward_part_is_tuned(tiny: Blocks) -> None:
     calls: list[str] = []
-    bench = Workbench(tiny.blocks[0], LINEARS, tiny.calls[0], short_recipe())
-    handle = bench.block.self_attn.register_forward_hook(lambda *_: calls.append("attention"))
-    bench.load(tiny.blocks[0], tiny.streams[0], tiny.streams[1], torch.ones(40))
-    bench.remember_attention(3)  # the key projection is still open
+    workbench = tiny.workbench(short_run())
+    handle = workbench.block.self_attn.register_forward_hook(lambda *_: calls.append("attention"))
+    workbench.load(tiny.blocks[0], inputs=tiny.streams[0], targets=tiny.streams[1], loss_weights=torch.ones(40))
+    workbench.remember_attention(3)  # the key projection is still open
     assert not calls
-    bench.remember_attention(4)
+    workbench.remember_attention(4)
     assert len(calls) == 5
-    bench.tune_open(4, 0)
+    workbench.tune_open(4, 0)
     assert len(calls) == 5
-    bench.forget_attention()
-    bench.call(bench.block, tiny.streams[0][:1])
+    workbench.attention.release()
+    workbench.forward(tiny.streams[0][:1])
     handle.remove()
     assert len(calls) == 6
 
@@ -179,33 +185,3 @@ def test_the_block_loss_and_its_gradient() -> None:
     loss = weighted_squares(found, wanted, weights)
     assert float(loss.detach()) == pytest.approx(float((weights * (found - wanted) ** 2).sum().detach() / 2))
     assert torch.autograd.gradcheck(lambda x: weighted_squares(x, wanted, weights), (found,))
-
-
-def test_factorizations_with_kept_state_are_those_without() -> None:
-    kept: dict[Any, Any] = {}
-    settings = admm.AdmmSettings(steps=12)
-    for seed, shape in enumerate([(24, 16), (16, 24), (24, 16)]):
-        w = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        i, o = torch.rand(shape[1]), torch.rand(shape[0])
-        ours = admm.factorize(w, i, o, 8, settings, 0, kept)
-        fresh = admm.factorize(w, i, o, 8, settings, 0)
-        assert ours.error == fresh.error
-        assert torch.equal(ours.u_latent, fresh.u_latent)
-        assert torch.equal(ours.scale_in, fresh.scale_in)
-    assert len(kept) == 1  # a wide layer is the transposed problem of a tall one
-
-
-def test_a_failed_cholesky_falls_back_to_a_general_solve(monkeypatch: pytest.MonkeyPatch) -> None:
-    w = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
-    plain = admm.factorize(w, torch.ones(16), torch.ones(24), 8, admm.AdmmSettings(steps=6))
-    real, calls = torch.linalg.cholesky_ex, []
-
-    def failing(matrix: torch.Tensor) -> Any:
-        calls.append(1)
-        factor, info = real(matrix)
-        return (factor * float("nan"), info + 3) if len(calls) % 4 == 0 else (factor, info)
-
-    monkeypatch.setattr(torch.linalg, "cholesky_ex", failing)
-    found = admm.factorize(w, torch.ones(16), torch.ones(24), 8, admm.AdmmSettings(steps=6))
-    assert len(calls) > 12  # the fast pass, then the one that looks
-    assert found.error == pytest.approx(plain.error, rel=1e-3)

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from nanoquant_edge.compression.calibrate.importances import Importance
 from nanoquant_edge.compression.execution.block_call import BlockCall
-from nanoquant_edge.compression.options import Recipe
+from nanoquant_edge.compression.run import Run
 from nanoquant_edge.compression.tune.layers import module_at
-from nanoquant_edge.compression.tune.workbench import BlockResult, reconstruct_block
+from nanoquant_edge.compression.tune.reconstruction import BlockResult, reconstruct_block
+from nanoquant_edge.compression.tune.workbench import Workbench
 from nanoquant_edge.models import family_of
-from tests.compression.support import ORACLE, dense_llama, short_recipe
+from nanoquant_edge.system.progress import Progress
+from tests.compression.support import ORACLE, dense_llama, even_importances, short_run, signs_of
 from tests.tiny import llama_config
 
 LINEARS = family_of(llama_config()).linears
@@ -42,20 +43,16 @@ class Setting:
         self.inputs, self.expected = states[0].detach(), states[1].detach()
         self.targets = self.call.over(self.block, self.inputs, 2)
 
-    def run(self, recipe: Recipe, inputs: torch.Tensor | None = None, seed: int = 0) -> BlockResult:
-        shapes = {name: module_at(self.block, name).weight.shape for name in LINEARS}
-        return reconstruct_block(
+    def reconstruct(self, run: Run, inputs: torch.Tensor | None = None) -> BlockResult:
+        workbench = Workbench(self.block, LINEARS, self.call, run.recipe)
+        workbench.load(
             self.block,
-            LINEARS,
-            dict.fromkeys(LINEARS, 24),
-            {name: Importance(torch.ones(n), torch.full((m,), 1e-4)) for name, (m, n) in shapes.items()},
-            torch.linspace(0.5, 1.5, 40),
-            self.inputs if inputs is None else inputs,
-            self.targets,
-            self.call,
-            recipe,
-            seed,
+            inputs=self.inputs if inputs is None else inputs,
+            targets=self.targets,
+            loss_weights=torch.linspace(0.5, 1.5, 40),
         )
+        importances = even_importances({name: module_at(self.block, name) for name in LINEARS}, outputs=1e-4)
+        return reconstruct_block(workbench, dict.fromkeys(LINEARS, 24), importances, run)
 
     def loss(self, block: torch.nn.Module) -> float:
         """The block loss: weighted squares summed over tokens and channels, a mean over windows."""
@@ -75,7 +72,7 @@ def test_a_recorded_call_gives_the_model_s_own_states(setting: Setting) -> None:
 
 @pytest.mark.parametrize("relative", [True, False])
 def test_the_first_tuning_of_block_0_has_zero_loss_and_moves_nothing(setting: Setting, relative: bool) -> None:
-    result = setting.run(short_recipe(relative_lr=relative, fp_lr=0.01 if relative else 1e-4))
+    result = setting.reconstruct(short_run(relative_lr=relative, fp_lr=0.01 if relative else 1e-4))
     first = result.losses["self_attn.q_proj"][0]
     scale = float(setting.targets.square().sum() / len(setting.targets))
     assert first.first < 1e-10 * scale
@@ -86,23 +83,23 @@ def test_the_first_tuning_of_block_0_has_zero_loss_and_moves_nothing(setting: Se
 
 def test_a_drifted_input_gives_the_first_tuning_something_to_do(setting: Setting) -> None:
     drifted = setting.inputs + 0.1 * torch.randn(setting.inputs.shape, generator=torch.Generator().manual_seed(4))
-    outcome = setting.run(short_recipe(fp_epochs=3), drifted).losses["self_attn.q_proj"][0]
+    outcome = setting.reconstruct(short_run(fp_epochs=3), drifted).losses["self_attn.q_proj"][0]
     assert outcome.last < outcome.first
     assert outcome.first > 0
 
 
 def test_losses_are_in_the_method_s_unit(setting: Setting) -> None:
     # Without any tuning, the loss of the last stage's only epoch at rate 0 is that of the finished block.
-    result = setting.run(short_recipe(fp_epochs=0, ste_lr=0.0, ste_scale_lr=0.0))
+    result = setting.reconstruct(short_run(fp_epochs=0, ste_lr=0.0, ste_scale_lr=0.0))
     assert result.losses["mlp.down_proj"][1].first == pytest.approx(setting.loss(result.block), rel=1e-4)
     assert math.isnan(result.losses["mlp.down_proj"][0].first)
 
 
 def test_tuning_lowers_the_loss(setting: Setting) -> None:
-    bare = setting.loss(setting.run(short_recipe(fp_epochs=0, ste_epochs=0)).block)
-    dense = setting.loss(setting.run(short_recipe(fp_epochs=6, ste_epochs=0, fp_lr=0.02)).block)
-    latent = setting.loss(setting.run(short_recipe(fp_epochs=0, ste_epochs=6)).block)
-    both = setting.loss(setting.run(short_recipe(fp_epochs=6, ste_epochs=6, fp_lr=0.02)).block)
+    bare = setting.loss(setting.reconstruct(short_run(fp_epochs=0, ste_epochs=0)).block)
+    dense = setting.loss(setting.reconstruct(short_run(fp_epochs=6, ste_epochs=0, fp_lr=0.02)).block)
+    latent = setting.loss(setting.reconstruct(short_run(fp_epochs=0, ste_epochs=6)).block)
+    both = setting.loss(setting.reconstruct(short_run(fp_epochs=6, ste_epochs=6, fp_lr=0.02)).block)
     assert dense < 0.9 * bare
     assert latent < 0.9 * bare
     assert both < min(dense, latent)
@@ -110,10 +107,11 @@ def test_tuning_lowers_the_loss(setting: Setting) -> None:
 
 def test_hardened_layers_are_not_touched_again(setting: Setting) -> None:
     before = {name: value.clone() for name, value in setting.block.state_dict().items()}
-    result = setting.run(short_recipe(fp_epochs=2, ste_epochs=2))
+    result = setting.reconstruct(short_run(fp_epochs=2, ste_epochs=2))
     for name in LINEARS:
         factors, layer = result.factors[name], module_at(result.block, name)
-        core = factors.u.double() @ factors.v.double()
+        u, v = signs_of(factors)
+        core = u.double() @ v.double()
         expected = factors.scale_out[:, None].double() * core * factors.scale_in.double()
         torch.testing.assert_close(layer.weight.double(), expected, rtol=1e-6, atol=1e-9)
         assert torch.equal(layer.bias, factors.bias)
@@ -125,25 +123,25 @@ def test_hardened_layers_are_not_touched_again(setting: Setting) -> None:
 
 
 def test_biases_are_trained_with_their_layer_only(setting: Setting) -> None:
-    kept = setting.run(short_recipe(ste_epochs=0))
-    tuned = setting.run(short_recipe(ste_epochs=2))
+    untrained = setting.reconstruct(short_run(ste_epochs=0))
+    tuned = setting.reconstruct(short_run(ste_epochs=2))
     for name in LINEARS:
         original = module_at(setting.block, name).bias
-        assert torch.equal(kept.factors[name].bias, original)
+        assert torch.equal(untrained.factors[name].bias, original)
         # A key bias shifts all scores of a query alike, so softmax gives it hardly any gradient.
         assert name == "self_attn.k_proj" or not torch.equal(tuned.factors[name].bias, original)
 
 
 def test_the_seed_fixes_everything(setting: Setting) -> None:
-    first, again, other = (setting.run(short_recipe(), seed=seed) for seed in (0, 0, 1))
+    first, again, other = (setting.reconstruct(short_run(seed=seed)) for seed in (0, 0, 1))
     for name in LINEARS:
-        assert torch.equal(first.factors[name].u, again.factors[name].u)
+        assert torch.equal(first.factors[name].u_words, again.factors[name].u_words)
         assert torch.equal(first.factors[name].scale_in, again.factors[name].scale_in)
-        assert not torch.equal(first.factors[name].u, other.factors[name].u)
+        assert not torch.equal(first.factors[name].u_words, other.factors[name].u_words)
 
 
 def test_a_layer_whose_tuning_explodes_keeps_its_factors(setting: Setting) -> None:
-    result = setting.run(short_recipe(ste_scale_lr=1e30, ste_lr=1e30, ste_epochs=2, ste_batch=2))
+    result = setting.reconstruct(short_run(ste_scale_lr=1e30, ste_lr=1e30, ste_epochs=2, ste_batch=2))
     assert any(ste.undone for _, ste in result.losses.values())
     for factors in result.factors.values():
         assert bool(torch.isfinite(factors.scale_out).all())
@@ -152,19 +150,6 @@ def test_a_layer_whose_tuning_explodes_keeps_its_factors(setting: Setting) -> No
 
 def test_progress_is_reported_in_order(setting: Setting) -> None:
     seen: list[tuple[float, str]] = []
-    shapes = {name: module_at(setting.block, name).weight.shape for name in LINEARS}
-    reconstruct_block(
-        setting.block,
-        LINEARS,
-        dict.fromkeys(LINEARS, 8),
-        {name: Importance(torch.ones(n), torch.ones(m)) for name, (m, n) in shapes.items()},
-        torch.ones(40),
-        setting.inputs,
-        setting.targets,
-        setting.call,
-        short_recipe(fp_epochs=0, ste_epochs=0, admm_steps=1),
-        0,
-        lambda part, text: seen.append((part, text)),
-    )
-    assert [text for _, text in seen] == list(LINEARS)
-    assert [part for part, _ in seen] == sorted(part for part, _ in seen)
+    progress = Progress(lambda fraction, text: seen.append((fraction, text)))
+    setting.reconstruct(short_run(progress=progress, fp_epochs=0, ste_epochs=0, admm_steps=1))
+    assert seen == [(pytest.approx(number / len(LINEARS)), name) for number, name in enumerate(LINEARS)]

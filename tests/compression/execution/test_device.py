@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which device a name means, and what is left out for want of memory."""
+"""Which device a name means, and the most memory that a run took."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from nanoquant_edge.compression import resources
-from nanoquant_edge.compression.options import Recipe
-from nanoquant_edge.compression.resources import affordable, chosen_device, peak_mb
+from nanoquant_edge.compression.execution.device import chosen_device, peak_mb
 from nanoquant_edge.errors import NqEdgeError
 
 CPU = torch.device("cpu")
-LINEARS = {"a": torch.nn.Linear(8, 6)}
-CURVED, PLAIN = Recipe(curvature=True), Recipe()
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -47,17 +43,6 @@ def test_devices_that_are_not_there_are_refused(
     with pytest.raises(NqEdgeError, match=message) as caught:
         chosen_device(name)
     assert caught.value.code == "NQ-OPTION"
-
-
-def test_curvature_is_left_out_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "no_room", lambda *_: "")
-    assert affordable(CURVED, LINEARS, False, CPU) == (CURVED, [])
-    assert affordable(CURVED, LINEARS, True, CPU)[0] == PLAIN
-    monkeypatch.setattr(resources, "no_room", lambda *_: "curvature needs 9 GB")
-    recipe, left_out = affordable(CURVED, LINEARS, False, CPU)
-    assert recipe == PLAIN
-    assert left_out == ["curvature, for want of memory (curvature needs 9 GB)"]
-    assert affordable(PLAIN, LINEARS, True, CPU) == (PLAIN, [])
 
 
 def test_the_peak_is_that_of_this_process() -> None:

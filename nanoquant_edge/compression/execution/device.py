@@ -1,20 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run has to go on: its device, and what there is no memory for."""
+"""The device that a run is for, and the most memory that it took there."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
-from torch import nn
 
-from ..errors import NqEdgeError
-from ..system.memory import peak_memory_mb
-from .calibrate.curvature import no_room
-from .execution.parallel import team
-from .options import Recipe
+from ...errors import NqEdgeError
+from ...system.memory import peak_memory_mb
 
-__all__ = ["affordable", "chosen_device", "peak_mb"]
+__all__ = ["chosen_device", "peak_mb"]
 
 
 def chosen_device(name: str) -> torch.device:
@@ -39,27 +33,6 @@ def chosen_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is None:  # what asks for a GPU's memory wants its number
         return torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def affordable(
-    recipe: Recipe, linears: dict[str, nn.Linear], streamed: bool, device: torch.device
-) -> tuple[Recipe, list[str]]:
-    """The recipe without what there is no memory for, and what was left out, with the reason.
-
-    Args:
-        recipe: as asked for.
-        linears: name -> layer to compress.
-        streamed: whether weights are read block by block.
-        device: where to run.
-    """
-    if not recipe.curvature:
-        return recipe, []
-    reason = "weights that are streamed leave none" if streamed else no_room(linears, device)
-    lacking = torch.tensor([len(reason)], device=device)
-    team().take_first([lacking])  # all processes decide as the first one does
-    if not int(lacking):
-        return recipe, []
-    return replace(recipe, curvature=False), [f"curvature, for want of memory ({reason or 'in the first process'})"]
 
 
 def peak_mb(device: torch.device) -> float:
