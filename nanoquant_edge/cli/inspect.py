@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -15,8 +14,6 @@ from .paths import check_kind
 from .streams import echo_json
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from ..formats.checkpoint import Checkpoint
 
 __all__ = ["command", "describe_bundle", "describe_checkpoint"]
@@ -39,19 +36,22 @@ def command(folder: Path, layers: bool, as_json: bool) -> None:
         report = describe_checkpoint(Checkpoint(folder))
     if as_json:
         echo_json(report, indent=2)
-    elif "layers" in report:
-        _print_checkpoint(report, layers)
+        return
+    from .inspect_report import print_bundle, print_checkpoint
+
+    if "layers" in report:
+        print_checkpoint(report, every_layer=layers)
     else:
-        _print_bundle(report)
+        print_bundle(report)
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything the verb shows of a checkpoint.
 
     Returns:
-        JSON-ready: `model`, `target_bpw`, `true_bpw` (as stored in the configuration), `measured_bpw` (counted from
-        the files' headers), `layers` (name, type, shape, rank, bpw), `tables` (format, shape, bits an entry), `bytes`
-        (category -> bytes), `total_bytes`, `recipe`, `calibration`.
+        JSON-ready: `name`, `model`, `target_bpw`, `true_bpw` (as stored in the configuration), `measured_bpw` (counted
+        from the files' headers), `layers` (name, type, shape, rank, bpw), `tables` (format, shape, bits an entry),
+        `bytes` (category -> bytes), `total_bytes`, `recipe`, `calibration`.
     """
     layers: list[dict[str, Any]] = []
     packed_bytes = scale_bytes = 0
@@ -96,6 +96,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     settings = checkpoint.settings
     return {
         "folder": str(checkpoint.folder),
+        "name": checkpoint.name,
         "model": _model(checkpoint.config),
         "target_bpw": settings.target_bpw,
         "true_bpw": settings.true_bpw,
@@ -119,7 +120,7 @@ def describe_bundle(folder: Path) -> dict[str, Any]:
     from ..formats.bundle import Bundle
 
     bundle = Bundle.open(folder, verify=False)
-    report = {**asdict(bundle), "folder": str(folder)}
+    report = {**asdict(bundle), "folder": str(folder), "kv": bundle.kv.to_manifest()}
     report["total_bytes"] = sum(entry.size for entry in bundle.files.values())
     return report
 
@@ -152,82 +153,3 @@ def _category(tensor: str) -> str:
     if "norm" in tensor:
         return "norms"
     return "biases" if tensor.endswith(".bias") else "other tensors"
-
-
-def _print_checkpoint(report: dict[str, Any], every_layer: bool) -> None:
-    from rich.table import Table
-
-    from ..system.terminal import terminal
-
-    console = terminal()
-    model = ", ".join(f"{key.removeprefix('_')} {value}" for key, value in report["model"].items())
-    console.print(_plain(f"{report['folder']}: {model}"))
-    layers = Table(title="compressed layers")
-    for column in ("layer", "out x in", "count", "rank", "bits per weight"):
-        layers.add_column(column, justify="left" if column == "layer" else "right")
-    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
-    for layer in report["layers"]:
-        name = layer["name"] if every_layer else layer["type"]
-        groups.setdefault((name, layer["out_features"], layer["in_features"]), []).append(layer)
-    for (name, m, n), members in groups.items():
-        ranks = [layer["rank"] for layer in members]
-        rates = [layer["bpw"] for layer in members]
-        layers.add_row(_plain(name), f"{m} x {n}", str(len(members)), _span(ranks, "d"), _span(rates, ".3f"))
-    console.print(layers)
-    sizes = Table(title="bytes")
-    for column in ("part", "MB", "share"):
-        sizes.add_column(column, justify="left" if column == "part" else "right")
-    for part, size in report["bytes"].items():
-        if size:
-            sizes.add_row(part, f"{size / 1e6:.3f}", f"{100 * size / report['total_bytes']:.1f} %")
-    sizes.add_row("whole folder", f"{report['total_bytes'] / 1e6:.3f}", "100.0 %")
-    console.print(sizes)
-    console.print(
-        _plain(
-            f"bits per weight: target {report['target_bpw']:.4g}, stored {report['measured_bpw']:.4f} "
-            f"(scales {report['scale_dtype']}); embedding {report['embedding']}, head {report['head']}"
-        )
-    )
-    for module, table in report["tables"].items():
-        size = f"{table['rows']} x {table['columns']}"
-        console.print(_plain(f"table {module}: {size}, {table['format']}, {table['bits']:.3f} bits an entry"))
-    for entry in ("recipe", "calibration"):
-        console.print(_plain(f"{entry}: {json.dumps(report[entry]) if report[entry] else 'not recorded'}"))
-
-
-def _print_bundle(report: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from ..system.terminal import terminal
-
-    console = terminal()
-    kv, (low, high) = report["kv"], report["backend_versions"]
-    text = (
-        f"{report['folder']}: {report['source_model']}\n"
-        f"{report['backend']} {low} to {high or 'any'}, dialect {report['dialect']}, {report['dtype']}, "
-        f"operator version {report['operator_version']}, portable {report['portable']}\n"
-        f"{report['compressed_linears']} compressed layers, target {report['target_bpw']:.4g} bpw, "
-        f"stored {report['true_bpw']:.4f} bpw\n"
-        f"cache: {kv['layers']} layers x {kv['heads']} heads x {kv['head_dim']}, {kv['dtype']}, "
-        f"up to {kv['capacity']} tokens"
-    )
-    console.print(_plain(text))
-    table = Table(title="files")
-    for column in ("file", "MB", "SHA-256"):
-        table.add_column(column)
-    for name, entry in report["files"].items():
-        table.add_row(_plain(name), f"{entry['size'] / 1e6:.3f}", _plain(entry["sha256"][:16]))
-    table.add_row("whole bundle", f"{report['total_bytes'] / 1e6:.3f}", "")
-    console.print(table)
-
-
-def _plain(text: str) -> Text:
-    """A stranger's text for the terminal: no markup, no control sequences."""
-    from rich.text import Text
-
-    return Text("".join(character if character.isprintable() or character == "\n" else "?" for character in text))
-
-
-def _span(values: list[Any], form: str) -> str:
-    low, high = format(min(values), form), format(max(values), form)
-    return low if low == high else f"{low} to {high}"

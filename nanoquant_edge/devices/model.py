@@ -170,7 +170,7 @@ def _of_checkpoint(folder: Path) -> ModelFacts:
         sizes["table" if table else "body"] += size
     settings = checkpoint.settings
     return ModelFacts(
-        name=str(checkpoint.config.get("_name_or_path") or folder.resolve().name),
+        name=checkpoint.name,
         kind="checkpoint",
         config=read_config(checkpoint.config),
         bpw=settings.target_bpw,

@@ -7,11 +7,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from nanoquant_edge.cli.inspect import command
+from nanoquant_edge.formats.checkpoint.naming import model_name
 from tests.formats.test_bundle import _bundle
 from tests.tiny import tiny_checkpoint
 
@@ -39,7 +41,8 @@ def test_tables(tmp_path: Path) -> None:
     assert "self_attn.q_proj" in short
     assert "model.layers.1" not in short
     assert "whole folder" in short
-    assert "recipe: not recorded" in short
+    assert short.startswith("model (llama) compressed to 2.939 bits per weight")
+    assert [line.split()[-2:] for line in short.splitlines() if line.startswith("recipe")] == [["not", "recorded"]]
     assert "model.layers.1.mlp.down_proj" in CliRunner().invoke(command, [str(tmp_path / "model"), "--layers"]).output
 
 
@@ -51,7 +54,7 @@ def test_quantized_tables_are_counted_with_their_scales(tmp_path: Path) -> None:
     table = {"format": "int4", "rows": 320, "columns": 40, "bits": pytest.approx(8 * 24 / 40)}
     assert report["tables"] == {"model.embed_tokens": table, "lm_head": table}
     output = CliRunner().invoke(command, [str(tmp_path / "model")]).output
-    assert "table lm_head: 320 x 40, int4, 4.800 bits an entry" in output
+    assert "lm_head: 320 x 40, int4, 4.800 bits an entry" in output
 
 
 def test_bundle(tmp_path: Path) -> None:
@@ -62,6 +65,69 @@ def test_bundle(tmp_path: Path) -> None:
     report = json.loads(CliRunner().invoke(command, [str(tmp_path / "b"), "--json"]).output)
     assert report["total_bytes"] == 12
     assert report["kv"]["head_dim"] == 16
+
+
+RECIPE = {
+    "name": "balanced",
+    "seed": 3,
+    "device": "cuda",
+    "compute_dtype": "bfloat16",
+    "seconds": 81.25,
+    "kd_loss": [1.25, 0.5],
+    "block_errors": [0.1] * 200,
+    "stage_seconds": {"tuning": 3.0},
+    "source": "/home/me/models/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "source_note": "weights dequantised from GGUF",
+}
+CALIBRATION = {"text": "wikitext2-train-part.raw", "windows": 64, "window_length": 512, "seed": 3}
+
+
+def remembered(folder: Path) -> Path:
+    """A checkpoint that remembers how it was made, as compress writes it."""
+    tiny_checkpoint(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"].update(recipe=RECIPE, calibration=CALIBRATION)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_how_it_was_made_is_told_in_words(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(command, [str(remembered(tmp_path / "model"))]).output
+    words = " ".join(shown.split())
+    assert shown.startswith("SmolLM2-135M-Instruct.Q4_1 (llama) compressed to")
+    assert "balanced, seed 3, on cuda in bfloat16, 81 s, KL to the dense model from 1.250 to 0.500 nats" in words
+    assert "wikitext2-train-part.raw: 64 windows of 512 tokens" in words
+    assert "weights dequantised from GGUF" in words and "block_errors" not in words
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "bundle"])
+def test_it_reads_well_at_80_columns(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = remembered(tmp_path / "checkpoint")
+    if kind == "bundle":
+        from nanoquant_edge.exporters.onnx import export_onnx
+
+        folder = export_onnx(folder, tmp_path / "bundle").folder
+    lines = CliRunner().invoke(command, [str(folder)]).output.splitlines()
+    assert lines[0].startswith("SmolLM2-135M-Instruct.Q4_1 (llama) ") and "bits per weight" in lines[0]
+    assert max(map(len, lines)) <= 80
+    assert not any(mark in line for line in lines for mark in ("{", "['", "…", "None"))
+    assert any(line.startswith("next step") and "nq-edge" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("config", "source", "name"),
+    [
+        ({"_name_or_path": "HuggingFaceTB/SmolLM2-135M"}, "", "HuggingFaceTB/SmolLM2-135M"),
+        ({"_name_or_path": "./SmolLM2-135M/"}, "", "SmolLM2-135M"),
+        ({}, "/a/b/SmolLM2-135M.Q4_1.gguf", "SmolLM2-135M.Q4_1"),
+        ({}, "/h/hub/models--Qwen--Qwen3-0.6B/snapshots/0123abcd", "Qwen/Qwen3-0.6B"),
+        ({"_name_or_path": 7}, None, "checkpoint"),
+        ({"_name_or_path": ""}, ".", "checkpoint"),
+    ],
+)
+def test_a_model_has_its_own_name(config: dict[str, Any], source: Any, name: str) -> None:
+    assert model_name(config, {"source": source}, Path("some/checkpoint")) == name
 
 
 def test_a_strangers_names_do_not_reach_the_terminal_as_commands(tmp_path: Path) -> None:

@@ -207,8 +207,12 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         (["devices", "show", "this"], 0, "cores"),
         (["devices", "fit", folder, "-d", "orin-nano-8gb"], 0, "forecast, not measured"),
         (["devices", "fit", folder, "-d", "this", "--table", "int8"], 0, "on the CPU"),
-        (["devices", "fit", folder, "-d", "sm_87"], 0, "cannot be judged"),
-        (["devices", "fit", folder, "-d", "orin-nano-4gb", "--context", "131072"], 1, "does not fit"),
+        (["devices", "fit", folder, "-d", "sm_87"], 0, "Cannot be judged"),
+        (
+            ["devices", "fit", folder, "-d", "orin-nano-4gb", "--context", "131072"],
+            1,
+            "Does not fit Jetson Orin Nano 4 GB",
+        ),
     ):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
@@ -229,3 +233,23 @@ def test_the_verb_speaks_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     fit = json.loads(capsys.readouterr().out)
     assert fit["fits"] and fit["forecast"]["kind"] == "forecast" and fit["quality"][0]["kind"] == "published"
     assert set(fit["forecast"]["decode_tps"]) == {"low", "middle", "high"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["show", "orin-nano-8gb"], ["show", "rtx-4060"], ["show", "pi5"], ["fit", "MODEL", "-d", "pi5"]]
+)
+def test_it_reads_well_at_80_columns(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = write_config(tmp_path / "Llama-3.2-1B")
+    with pytest.raises(SystemExit):
+        main(["devices", *(folder if word == "MODEL" else word for word in arguments)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any(mark in line for line in lines for mark in ("{", "['", "…", "None", "_gb", "_ghz"))
+    if arguments[0] == "fit":
+        assert lines[0].startswith("Fits Raspberry Pi 5 8 GB: ") and "tokens/s (forecast)" in " ".join(lines[:2])
+        assert any("Llama-3.2-1B (llama): 1 bit per weight" in line for line in lines)
+    else:
+        assert sum(line.startswith("- ") for line in lines) == len({line for line in lines if line.startswith("- ")})

@@ -199,7 +199,7 @@ def source_model(source: Checkpoint, config: DecoderConfig) -> dict[str, object]
     entry: dict[str, object] = {name: source.config[name] for name in kept if name in source.config}
     # What another exporter needs to write the graph again for its target; read like any config.json.
     entry["config"] = {name: value for name, value in source.config.items() if name != "quantization_config"}
-    entry["name"] = str(source.config.get("_name_or_path") or source.folder.resolve().name)
+    entry["name"] = source.name
     entry["hidden_size"] = config.hidden_size
     entry["scale_dtype"] = source.settings.scale_dtype
     return entry

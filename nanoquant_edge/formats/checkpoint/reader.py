@@ -13,6 +13,7 @@ from ...errors import NqEdgeError
 from ...system.files import path_in_snapshot, read_json
 from ..safetensors_file import TensorFile
 from .layer import PackedLayer
+from .naming import model_name
 from .packing import words_for
 from .settings import QuantizationSettings
 from .table import TABLE_FORMATS, QuantizedTable
@@ -123,6 +124,11 @@ class Checkpoint:
         expected = (rows, form.groups(width * 8 // form.bits))
         if self.shape(scales) != expected:
             raise NqEdgeError("NQ-CKPT", f"{scales} has shape {self.shape(scales)}, not {expected}.")
+
+    @property
+    def name(self) -> str:
+        """The model's own name, as far as the checkpoint remembers it."""
+        return model_name(self.config, self.settings.recipe, self.folder)
 
     @property
     def layers(self) -> list[str]:
