@@ -113,7 +113,7 @@ def measure_bundle(folder: str | Path, options: BenchOptions) -> dict[str, Any]:
         "bundle": str(folder),
         "backend": bundle.backend,
         "kernel": kernel,
-        "threads": options.threads,
+        "threads": options.running_threads,
         "file_mb": sum(entry.size for entry in bundle.files.values()) / 1e6,
         "load_s": loaded,
         "timings": [asdict(timing) for timing in timings],

@@ -49,10 +49,14 @@ def command(bundle: str, against: str | None, profile: bool, as_json: bool, **op
     max(bytes / bandwidth, operations / rate) and the cost of ONNX Runtime's nodes, from rates measured beside it.
     """
     from ..bench import BenchOptions
+    from ..formats.bundle import Bundle
+    from ..runtimes import remarks
 
     chosen = BenchOptions(**options)
     for path in (bundle, *([] if against is None else [against])):
         check_kind(path, "bundle", "engine", code="NQ-BUNDLE")
+    for remark in remarks(Bundle.open(bundle, verify=False), chosen):
+        click.echo(f"note: {remark}", err=True)
     if against is None:
         report = _measure(bundle, chosen)
         if as_json:
@@ -93,7 +97,7 @@ def _measure(folder: str, options: BenchOptions) -> dict[str, Any]:
     from ..system.processors import default_threads
 
     report["isa"] = ort_library_info()["isa"]
-    rates = machine_rates(options.threads or default_threads())
+    rates = machine_rates(options.running_threads or default_threads())
     context = max(options.lengths) + options.new_tokens // 2
     steps = profile_step(folder, options, context=context)
     floor = floor_of(bundle, rates, nodes=steps.nodes, context=context)

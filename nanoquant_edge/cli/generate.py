@@ -55,7 +55,7 @@ def command(bundle: str, **options: Any) -> None:
     check_kind(bundle, "bundle", "engine", code="NQ-BUNDLE")
     prompt = _read_prompt(options["prompt"], options["prompt_file"])
     chat = options["chat"] or options["system"] is not None
-    for remark in remarks(Bundle.open(bundle, verify=False)):
+    for remark in remarks(Bundle.open(bundle, verify=False), opening):
         click.echo(f"note: {remark}", err=True)
     verify = True if options["verify"] else None
     with Generator.from_bundle(bundle, opening, verify=verify, chat=chat) as generator:

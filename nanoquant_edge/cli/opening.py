@@ -19,7 +19,9 @@ OPENING = ("threads", "spin", "provider", "allow_portable", "trust_bundle_code")
 def opening_options(command: Command) -> Command:
     """Add -t, --no-spin, --provider, --allow-portable and --trust-bundle-code to a command."""
     options = (
-        click.option("-t", "--threads", type=int, help="Worker threads; all physical cores by default."),
+        click.option(
+            "-t", "--threads", type=int, help="Worker threads; by default the physical cores that may be used."
+        ),
         click.option(
             "--no-spin",
             "spin",

@@ -127,7 +127,11 @@ class SerialBackend(ABC):
         number of tokens.
         """
         with self._computing():
-            return self._forward(*self._checked(input_ids, positions, lengths))
+            arguments = self._checked(input_ids, positions, lengths)
+            try:
+                return self._forward(*arguments)
+            except MemoryError as error:  # of a cache that grows, or of the logits
+                raise NqEdgeError("NQ-MEMORY", f"there is too little memory to go on ({error}).") from error
 
     def reset(self) -> None:
         """Forget all tokens; memory stays."""

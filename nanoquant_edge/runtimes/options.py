@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import NqEdgeError
+from ..system.processors import usable_processors
 
 __all__ = ["CPU", "CUDA", "PROVIDERS", "OpenOptions", "check_whole"]
 
@@ -35,7 +36,8 @@ class OpenOptions:
     An engine of TensorRT has no use for `threads`, `spin`, `provider` and `allow_portable`.
 
     Attributes:
-        threads: worker threads; None takes ONNX Runtime's default, the physical cores.
+        threads: worker threads; None takes one for each physical core that the process may use. More than there are
+            processors would take turns on them: as many as there are run, see `running_threads`.
         spin: let idle worker threads wait busily. With two threads on two cores that decoded faster by a fifth when the
             machine was idle, and slower by a third when others used it.
         provider: where ONNX Runtime computes: "cpu", or "cuda" for an NVIDIA GPU and a float16 bundle.
@@ -63,6 +65,11 @@ class OpenOptions:
             check_whole("threads", self.threads, 1, MAX_THREADS)
         if self.provider not in PROVIDERS:
             raise NqEdgeError("NQ-OPTION", f"provider must be one of {', '.join(PROVIDERS)}, got {self.provider!r}.")
+
+    @property
+    def running_threads(self) -> int | None:
+        """Worker threads that run, where a number was asked for: no more than the process may use processors."""
+        return None if self.threads is None else min(int(self.threads), usable_processors())
 
     def context(self, limit: int, owner: str) -> int:
         """Most tokens of a sequence, where the bundle or engine allows `limit`.

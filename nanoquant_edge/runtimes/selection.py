@@ -63,10 +63,21 @@ def open_backend(
     return OnnxRuntimeBackend(bundle, options, extra_outputs=extra_outputs)
 
 
-def remarks(bundle: Bundle) -> tuple[str, ...]:
-    """What a user must know of how far a bundle's backend is proved; printed wherever it runs."""
-    if bundle.engine is None:
-        return ()
-    from .tensorrt import UNPROVED
+def remarks(bundle: Bundle, options: OpenOptions | None = None) -> tuple[str, ...]:
+    """What a user must know wherever a bundle runs: how far its backend is proved, and what was not done as asked.
 
-    return (UNPROVED,)
+    Args:
+        bundle: an opened bundle.
+        options: how it is opened.
+    """
+    found: list[str] = []
+    if bundle.engine is not None:
+        from .tensorrt import UNPROVED
+
+        found.append(UNPROVED)
+    elif options is not None and options.threads is not None and options.running_threads != options.threads:
+        found.append(
+            f"{options.threads} threads were asked for; this process may use {options.running_threads} processors, so "
+            f"{options.running_threads} threads run: more would only take turns."
+        )
+    return tuple(found)

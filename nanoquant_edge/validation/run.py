@@ -83,7 +83,7 @@ def validate(
         return open_backend(bundle, options, extra_outputs=extra)
 
     report = compare(bundle, recorder or reference, opener=opener, progress=progress.part(0.1, 1.0))
-    report = replace(report, seconds=time.monotonic() - started)
+    report = replace(report, seconds=time.monotonic() - started, remarks=remarks(bundle, options))
     if recorder is not None:
         recorder.save(bundle.folder)
         outcome = report.summary() if report.status == PASS else report.to_dict()
@@ -158,7 +158,7 @@ def _live_reference(
             f"comparing with a checkpoint needs PyTorch and transformers ({error}).",
             f"Run {install_command('compress')}, or validate against a recorded reference.",
         ) from error
-    reference = TorchReference(checkpoint, options.threads, str(bundle.source_model.get("embedding", "")))
+    reference = TorchReference(checkpoint, options.running_threads, str(bundle.source_model.get("embedding", "")))
     length = min(options.window_length, bundle.kv.capacity)
     if options.text is None:
         progress(0.5, "sampling windows from the model")

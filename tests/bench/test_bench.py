@@ -19,6 +19,7 @@ from nanoquant_edge.cli.bench import command, merged
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.onnx_file import initializers
+from nanoquant_edge.system.processors import usable_processors
 
 QUICK = BenchOptions(lengths=(3, 7), new_tokens=4, repetitions=2, threads=1)
 
@@ -114,6 +115,14 @@ def test_the_verb_prints_and_writes_json(bundle: Path) -> None:
     found = json.loads(CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False).stdout)
     assert found["isa"] and found["floor"]["share"] > 0 and found["profile"]["nodes"] > 10
     assert found["floor"]["context"] == 9
+
+
+def test_threads_are_those_that_ran(bundle: Path) -> None:
+    arguments = [str(bundle), "--lengths", "3", "-n", "2", "-r", "1", "-t", "999", "--json"]
+    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    usable = usable_processors()
+    assert json.loads(done.stdout)["threads"] == json.loads(done.stdout)["floor"]["rates"]["threads"] == usable
+    assert f"so {usable} threads run" in done.stderr
 
 
 def test_power_says_what_it_read(bundle: Path) -> None:

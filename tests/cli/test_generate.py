@@ -54,6 +54,12 @@ def test_a_chat_has_a_longer_prompt(tiny_bundle: Path) -> None:
     assert plain < chat < system
 
 
+def test_more_threads_than_processors_are_told(tiny_bundle: Path) -> None:
+    done = _run(tiny_bundle, "-p", "The", "-n", "2", "-t", "1000")
+    assert done.returncode == 0
+    assert b"note: 1000 threads were asked for; this process may use" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -21,7 +21,7 @@ from ..backend import SerialBackend
 from ..options import CUDA, OpenOptions
 from .cuda_kv_cache import CudaKvCache
 from .kv_cache import START_CAPACITY, KvCache
-from .session import import_onnxruntime, open_session
+from .session import import_onnxruntime, open_session, refusal
 
 __all__ = ["PREFILL_CHUNK", "OnnxRuntimeBackend"]
 
@@ -71,11 +71,15 @@ class OnnxRuntimeBackend(SerialBackend):
             bundle, options, extra_outputs=self._extra_names, profile_prefix=profile_prefix
         )
         self.provider = options.provider
-        self._cache = KvCache(bundle.kv, self.max_context, start_capacity)
-        if self.provider == CUDA:
-            self._cache = CudaKvCache(bundle.kv, self.max_context, start_capacity, runtime=import_onnxruntime())
+        self._cache = self.make_cache(bundle, start_capacity)
         self._binding: Any = None
         self._check_interface(bundle)
+
+    def make_cache(self, bundle: Bundle, start_capacity: int) -> KvCache:
+        """The cache, where the provider computes."""
+        if self.provider == CUDA:
+            return CudaKvCache(bundle.kv, self.max_context, start_capacity, runtime=import_onnxruntime())
+        return KvCache(bundle.kv, self.max_context, start_capacity)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -168,7 +172,7 @@ class OnnxRuntimeBackend(SerialBackend):
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's own exceptions share no base class
-            raise NqEdgeError("NQ-BACKEND", f"ONNX Runtime failed: {str(error).strip()}") from error
+            raise refusal(error, "NQ-BACKEND", f"ONNX Runtime failed: {str(error).strip()}") from error
         if not self._extra_names:
             return logits, {}
         found = dict(zip(self._output_order, binding.get_outputs(), strict=True))

@@ -23,11 +23,12 @@ from ...system.extras import install_command
 from ...system.failures import wants_memory
 from ...system.files import path_inside
 from ...system.native import ort_library_path
+from ...system.processors import allowed_processors, default_threads, usable_processors
 from ...system.versions import release
 from ..options import OpenOptions
 from .providers import check_started, provider_list
 
-__all__ = ["KERNEL", "NO_KERNEL", "PORTABLE", "open_session"]
+__all__ = ["KERNEL", "NO_KERNEL", "PORTABLE", "import_onnxruntime", "open_session", "refusal"]
 
 KERNEL, PORTABLE, NO_KERNEL = "nanoquant", "portable", "none"
 #: Weights lie outside of model.onnx; what is left is structure, some 100 KB for 30 layers.
@@ -43,10 +44,21 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise NqEdgeError(
-            "NQ-MISSING", f"onnxruntime cannot be imported ({error}).", f"Run {install_command('cpu')}."
-        ) from error
+        message = f"onnxruntime cannot be imported ({error})."
+        raise refusal(error, "NQ-MISSING", message, f"Run {install_command('cpu')}.") from error
     return onnxruntime
+
+
+def refusal(error: BaseException, code: str, message: str, hint: str = "") -> NqEdgeError:
+    """The error to raise when ONNX Runtime refuses: about memory when that ran out, whatever was being done.
+
+    Args:
+        error: what was raised.
+        code, message, hint: of the error when there was memory enough.
+    """
+    if wants_memory(error):
+        return NqEdgeError("NQ-MEMORY", f"there is too little memory for the model: {str(error).strip()}")
+    return NqEdgeError(code, message, hint)
 
 
 def check_versions(bundle: Bundle, found: str) -> None:
@@ -126,13 +138,12 @@ def open_session(
         session = runtime.InferenceSession(model, settings, providers, disabled_optimizers=disabled)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         text = str(error).strip()
-        if wants_memory(error):
-            raise NqEdgeError("NQ-MEMORY", f"there is too little memory for the model: {text}") from error
         if kernel == KERNEL and DOMAIN in text and "not a registered" in text:
             raise NqEdgeError(
                 "NQ-NATIVE-MISSING", f"the kernel library has no kernel for this bundle: {text}"
             ) from error
-        raise NqEdgeError("NQ-BACKEND", f"onnxruntime {runtime.__version__} refuses the graph: {text}") from error
+        message = f"onnxruntime {runtime.__version__} refuses the graph: {text}"
+        raise refusal(error, "NQ-BACKEND", message) from error
     check_started(runtime, session, options.provider)
     return session, kernel
 
@@ -147,7 +158,7 @@ def _check_files(bundle: Bundle, summary: ModelSummary) -> None:
 def _settings(runtime: Any, folder: Path, options: OpenOptions) -> Any:
     """ONNX Runtime's session options."""
     settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = int(options.threads or 0)
+    settings.intra_op_num_threads = options.running_threads or _default_threads()
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4  # what fails is raised as well, with a code
     # Shapes change with each chunk and step: patterns would be recorded for nothing, and an arena would keep the
@@ -157,6 +168,14 @@ def _settings(runtime: Any, folder: Path, options: OpenOptions) -> Any:
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
     settings.add_session_config_entry(FOLDER_OPTION, os.fsencode(folder.resolve()))  # a name need not be UTF-8
     return settings
+
+
+def _default_threads() -> int:
+    """0, for ONNX Runtime's own choice, which is the machine's cores; else those that this process may use."""
+    every = os.cpu_count() or 1
+    if len(allowed_processors()) == every == usable_processors():
+        return 0
+    return default_threads()
 
 
 def _register(settings: Any, bundle: Bundle, summary: ModelSummary, allow_portable: bool) -> str:
@@ -174,8 +193,10 @@ def _register(settings: Any, bundle: Bundle, summary: ModelSummary, allow_portab
         try:
             settings.register_custom_ops_library(str(path))
         except Exception as error:  # onnxruntime's own exceptions share no base class
-            raise NqEdgeError("NQ-NATIVE-MISSING", f"{path} cannot be loaded: {str(error).strip()}") from error
+            raise refusal(error, "NQ-NATIVE-MISSING", f"{path} cannot be loaded: {str(error).strip()}") from error
     except NqEdgeError as error:
+        if error.code == "NQ-MEMORY":
+            raise
         if not allow_portable:
             raise NqEdgeError(
                 error.code,

@@ -190,6 +190,20 @@ def test_the_context_can_be_made_smaller_but_not_larger(tiny_bundle: Path) -> No
         assert caught.value.code == "NQ-OPTION"
 
 
+def test_want_of_memory_in_a_step_is_called_so(tiny_bundle: Path) -> None:
+    class Full(KvCache):
+        def reserve(self, batch: int, tokens: int) -> bool:
+            raise MemoryError("Unable to allocate 5.00 GiB")
+
+    class Small(OnnxRuntimeBackend):
+        def make_cache(self, bundle: Bundle, start_capacity: int) -> KvCache:
+            return Full(bundle.kv, self.max_context, start_capacity)
+
+    with Small(Bundle.open(tiny_bundle), threads=1) as backend, pytest.raises(NqEdgeError) as caught:
+        backend.forward(_ids(1, 3))
+    assert caught.value.code == "NQ-MEMORY" and "5.00 GiB" in caught.value.message
+
+
 def test_a_closed_backend_says_so(tiny_bundle: Path) -> None:
     backend = _open(tiny_bundle)
     backend.close()

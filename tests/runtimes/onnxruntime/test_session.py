@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import nanoquant_edge
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.onnx_file import strip_functions, summarize
-from nanoquant_edge.runtimes.onnxruntime.session import check_versions, open_session
+from nanoquant_edge.runtimes import OpenOptions, remarks
+from nanoquant_edge.runtimes.onnxruntime.session import check_versions, open_session, refusal
+from nanoquant_edge.system.processors import default_threads, usable_processors
 
 Edit = Callable[..., Path]
 
@@ -118,8 +124,6 @@ def test_the_slow_body_runs_when_allowed_and_says_so(no_library: Path, portable_
 
 def test_the_slow_body_is_opened_without_constant_folding(no_library: Path, portable_bundle: Path) -> None:
     # Whether folding would unpack the weights depends on the body, which may be another exporter's.
-    import onnxruntime
-
     seen = []
 
     def recorded(*arguments: object, **options: object) -> object:
@@ -232,6 +236,65 @@ def test_a_bad_number_of_threads_is_refused(threads: object, tiny_bundle: Path) 
     with pytest.raises(NqEdgeError, match="threads must be") as caught:
         open_session(Bundle.open(tiny_bundle), threads=threads)  # type: ignore[arg-type]
     assert caught.value.code == "NQ-OPTION"
+
+
+@pytest.fixture
+def one_processor() -> Iterator[None]:
+    """This thread may run on one processor only."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
+def _started(folder: Path, threads: int | None) -> int:
+    """Worker threads that a session is told to start; 0 is ONNX Runtime's own choice."""
+    seen: list[int] = []
+
+    def recorded(model: bytes, settings: Any, *arguments: object, **options: object) -> object:
+        seen.append(settings.intra_op_num_threads)
+        return onnxruntime.InferenceSession(model, settings, *arguments, **options)
+
+    runtime = SimpleNamespace(**{**vars(onnxruntime), "InferenceSession": recorded})
+    open_session(Bundle.open(folder), threads=threads, runtime=runtime)
+    return seen[0]
+
+
+@pytest.mark.parametrize("threads", [None, 1, 64, np.int64(64)])
+def test_threads_are_those_of_one_processor_where_that_is_all(
+    threads: int | None, one_processor: None, tiny_bundle: Path
+) -> None:
+    assert _started(tiny_bundle, threads) == 1
+
+
+def test_threads_are_no_more_than_the_processors(tiny_bundle: Path) -> None:
+    usable = usable_processors()
+    assert _started(tiny_bundle, 1) == 1
+    assert _started(tiny_bundle, 1000) == usable
+    free = len(os.sched_getaffinity(0)) == usable == os.cpu_count()
+    assert _started(tiny_bundle, None) == (0 if free else default_threads())
+
+
+def test_more_threads_than_processors_are_told(one_processor: None, tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    (told,) = remarks(bundle, OpenOptions(threads=64))
+    assert told.startswith("64 threads were asked for; this process may use 1 processors, so 1 threads run")
+    assert remarks(bundle, OpenOptions(threads=1)) == remarks(bundle, OpenOptions()) == remarks(bundle) == ()
+
+
+@pytest.mark.parametrize("words", ["std::bad_alloc", "Failed to allocate memory for requested buffer of size 7"])
+def test_want_of_memory_is_called_so_whenever_it_shows(words: str, tiny_bundle: Path) -> None:
+    def failing(*_arguments: object, **_options: object) -> object:
+        raise RuntimeError(f"[ONNXRuntimeError] : 6 : {words}")
+
+    runtime = SimpleNamespace(**{**vars(onnxruntime), "InferenceSession": failing})
+    with pytest.raises(NqEdgeError, match="too little memory") as caught:
+        open_session(Bundle.open(tiny_bundle), threads=1, runtime=runtime)
+    assert caught.value.code == "NQ-MEMORY"
+    assert "version" not in caught.value.message and "install" not in caught.value.hint
+    error = refusal(OSError("libx.so: cannot map zero-fill pages: Cannot allocate memory"), "NQ-NATIVE-MISSING", "x")
+    assert error.code == "NQ-MEMORY"
+    assert refusal(RuntimeError("opset 99"), "NQ-BACKEND", "x").code == "NQ-BACKEND"
 
 
 def test_a_missing_onnxruntime_names_the_extra(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
