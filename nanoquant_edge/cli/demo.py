@@ -123,10 +123,9 @@ def _compress(
         if test is None:
             show(0.01, "writing a test text with the dense model")
             test = output / SELF_WRITTEN
-            start = int(source.config.get("bos_token_id") or 0)
             # Many short pieces are quicker to write than few long ones. Half as much again as is needed, since the
             # text may have fewer tokens than it was sampled with.
-            ids = sampled_windows(source.model, WINDOWS * 6, LENGTH // 4, seed=1, start_id=start)
+            ids = sampled_windows(source.model, WINDOWS * 6, LENGTH // 4, seed=1, start_id=source.start_token)
             output.mkdir(parents=True, exist_ok=True)
             test.write_text("\n".join(source.tokenizer.batch_decode(ids, skip_special_tokens=True)), encoding="utf-8")
         options = CompressOptions(bpw=bpw, recipe=preset, calibration=calibration, overwrite=True)

@@ -93,8 +93,7 @@ def _windows(source: SourceModel, text: str | None, run: Run) -> Tensor:
     recipe = run.recipe
     count, length = recipe.windows, recipe.window_length
     if text is None:
-        start = int(source.config.get("bos_token_id") or 0)
-        windows = sampled_windows(source.model, count, length, seed=run.seed, start_id=start)
+        windows = sampled_windows(source.model, count, length, seed=run.seed, start_id=source.start_token)
     else:
         source.tokenizers.check(text, source.name)
         windows = text_windows(

@@ -111,6 +111,25 @@ class SourceModel:
         return self.streamed_weights.read(name, self.model.get_input_embeddings().weight.device)
 
     @property
+    def start_token(self) -> int:
+        """Id that a text begins with which the model writes itself: its BOS token, or 0 when it names none.
+
+        Raises:
+            NqEdgeError: NQ-MODEL when the configuration names what is not in the vocabulary.
+        """
+        named, size = self.config.get("bos_token_id"), self.decoder.vocab_size
+        if named is None:
+            return 0
+        if type(named) is not int or not 0 <= named < size:
+            raise NqEdgeError(
+                "NQ-MODEL",
+                f"config.json names {str(named)[:40]!r} as bos_token_id, and the vocabulary has ids from 0 to "
+                f"{size - 1}.",
+                "Correct config.json, or pass a calibration text.",
+            )
+        return named
+
+    @property
     def family(self) -> Family:
         """The model's architecture family."""
         return family_of(self.config)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,11 +22,14 @@ from ..system.files import path_inside, read_json
 from ..system.memory import peak_memory_mb
 from .backend import Backend
 from .chat_template import ChatTemplate, load_chat_template
-from .options import OpenOptions
+from .options import OpenKeywords, OpenOptions
 from .result import Generation, SharedIterator, TextRun
 from .sampling import SamplingConfig, make_sampler
 from .selection import open_backend
 from .streaming import StopMatcher, TextStream, stop_strings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["DEFAULT_MAX_NEW_TOKENS", "Generator", "read_eos_ids"]
 
@@ -74,7 +77,7 @@ class Generator:
         verify: bool | None = None,
         backend: Backend | None = None,
         chat: bool = False,
-        **keywords: Any,
+        **keywords: Unpack[OpenKeywords],
     ) -> Generator:
         """Open a bundle that `nq-edge export` wrote.
 

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from ..errors import NqEdgeError
 from ..system.processors import usable_processors
 
-__all__ = ["CPU", "CUDA", "PROVIDERS", "OpenOptions", "check_whole"]
+__all__ = ["CPU", "CUDA", "PROVIDERS", "OpenKeywords", "OpenOptions", "check_whole"]
 
 CPU, CUDA = "cpu", "cuda"
 PROVIDERS = (CPU, CUDA)
@@ -27,6 +27,17 @@ def check_whole(name: str, value: Any, low: int, high: int) -> None:
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not (whole and low <= value <= high):
         raise NqEdgeError("NQ-OPTION", f"{name} must be a whole number from {low} to {high}, got {value!r}.")
+
+
+class OpenKeywords(TypedDict, total=False):
+    """The fields of `OpenOptions`, as keywords of functions that take them one by one."""
+
+    threads: int | None
+    spin: bool
+    provider: str
+    max_context: int | None
+    allow_portable: bool
+    trust_bundle_code: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NqEdgeError
 from ..formats.backends import BOARD_BUILD, ENGINE_BACKENDS, ONNXRUNTIME
 from ..formats.bundle import Bundle
 from .backend import Backend
-from .options import OpenOptions
+from .options import OpenKeywords, OpenOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["open_backend", "remarks"]
 
@@ -22,7 +25,7 @@ def open_backend(
     *,
     extra_outputs: tuple[str, ...] = (),
     engine_opener: Callable[..., Any] | None = None,
-    **keywords: Any,
+    **keywords: Unpack[OpenKeywords],
 ) -> Backend:
     """Open a bundle with ONNX Runtime or TensorRT, whichever it was made for.
 

@@ -8,12 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NqEdgeError
-from ..runtimes.options import OpenOptions, check_whole
+from ..runtimes.options import OpenKeywords, OpenOptions, check_whole
 
-__all__ = ["ValidationOptions"]
+__all__ = ["ValidationKeywords", "ValidationOptions"]
 
 #: More than any comparison needs: a wrong number is noticed before a model is loaded.
 _MOST = 1 << 20
+
+
+class ValidationKeywords(OpenKeywords, total=False):
+    """The fields of `ValidationOptions`, as keywords of functions that take them one by one."""
+
+    record: bool
+    text: str | Path | None
+    windows: int
+    window_length: int
+    prompts: Sequence[str]
+    new_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)

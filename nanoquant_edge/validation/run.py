@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,15 @@ from ..runtimes import Backend, load_tokenizer, open_backend, remarks
 from ..system.extras import install_command
 from ..system.progress import Progress
 from .expected import Reference
-from .options import ValidationOptions
+from .options import ValidationKeywords, ValidationOptions
 from .recorded import RecordedReference, Recorder
 from .report import FAIL, LAYERS, PASS, SKIPPED, Report, Step
 from .steps import LIMITS, compare_greedy, compare_layers, compare_logits
 from .text import cut_windows, read_text
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .reference import TorchReference
 
 __all__ = ["compare", "validate"]
@@ -46,7 +48,7 @@ def validate(
     *,
     options: ValidationOptions | None = None,
     progress: Progress | None = None,
-    **keywords: Any,
+    **keywords: Unpack[ValidationKeywords],
 ) -> Report:
     """Compare a bundle with PyTorch, or with what PyTorch recorded in it.
 

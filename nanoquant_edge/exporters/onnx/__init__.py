@@ -7,22 +7,31 @@ Names are loaded when first used: a board that builds from a graph need not have
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_PUBLIC = {
-    "DIALECTS": "dialects.base",
-    "Dialect": "dialects.base",
-    "WeightSource": "weights",
-    "build_model": "build",
-    "check_file": "schema",
-    "check_model": "schema",
-    "export_onnx": "export",
-}
+__all__ = ["DIALECTS", "Dialect", "WeightSource", "build_model", "check_file", "check_model", "export_onnx"]
 
-__all__ = list(_PUBLIC)
+if TYPE_CHECKING:  # what type checkers and editors see
+    from .build import build_model as build_model
+    from .dialects.base import DIALECTS as DIALECTS
+    from .dialects.base import Dialect as Dialect
+    from .export import export_onnx as export_onnx
+    from .schema import check_file as check_file
+    from .schema import check_model as check_model
+    from .weights import WeightSource as WeightSource
+else:
+    #: public name -> the module that defines it
+    _PUBLIC = {
+        "DIALECTS": "dialects.base",
+        "Dialect": "dialects.base",
+        "WeightSource": "weights",
+        "build_model": "build",
+        "check_file": "schema",
+        "check_model": "schema",
+        "export_onnx": "export",
+    }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in _PUBLIC:
+            return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

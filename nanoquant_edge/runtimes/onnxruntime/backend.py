@@ -9,7 +9,7 @@ activations.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,10 +18,13 @@ from ...formats.bundle import Bundle
 from ...formats.graph import LOGITS, PAST, PRESENT, TOKEN_INPUTS, cache_names
 from ...system.memory import return_freed_memory
 from ..backend import SerialBackend
-from ..options import CUDA, OpenOptions
+from ..options import CUDA, OpenKeywords, OpenOptions
 from .cuda_kv_cache import CudaKvCache
 from .kv_cache import START_CAPACITY, KvCache
 from .session import import_onnxruntime, open_session, refusal
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["PREFILL_CHUNK", "OnnxRuntimeBackend"]
 
@@ -60,7 +63,7 @@ class OnnxRuntimeBackend(SerialBackend):
         prefill_chunk: int = PREFILL_CHUNK,
         start_capacity: int = START_CAPACITY,
         profile_prefix: str | None = None,
-        **keywords: Any,
+        **keywords: Unpack[OpenKeywords],
     ) -> None:
         options = replace(options or OpenOptions(), **keywords)
         super().__init__(bundle.vocab_size, options.context(bundle.kv.capacity, "bundle"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import NqEdgeError
 from ...formats.backends import ONNXRUNTIME
@@ -25,8 +25,11 @@ from ...system.files import path_inside
 from ...system.native import ort_library_path
 from ...system.processors import allowed_processors, default_threads, usable_processors
 from ...system.versions import release
-from ..options import OpenOptions
+from ..options import OpenKeywords, OpenOptions
 from .providers import check_started, provider_list
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["KERNEL", "NO_KERNEL", "PORTABLE", "import_onnxruntime", "open_session", "refusal"]
 
@@ -93,7 +96,7 @@ def open_session(
     extra_outputs: tuple[str, ...] = (),
     profile_prefix: str | None = None,
     runtime: Any = None,
-    **keywords: Any,
+    **keywords: Unpack[OpenKeywords],
 ) -> tuple[Any, str]:
     """Make a session for a bundle's graph.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from ...formats.bundle import Bundle
 from ...formats.engine import EngineInfo
 from ...formats.graph import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_INDICES, PRESENT, cache_names
 from ..backend import SerialBackend
-from ..options import OpenOptions
+from ..options import OpenKeywords, OpenOptions
 from .cache import DeviceCache, aligned
 from .device import Device
 from .engine import Engine
@@ -24,6 +24,9 @@ from .interface import check_interface
 from .loading import open_engine
 from .plan import attention_mask, check_batch, decodes, plan_row
 from .requirements import build_command, engine_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["UNPROVED", "TensorRTBackend"]
 
@@ -64,7 +67,7 @@ class TensorRTBackend(SerialBackend):
         graphs: bool = True,
         device_index: int = 0,
         opener: Opener = open_engine,
-        **keywords: Any,
+        **keywords: Unpack[OpenKeywords],
     ) -> None:
         options = replace(options or OpenOptions(), **keywords)
         info = engine_of(bundle)
