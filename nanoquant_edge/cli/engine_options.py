@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import printable
+from .layout import figures
 from .streams import echo_json
 
 if TYPE_CHECKING:
@@ -118,24 +119,19 @@ def _summary(bundle: Bundle) -> dict[str, object]:
 
 
 def _print_table(bundle: Bundle) -> None:
-    from rich.table import Table
-
     from ..system.terminal import terminal
 
     console = terminal()
     build, engine = bundle.measured["build"], bundle.engine
     fits = build.get("preflight", [])
     if fits:
-        table = Table(
-            title="memory on the target, MB (weights and cache exact, the rest estimated)", title_justify="left"
-        )
-        for column in ("target", *fits[0]["parts"], "needed", "available"):
-            table.add_column(column, justify="left" if column == "target" else "right")
-        for fit in fits:
-            sizes = [f"{size / 1e6:.1f}" for size in (*fit["parts"].values(), fit["needed"])]
-            available = "not known" if fit["available"] is None else f"{fit['available'] / 1e6:.0f}"
-            table.add_row(fit["target"], *sizes, available)
-        console.print(table)
+        titles = [fit["target"] for fit in fits]
+        rows = [(part, *(f"{fit['parts'][part] / 1e6:.1f}" for fit in fits)) for part in fits[0]["parts"]]
+        rows.append(("needed", *(f"{fit['needed'] / 1e6:.1f}" for fit in fits)))
+        known = ("not known" if fit["available"] is None else f"{fit['available'] / 1e6:.1f}" for fit in fits)
+        rows.append(("available", *known))
+        console.print(figures(("memory on the target, MB", *titles), rows))
+        console.print("Weights and cache are exact, the rest is estimated.")
     folder = printable(str(bundle.folder))
     total = sum(entry.size for entry in bundle.files.values()) / 1e6
     form = f"{bundle.compressed_linears} compressed layers at {bundle.true_bpw:.3f} bits per weight, {bundle.dtype}"

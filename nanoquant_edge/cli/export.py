@@ -12,6 +12,7 @@ import click
 from .arguments import OutputPath
 from .engine_options import engine_options, make_engine
 from .paths import check_kind
+from .progress import shown_progress
 from .streams import echo_json
 
 if TYPE_CHECKING:
@@ -88,10 +89,7 @@ def command(
     if kind == "tensorrt":
         make_engine(checkpoint, output, dtype, overwrite, as_json, **engine)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from ..errors import NqEdgeError
-    from ..system.terminal import terminal
 
     try:
         from ..exporters.genai.export import export_genai
@@ -103,12 +101,11 @@ def command(
         raise NqEdgeError("NQ-MISSING", f"export needs the package {error.name}.", hint) from error
 
     start = time.perf_counter()
-    columns = (TextColumn("writing weights"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal(stderr=True), transient=True, disable=as_json) as bar:
-        task = bar.add_task("", total=None)
+    with shown_progress("export", hidden=as_json) as report:
+        report(0.0, "reading the checkpoint")
 
         def shown(done: int, total: int, _name: str) -> None:
-            bar.update(task, completed=done, total=total)
+            report(0.05 + 0.9 * done / max(total, 1), "writing weights")
 
         common: dict[str, Any] = {
             "max_length": max_length,

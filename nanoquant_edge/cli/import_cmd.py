@@ -10,6 +10,7 @@ import click
 from ..errors import printable
 from .arguments import OutputPath
 from .paths import check_kind
+from .progress import shown_progress
 from .streams import echo_json
 
 __all__ = ["command"]
@@ -34,7 +35,10 @@ def command(source: Path, base: str, output: Path, allow_pickle: bool, overwrite
     try:
         from ..importers.conversion import import_checkpoint
 
-        checkpoint = import_checkpoint(source, base, output, overwrite=overwrite, allow_pickle=allow_pickle)
+        with shown_progress("import", hidden=as_json) as progress:
+            checkpoint = import_checkpoint(
+                source, base, output, overwrite=overwrite, allow_pickle=allow_pickle, progress=progress
+            )
     except ModuleNotFoundError as error:
         from ..system.extras import install_command
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import NqEdgeError
 from ..formats.checkpoint.layer import PackedLayer
@@ -19,6 +20,7 @@ from ..formats.checkpoint.reader import Checkpoint
 from ..formats.checkpoint.settings import QuantizationSettings
 from ..formats.checkpoint.writer import true_bits_per_weight, write_checkpoint
 from ..system.files import check_new_folder
+from ..system.progress import Progress
 from .files import read_foreign
 from .layers import foreign_layers
 
@@ -29,7 +31,13 @@ __all__ = ["import_checkpoint"]
 
 
 def import_checkpoint(
-    source: str | Path, base: str | Path, output: str | Path, *, overwrite: bool = False, allow_pickle: bool = False
+    source: str | Path,
+    base: str | Path,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Import a checkpoint that the official code or arelath/NanoQuant wrote.
 
@@ -39,6 +47,7 @@ def import_checkpoint(
         output: checkpoint folder; appears when complete.
         overwrite: replace a checkpoint that stands there.
         allow_pickle: read `base` from pickle files where it has no safetensors; tensors only.
+        progress: told how far it is.
 
     Raises:
         NqEdgeError: NQ-CKPT when `source` is damaged, foreign or does not fit `base`, NQ-NUMERIC when a scale is not
@@ -46,11 +55,13 @@ def import_checkpoint(
     """
     from ..models.loading import load_model
 
-    source = Path(source)
+    source, progress = Path(source), progress or Progress()
     if not source.exists():
         raise NqEdgeError("NQ-CKPT", f"{source} does not exist.", "Pass the file that the other program wrote.")
     check_new_folder(Path(output), overwrite)
+    progress(0.0, "loading the base model")
     with load_model(base, allow_pickle=allow_pickle) as dense:
+        progress(0.5, "reading the packed factors")
         tensors = read_foreign(source, dense.decoder)
         layers = foreign_layers(tensors)
         if not layers:
@@ -59,17 +70,17 @@ def import_checkpoint(
                 f"{source} holds no packed NanoQuant layers.",
                 "Pass a checkpoint with packed factors (V_packed and U_packed, or nq_v and nq_u).",
             )
-        return _write(source, dense, layers, tensors, Path(output), overwrite)
+        settings, others, layers = _checked(source, dense, layers, tensors, progress.part(0.6, 0.9))
+        progress(0.9, "writing the checkpoint")
+        made = write_checkpoint(Path(output), dense.config, settings, layers, others, dense.companions, overwrite)
+        progress(1.0, "done")
+        return made
 
 
-def _write(
-    source: Path,
-    dense: SourceModel,
-    found: dict[str, PackedLayer],
-    tensors: dict[str, Any],
-    output: Path,
-    overwrite: bool,
-) -> Checkpoint:
+def _checked(
+    source: Path, dense: SourceModel, found: dict[str, PackedLayer], tensors: dict[str, Any], progress: Progress
+) -> tuple[QuantizationSettings, dict[str, NDArray[np.generic]], dict[str, PackedLayer]]:
+    """What a checkpoint is written of: its settings, the tensors that stay dense, and the compressed layers."""
     from ..models.tensors import embedding_name, finite, uncompressed_tensors
 
     names = dense.family.layer_names(dense.decoder.num_layers)
@@ -80,7 +91,10 @@ def _write(
             "NQ-CKPT", f"{source} does not fit {dense.name}: it {side} {odd[0]} ({len(odd)} differences)."
         )
     others = uncompressed_tensors(finite(dense.weights(without=names)), dense.decoder.tied)
-    fitted = {name: _fitted(name, found[name], dense.model.get_submodule(name)) for name in names}
+    fitted = {}
+    for index, name in enumerate(names):
+        progress(index / len(names), "fitting layers to the base model")
+        fitted[name] = _fitted(name, found[name], dense.model.get_submodule(name))
     layers, scale_dtype = _one_type(fitted)
     tied = dense.decoder.tied
     taken = {name: tensors[name] for name in others if name in tensors}
@@ -105,7 +119,7 @@ def _write(
             "taken_over": sorted(taken)[:64],
         },
     )
-    return write_checkpoint(output, dense.config, settings, layers, others, dense.companions, overwrite)
+    return settings, others, layers
 
 
 def _fitted(name: str, layer: PackedLayer, linear: Any) -> PackedLayer:

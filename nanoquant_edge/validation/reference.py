@@ -13,6 +13,7 @@ from ..errors import NqEdgeError
 from ..formats.checkpoint import TABLE_FORMATS, Checkpoint, quantize_table
 from ..formats.graph import block_output, linear_output
 from ..models import family_of
+from ..models.cached_step import cached_step
 from .compare import next_token_loss
 from .dense import dense_model
 from .expected import ExpectedGreedy, ExpectedWindow
@@ -73,11 +74,8 @@ class TorchReference:
         past = None
         with torch.inference_mode():
             while ids.shape[1] < length:
-                result = self.model(
-                    input_ids=ids if past is None else ids[:, -1:], past_key_values=past, use_cache=True
-                )
-                past = result.past_key_values
-                chances = result.logits[:, -1].float().softmax(-1)
+                logits, past = cached_step(self.model, ids if past is None else ids[:, -1:], past)
+                chances = logits[:, -1].float().softmax(-1)
                 if not torch.isfinite(chances).all():
                     raise NqEdgeError("NQ-NUMERIC", "the reference's logits are not finite.", "Compress again.")
                 ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)], 1)
@@ -131,9 +129,8 @@ class TorchReference:
         ids = torch.from_numpy(prompt.copy())[None]
         with torch.inference_mode():
             for _ in range(self._new_tokens):
-                result = self.model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-                past = result.past_key_values
-                top = result.logits[0, -1].float().topk(2)
+                logits, past = cached_step(self.model, ids, past, last=1)
+                top = logits[0, -1].float().topk(2)
                 tokens.append(int(top.indices[0]))
                 gaps.append(float(top.values[0] - top.values[1]))
                 ids = top.indices[None, :1]

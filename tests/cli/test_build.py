@@ -24,7 +24,7 @@ def test_an_engine_in_one_step(tmp_path: Path, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr()
     words = " ".join(shown.out.split())
     assert "14 compressed layers" in words and "8 plugin layers" in words and "rtx-4060" in words
-    assert "has not run such an engine on a GPU" in words and "building" in shown.err
+    assert "has not run such an engine on a GPU" in words
 
 
 @needs_builder

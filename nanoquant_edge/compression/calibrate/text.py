@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import NqEdgeError
 from ...formats.corpus import read_corpus
+from ...models.cached_step import cached_step
 
 __all__ = ["read_text", "sampled_windows", "text_windows"]
 
@@ -96,9 +97,8 @@ def sampled_windows(model: Any, windows: int, length: int, *, seed: int, start_i
     cache = None
     step = ids
     while ids.shape[1] < length:
-        output = model(step, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        probabilities = output.logits[:, -1].float().softmax(-1).cpu()
+        logits, cache = cached_step(model, step, cache)
+        probabilities = logits[:, -1].float().softmax(-1).cpu()
         step = torch.multinomial(probabilities, 1, generator=generator).to(device)
         ids = torch.cat([ids, step], 1)
     return ids.cpu()
