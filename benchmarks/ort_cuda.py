@@ -51,7 +51,7 @@ def measure(folder: Path, provider: str, repetitions: int, new_tokens: int) -> t
 
 
 def compare(logits: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """Rung 4 of the numerical ladder."""
+    """The figures of the validation step `logits`."""
 
     def log_softmax(x: np.ndarray) -> np.ndarray:
         shifted = x - x.max(-1, keepdims=True)

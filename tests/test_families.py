@@ -87,7 +87,7 @@ def test_what_is_not_compressed_is_the_dense_models(made: Made) -> None:
         np.testing.assert_array_equal(stored, dense[name].half().float() if stored.ndim > 1 else dense[name])
 
 
-def test_the_bundle_passes_the_ladder_and_generates(made: Made) -> None:
+def test_the_bundle_passes_validation_and_generates(made: Made) -> None:
     report = validate(made.bundle.folder, made.checkpoint, threads=1)
     assert report.passed, report.to_dict()
     model = dense_model(made.checkpoint.folder)

@@ -28,7 +28,7 @@ CALIBRATION_TEXT = "wikitext2-train-part.raw"
 TEST_TEXT = "wikitext2-test.raw"
 SELF_WRITTEN = "self_written.txt"
 PROMPT = "The history of the city begins"
-#: Windows and length of validation and perplexity: the ladder's least, 4096 positions.
+#: Windows and length of validation and perplexity: the least that proves the logits, 4096 positions.
 WINDOWS, LENGTH = 16, 256
 
 

@@ -107,10 +107,10 @@ def make_sampler(config: SamplingConfig) -> Sampler:
             scores = apply(scores, ids)
         if config.greedy:
             return int(scores.argmax())
-        kept = np.flatnonzero(scores > -np.inf)
-        cumulative = np.cumsum(_probabilities(scores[kept]))
-        place = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
-        return int(kept[min(int(place), kept.size - 1)])
+        allowed = np.flatnonzero(scores > -np.inf)
+        cumulative = np.cumsum(_probabilities(scores[allowed]))
+        drawn = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
+        return int(allowed[min(int(drawn), allowed.size - 1)])
 
     return sample
 

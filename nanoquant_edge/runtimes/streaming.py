@@ -105,7 +105,7 @@ class StopMatcher:
         stops = [stop for stop in stops if stop]
         named = {i: name for i, name in (special_tokens or {}).items() if any(name in stop for stop in stops)}
         # Lone surrogates are no characters: no decoded text holds one.
-        self._marks = {i: chr(_FIRST_MARK + place) for place, i in enumerate(sorted(named)[:_MARKS])}
+        self._marks = {i: chr(_FIRST_MARK + number) for number, i in enumerate(sorted(named)[:_MARKS])}
         self._hidden = {ord(mark): None for mark in self._marks.values()}
         self._stops = tuple(dict.fromkeys([*stops, *(self._marked(stop, named) for stop in stops)]))
         self._held = ""
@@ -124,9 +124,9 @@ class StopMatcher:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)[1]].translate(self._hidden)
-        held = self._possible_start(text)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held].translate(self._hidden)
+        shown = len(text) - self._possible_start(text)
+        self._held = text[shown:]
+        return text[:shown].translate(self._hidden)
 
     def flush(self) -> str:
         """What was held back, once no more text comes."""

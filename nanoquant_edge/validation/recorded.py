@@ -71,10 +71,10 @@ class Recorder:
         share = max(1, min(MAX_WHOLE, WHOLE_BYTES // (4 * vocabulary)) // count)
         length = len(full.positions)
         chosen = np.unique(np.linspace(0, length - 1, share + 2).astype(int)[1:-1])
-        kept = ExpectedWindow(
+        thinned = ExpectedWindow(
             full.loss, full.top_ids, full.top_logits, full.log_sum, full.positions[chosen], full.logits[chosen].copy()
         )
-        self._windows[index] = kept
+        self._windows[index] = thinned
         return full
 
     def greedy(self) -> list[ExpectedGreedy]:
@@ -88,16 +88,16 @@ class Recorder:
         Raises:
             NqEdgeError: NQ-OUTPUT when it cannot be written.
         """
-        kept = [self._windows[index] for index in range(len(self.windows))]
-        places = [(index, place) for index, window in enumerate(kept) for place in window.positions]
+        windows = [self._windows[index] for index in range(len(self.windows))]
+        positions = [(index, position) for index, window in enumerate(windows) for position in window.positions]
         tensors: dict[str, NDArray[Any]] = {
             "windows": self.windows.astype(np.int32),
-            "loss": np.array([window.loss for window in kept], np.float64),
-            "top_ids": np.stack([window.top_ids for window in kept]).astype(np.int32),
-            "top_logits": np.stack([window.top_logits for window in kept]).astype(np.float32),
-            "log_sum": np.stack([window.log_sum for window in kept]).astype(np.float64),
-            "whole_places": np.array(places, np.int32),
-            "whole_logits": np.concatenate([window.logits for window in kept]).astype(np.float32),
+            "loss": np.array([window.loss for window in windows], np.float64),
+            "top_ids": np.stack([window.top_ids for window in windows]).astype(np.int32),
+            "top_logits": np.stack([window.top_logits for window in windows]).astype(np.float32),
+            "log_sum": np.stack([window.log_sum for window in windows]).astype(np.float64),
+            "whole_places": np.array(positions, np.int32),
+            "whole_logits": np.concatenate([window.logits for window in windows]).astype(np.float32),
         }
         for number, value in enumerate(self._inner.values()):
             tensors[f"inner.{number}"] = np.ascontiguousarray(value, np.float32)
@@ -171,13 +171,13 @@ class RecordedReference:
         if top > min(_LARGEST_TOP, self._vocabulary):
             raise self._bad(f"it holds {top} likeliest tokens a position")
         self._top_logits = self._tensor("top_logits", "F32", (count, length, top))
-        places = self._tensor("whole_places", "I32", (None, 2)).astype(np.int64)
-        order = places[:, 0] * length + places[:, 1]
-        good = places.min() >= 0 and places[:, 0].max() < count and places[:, 1].max() < length
+        positions = self._tensor("whole_places", "I32", (None, 2)).astype(np.int64)
+        order = positions[:, 0] * length + positions[:, 1]
+        good = positions.min() >= 0 and positions[:, 0].max() < count and positions[:, 1].max() < length
         if not good or (np.diff(order) <= 0).any():
             raise self._bad("its whole_places are outside the windows, or out of order")
-        self._places = places
-        self._whole = self._tensor("whole_logits", "F32", (len(places), self._vocabulary))
+        self._whole_positions = positions
+        self._whole = self._tensor("whole_logits", "F32", (len(positions), self._vocabulary))
 
     def _checked_names(self, text: str) -> list[str]:
         try:
@@ -221,14 +221,14 @@ class RecordedReference:
 
     def window(self, index: int) -> ExpectedWindow:
         """See `Reference.window`."""
-        mine = self._places[:, 0] == index
+        inside = self._whole_positions[:, 0] == index
         return ExpectedWindow(
             float(self._loss[index]),
             self._top_ids[index],
             np.asarray(self._top_logits[index]),
             np.asarray(self._log_sum[index]),
-            self._places[mine, 1],
-            np.asarray(self._whole[mine]),
+            self._whole_positions[inside, 1],
+            np.asarray(self._whole[inside]),
         )
 
     def greedy(self) -> list[ExpectedGreedy]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rung 2 through ONNX Runtime: every instruction set against float64 on the same bits."""
+"""The kernels through ONNX Runtime: every instruction set against float64 on the same bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.plugins.conftest import Script, check_grid
 pytest.importorskip("onnxruntime")
 
 
-def test_grid_is_within_the_ladder(isa: str, script: Script) -> None:
+def test_grid_is_within_the_limits(isa: str, script: Script) -> None:
     check_grid(script("one_node", NQ_CPU_ISA=isa), 251)
 
 

@@ -14,7 +14,7 @@ from tests.plugins.conftest import Script, check_grid
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
-def test_grid_is_within_the_ladder(isa: str, script: Script) -> None:
+def test_grid_is_within_the_limits(isa: str, script: Script) -> None:
     check_grid(script("one_table", NQ_CPU_ISA=isa), 3 * len(one_table.grid()))
 
 

@@ -80,13 +80,13 @@ def test_prompts_equal_those_of_transformers(name: str, as_file: bool, byte_leve
     from transformers import AutoTokenizer
 
     folder = _folder(byte_level_folder, tmp_path / "model", TEMPLATES[name], as_file, **OWN_TOKENS)
-    theirs, ours = AutoTokenizer.from_pretrained(folder), _load(folder)
+    reference, template = AutoTokenizer.from_pretrained(folder), _load(folder)
     for prompt in (True, False):
         for tools in (None, TOOLS):
-            expected = theirs.apply_chat_template(
+            expected = reference.apply_chat_template(
                 CHAT, tools=tools, tokenize=False, add_generation_prompt=prompt, flag=3
             )
-            assert ours.render(CHAT, prompt, tools, flag=3) == expected
+            assert template.render(CHAT, prompt, tools, flag=3) == expected
 
 
 def test_the_rendered_chat_gives_the_ids_of_transformers(byte_level_folder: Path) -> None:

@@ -86,9 +86,9 @@ def test_how_the_text_is_cut_changes_nothing(text: str, stops: list[str], data: 
     shown = "".join(matcher.push(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True))
     assert shown + matcher.flush() == expected
     assert matcher.stopped == whole.stopped == any(stop in text for stop in stops)
-    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
-    if ends:
-        first = text[: min(ends)]
+    stops_at = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if stops_at:
+        first = text[: min(stops_at)]
         assert expected == min((first[: -len(s)] for s in stops if first.endswith(s)), key=len)
 
 

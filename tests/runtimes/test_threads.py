@@ -175,22 +175,22 @@ def test_the_later_text_ends_the_earlier_one(generator: Generator) -> None:
 def test_close_waits_for_the_token_and_ends_the_text(after: float, open_one: Any, tiny_bundle: Path) -> None:
     for _ in range(4):
         generator = Generator(open_one(), load_tokenizer(tiny_bundle))
-        ends: list[str] = []
+        messages: list[str] = []
 
-        def write(generator: Generator = generator, ends: list[str] = ends) -> None:
+        def write(generator: Generator = generator, messages: list[str] = messages) -> None:
             try:
                 while True:
                     generator.generate(LONG, max_new_tokens=30)
             except NqEdgeError as error:
-                ends.append(f"{error.code} {error.message}")
+                messages.append(f"{error.code} {error.message}")
 
         def close(generator: Generator = generator) -> None:
             time.sleep(after)
             generator.close()
 
         assert _together(write, write, close) == []
-        assert len(ends) == 2 and all(end.startswith("NQ-OPTION") for end in ends), ends
-        assert any("closed" in end for end in ends)
+        assert len(messages) == 2 and all(end.startswith("NQ-OPTION") for end in messages), messages
+        assert any("closed" in end for end in messages)
 
 
 def test_a_backend_is_closed_once_the_call_has_ended(open_one: Callable[[], Any]) -> None:

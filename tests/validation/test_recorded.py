@@ -54,7 +54,7 @@ def _recorded(folder: Path) -> RecordedReference:
     recorder = Recorder(_Made())
     recorder.inner()
     for index in range(2):
-        assert len(recorder.window(index).positions) == 10  # the ladder sees everything
+        assert len(recorder.window(index).positions) == 10  # the comparison sees everything
     recorder.greedy()
     recorder.save(folder)
     return RecordedReference(bundle.write())
@@ -68,13 +68,13 @@ def test_round_trip(copy: Path) -> None:
     np.testing.assert_array_equal(reference.inner()["b"], np.ones((3, 4)))
     assert reference.inner_tokens == 3
     for index in range(2):
-        mine, theirs = reference.window(index), made.window(index)
-        assert mine.loss == theirs.loss
-        np.testing.assert_array_equal(mine.top_ids, theirs.top_ids)
-        np.testing.assert_array_equal(mine.top_logits, theirs.top_logits)
-        np.testing.assert_array_equal(mine.log_sum, theirs.log_sum)
-        assert 0 < len(mine.positions) < 10
-        np.testing.assert_array_equal(mine.logits, theirs.logits[mine.positions])
+        recorded, computed = reference.window(index), made.window(index)
+        assert recorded.loss == computed.loss
+        np.testing.assert_array_equal(recorded.top_ids, computed.top_ids)
+        np.testing.assert_array_equal(recorded.top_logits, computed.top_logits)
+        np.testing.assert_array_equal(recorded.log_sum, computed.log_sum)
+        assert 0 < len(recorded.positions) < 10
+        np.testing.assert_array_equal(recorded.logits, computed.logits[recorded.positions])
     (run,) = reference.greedy()
     np.testing.assert_array_equal(run.tokens, [7, 8, 9])
     np.testing.assert_array_equal(run.gaps, [0.5, 1, 2])
@@ -94,13 +94,13 @@ def _rewrite(folder: Path, change: dict[str, Any], metadata: dict[str, str]) -> 
     bundle, path = Bundle.open(folder), folder / "reference.safetensors"
     tensors = dict(load_file(path))
     with safe_open(path, framework="np") as file:
-        kept = dict(file.metadata())
+        stored = dict(file.metadata())
     for name, value in change.items():
         if value is None:
             tensors.pop(name)
         else:
             tensors[name] = value(tensors[name]) if callable(value) else value
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, {**kept, **metadata})
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, {**stored, **metadata})
     return bundle.write()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ladder on a tiny bundle: it passes when it should, and names what is wrong when something is."""
+"""A validation of a tiny bundle: it passes when it should, and names what is wrong when something is."""
 
 from __future__ import annotations
 

@@ -64,14 +64,14 @@ class KvCache:
             capacity *= 2
         self.capacity = capacity = min(capacity, self.limit)
         shape = (batch, self._layout.heads, capacity, self._layout.head_dim)
-        held = int(self.lengths.max(initial=0)) if same_batch else 0
+        tokens_held = int(self.lengths.max(initial=0)) if same_batch else 0
         self._batch = batch
         if not self.keys:
             self.keys = [None] * self._layout.layers
             self.values = [None] * self._layout.layers
         for buffers in (self.keys, self.values):
             for layer in range(self._layout.layers):
-                buffers[layer] = self._grown(buffers[layer], shape, held)
+                buffers[layer] = self._grown(buffers[layer], shape, tokens_held)
         return True
 
     def _grown(self, old: Any, shape: tuple[int, ...], held: int) -> Any:

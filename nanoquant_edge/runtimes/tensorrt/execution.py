@@ -50,8 +50,8 @@ class Buffers:
 
     def reserve(self, name: str, size: int) -> int:
         """Address of at least `size` bytes; another one than before when they did not fit."""
-        address, held = self._held.get(name, (0, 0))
-        if address and held >= size:
+        address, capacity = self._held.get(name, (0, 0))
+        if address and capacity >= size:
             return address
         if address:
             self._held.pop(name)
@@ -63,8 +63,8 @@ class Buffers:
 
     def release(self) -> None:
         """Give all back."""
-        held, self._held = self._held, {}
-        for address, _ in held.values():
+        buffers, self._held = self._held, {}
+        for address, _ in buffers.values():
             self._device.free(address)
 
 
@@ -165,7 +165,7 @@ class Execution:
                 return
             first, last = int(differing[0]), int(differing[-1]) + 1
         self._device.upload(address + first * flat.itemsize, flat[first:last])
-        self._sent = {other: held for other, held in self._sent.items() if not other.startswith(f"{name}@")}
+        self._sent = {other: array for other, array in self._sent.items() if not other.startswith(f"{name}@")}
         self._sent[key] = flat.copy()
 
     def _bind(

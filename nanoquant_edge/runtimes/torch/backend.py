@@ -226,13 +226,14 @@ class TorchBackend(SerialBackend):
             self._lengths = np.zeros(batch, dtype=np.int64)
             if old is not None and old.batch == batch:
                 old.positions.zero_()
-        needed, held = int(self._lengths.max()) + tokens, int(self._lengths.max())
+        filled = int(self._lengths.max())
+        needed = filled + tokens
         if old is not None and self._step is not None and old.batch == batch and needed <= old.capacity:
             return self._step, False
         capacity = max(self._start_capacity, 0 if old is None or old.batch != batch else old.capacity)
         while capacity < needed:
             capacity *= 2
-        if not held:
+        if not filled:
             # Nothing to keep: the old cache goes before the new one comes.
             old = self._attention = self._step = self._prompts = None
         config = model.config
@@ -246,7 +247,7 @@ class TorchBackend(SerialBackend):
         )
         new = Attention(shape, frequencies=model.frequencies, dtype=model.dtype, device=model.device)
         if old is not None:
-            new.cache[..., :held, :] = old.cache[..., :held, :]
+            new.cache[..., :filled, :] = old.cache[..., :filled, :]
             new.positions.copy_(old.positions)
         self._attention, self._step = new, DecodeStep(model, new, graph=self._graphs)
         self._prompts = PrefillGraphs(model, new) if self._graphs and model.device.type == "cuda" else None

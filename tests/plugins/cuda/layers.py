@@ -18,7 +18,7 @@ from tests.plugins.cuda import capi
 __all__ = ["DTYPES", "Guarded", "Layer", "Run", "make_layer", "make_x", "reference", "row_errors"]
 
 DTYPES = {capi.FLOAT32: torch.float32, capi.FLOAT16: torch.float16, capi.BFLOAT16: torch.bfloat16}
-#: rung 2 of the ladder, by (x type, y type)
+#: largest relative error of a row against float64, by (x type, y type)
 LIMITS = {
     (capi.FLOAT16, capi.FLOAT16): 1e-3,
     (capi.FLOAT16, capi.FLOAT32): 1e-3,
@@ -249,7 +249,7 @@ class Run:
 
     @property
     def limit(self) -> float:
-        """The largest error that rung 2 allows a row."""
+        """The largest error against float64 that a row may have."""
         few = min(layer.shape[2] for layer in self.layers) < _FEW_OUTPUTS
         if all(max(layer.shape) < _FEW_TERMS for layer in self.layers) and self.y_type == capi.FLOAT16:
             return _FEW_TERMS_LIMIT

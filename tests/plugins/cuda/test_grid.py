@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rung 2 over a grid: shapes, heights, types and algorithms against float64 on the same signs."""
+"""The kernels over a grid: shapes, heights, types and algorithms against float64 on the same signs."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_rows_of_zeros(algorithm: int, cuda: capi.Cuda) -> None:
 
 
 def test_a_dense_matrix_gives_the_same(algorithm: int, cuda: capi.Cuda) -> None:
-    """Rung 3: the layer as one dense matrix, multiplied out by torch."""
+    """The layer as one dense matrix, multiplied out by torch."""
     layer = layers.make_layer(cuda, 576, 280, 1536, bias=False)
     assert layer.scale_mid is not None
     left = layer.scale_out.double()[:, None] * layer.u.double() * layer.scale_mid.double()

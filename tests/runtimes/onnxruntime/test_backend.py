@@ -75,9 +75,9 @@ def test_steps_equal_one_piece_also_while_the_cache_grows(tiny_bundle: Path, bac
     backend.close()
     with _open(tiny_bundle, start_capacity=8) as growing:
         capacities = set()
-        for place in range(70):
-            step = growing.forward(ids[:, place : place + 1])
-            np.testing.assert_allclose(step[:, 0], expected[:, place], **TOLERANCE)
+        for position in range(70):
+            step = growing.forward(ids[:, position : position + 1])
+            np.testing.assert_allclose(step[:, 0], expected[:, position], **TOLERANCE)
             capacities.add(growing.capacity)
         assert capacities == {8, 16, 32, 64, 128}
 
@@ -93,15 +93,15 @@ def test_after_a_reset_the_earlier_text_is_forgotten(backend: OnnxRuntimeBackend
 def test_a_batch_of_different_lengths_equals_single_sequences(backend: OnnxRuntimeBackend) -> None:
     ids, lengths, then = _ids(3, 11), np.array([11, 4, 7]), _ids(3, 2, seed=1)
     prompt = backend.forward(ids, lengths=lengths)
-    steps = [backend.forward(then[:, place : place + 1]) for place in range(2)]
+    steps = [backend.forward(then[:, position : position + 1]) for position in range(2)]
     assert backend.lengths.tolist() == [13, 6, 9]
     for row, length in enumerate(lengths):
         backend.reset()
         alone = backend.forward(ids[row : row + 1, :length])
         np.testing.assert_allclose(prompt[row : row + 1], alone, **TOLERANCE)
-        for place in range(2):
-            alone = backend.forward(then[row : row + 1, place : place + 1])
-            np.testing.assert_allclose(steps[place][row : row + 1], alone, **TOLERANCE)
+        for position in range(2):
+            alone = backend.forward(then[row : row + 1, position : position + 1])
+            np.testing.assert_allclose(steps[position][row : row + 1], alone, **TOLERANCE)
 
 
 def test_the_padding_of_a_single_sequence_is_left_out(tiny_bundle: Path, backend: OnnxRuntimeBackend) -> None:

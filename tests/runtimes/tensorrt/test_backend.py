@@ -58,8 +58,8 @@ def test_prompts_of_all_lengths_and_steps_after_them(graphs: bool, open_imitatio
         plain.reset()
         backend.reset()
         np.testing.assert_allclose(backend.forward(ids[:, :length]), plain.forward(ids[:, :length]), **TOLERANCE)
-        for place in range(length, length + 6):
-            step = ids[:, place : place + 1]
+        for position in range(length, length + 6):
+            step = ids[:, position : position + 1]
             np.testing.assert_allclose(backend.forward(step), plain.forward(step), **TOLERANCE)
         assert backend.lengths.tolist() == [length + 6]
     # One warm-up and one capture serve all seven texts: shapes and addresses never change.
@@ -84,8 +84,8 @@ def test_a_batch_of_different_lengths(open_imitation: Open, plain: Any) -> None:
     backend, device, _ = open_imitation()
     ids, lengths, then = _ids(3, 21), np.array([21, 4, 17]), _ids(3, 5, seed=1)
     np.testing.assert_allclose(backend.forward(ids, lengths=lengths), plain.forward(ids, lengths=lengths), **TOLERANCE)
-    for place in range(5):
-        step = then[:, place : place + 1]
+    for position in range(5):
+        step = then[:, position : position + 1]
         np.testing.assert_allclose(backend.forward(step), plain.forward(step), **TOLERANCE)
     assert backend.lengths.tolist() == [26, 9, 22]
     assert device.captures == 1
@@ -103,11 +103,11 @@ def test_a_batch_of_different_lengths(open_imitation: Open, plain: Any) -> None:
 def test_a_step_sends_the_token_and_one_element_of_the_mask(open_imitation: Open) -> None:
     backend, device, _ = open_imitation()
     backend.forward(_ids(1, 10))
-    for place in range(3):
-        backend.forward(np.array([[100 + place]]))
+    for position in range(3):
+        backend.forward(np.array([[100 + position]]))
     before, memory = device.uploaded, device.used
-    for place in range(5):
-        backend.forward(np.array([[200 + place]]))
+    for position in range(5):
+        backend.forward(np.array([[200 + position]]))
     assert device.uploaded - before == 5 * 16
     assert device.used == memory
 
@@ -142,8 +142,8 @@ def test_a_cache_that_is_not_written_in_place(
     backend, device, _ = open_imitation(bundle, graph=tmp_path / "graph")
     ids, lengths, then = _ids(3, 21), np.array([21, 4, 17]), _ids(3, 5, seed=1)
     np.testing.assert_allclose(backend.forward(ids, lengths=lengths), plain.forward(ids, lengths=lengths), **TOLERANCE)
-    for place in range(5):
-        step = then[:, place : place + 1]
+    for position in range(5):
+        step = then[:, position : position + 1]
         np.testing.assert_allclose(backend.forward(step), plain.forward(step), **TOLERANCE)
     # A copy for each row, layer and part: three prompts in 2, 1 and 2 pieces, five steps of three rows.
     assert device.copies == 4 * (5 + 5 * 3)
@@ -171,10 +171,10 @@ def test_no_capture_while_tensorrt_compiles(open_imitation: Open, plain: Any) ->
     backend, device, engine = open_imitation()
     engine.capturable = False
     ids = _ids(1, 8)
-    for place in range(8):
-        if place == 5:
+    for position in range(8):
+        if position == 5:
             engine.capturable = True
-        step = ids[:, place : place + 1]
+        step = ids[:, position : position + 1]
         np.testing.assert_allclose(backend.forward(step), plain.forward(step), **TOLERANCE)
     assert (device.captures, device.launches) == (1, 3)
 
@@ -183,8 +183,8 @@ def test_a_step_that_cannot_be_captured_is_enqueued(open_imitation: Open, plain:
     backend, device, engine = open_imitation()
     engine.fail_in_capture = True
     ids = _ids(1, 5)
-    for place in range(5):
-        step = ids[:, place : place + 1]
+    for position in range(5):
+        step = ids[:, position : position + 1]
         np.testing.assert_allclose(backend.forward(step), plain.forward(step), **TOLERANCE)
     assert "stream is capturing" in backend.graph_refusal
     assert (device.captures, device.launches, device.graphs) == (1, 0, 0)

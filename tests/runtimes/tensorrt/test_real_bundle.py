@@ -51,11 +51,11 @@ def _refused(folder: Path, code: str, *words: str) -> None:
 
 def _edit(folder: Path, path: str, value: Any) -> None:
     manifest = folder / MANIFEST_FILE
-    entry = place = json.loads(manifest.read_text())
+    entry = field = json.loads(manifest.read_text())
     *parents, last = path.split(".")
     for name in parents:
-        place = place[name]
-    place[last] = value
+        field = field[name]
+    field[last] = value
     manifest.write_text(json.dumps(entry))
 
 

@@ -81,7 +81,7 @@ def test_chunks_growth_and_continued_prompts_change_nothing(folder: Path, dense:
     assert backend.capacity == 8
     second = backend.forward(ids[:, 7:30], positions=np.arange(23)[None])
     assert backend.capacity == 32
-    third = [backend.forward(ids[:, place : place + 1])[0, 0] for place in range(30, 40)]
+    third = [backend.forward(ids[:, i : i + 1])[0, 0] for i in range(30, 40)]
     assert backend.capacity == 64
     np.testing.assert_allclose(np.concatenate([first[0], second[0], np.stack(third)]), expected, atol=2e-4)
 
@@ -170,12 +170,12 @@ def test_head_norms_are_those_of_qwen3() -> None:
             block.input_layernorm.weight.copy_(layer.qkv.norm_weight)  # type: ignore[attr-defined]
             block.post_attention_layernorm.weight.copy_(layer.gate_up.norm_weight)  # type: ignore[attr-defined]
             attention, feed = block.self_attn, block.mlp
-            places = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-            places += [feed.gate_proj, feed.up_proj, feed.down_proj]
+            linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+            linears += [feed.gate_proj, feed.up_proj, feed.down_proj]
             groups = (layer.qkv, layer.output, layer.gate_up, layer.down)
             tiles = [tiled for group in groups for tiled in group.layers]  # type: ignore[attr-defined]
-            for place, tiled in zip(places, tiles, strict=True):
-                place.weight.copy_(tiled.dense(torch.float32))
+            for linear, tiled in zip(linears, tiles, strict=True):
+                linear.weight.copy_(tiled.dense(torch.float32))
     ids = np.random.default_rng(2).integers(0, 96, (2, 11))
     found = TorchBackend(model).forward(ids, positions=np.tile(np.arange(11), (2, 1)))
     with torch.no_grad():

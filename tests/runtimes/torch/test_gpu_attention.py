@@ -16,28 +16,30 @@ THETA = 1e4
 
 
 def make(
-    heads: int, kv_heads: int, dim: int, places: list[int], capacity: int, dtype: torch.dtype, seed: int = 0
+    heads: int, kv_heads: int, dim: int, lengths: list[int], capacity: int, dtype: torch.dtype, seed: int = 0
 ) -> Attention:
-    """A cache whose first `places` tokens are random and whose rest is NaN."""
+    """A cache whose first `lengths` tokens are random and whose rest is NaN."""
     frequencies = THETA ** -(torch.arange(0, dim, 2) / dim)
-    shape = AttentionShape(batch=len(places), layers=2, heads=heads, kv_heads=kv_heads, head_dim=dim, capacity=capacity)
+    shape = AttentionShape(
+        batch=len(lengths), layers=2, heads=heads, kv_heads=kv_heads, head_dim=dim, capacity=capacity
+    )
     attention = Attention(shape, frequencies=frequencies.float(), dtype=dtype, device=torch.device("cuda"))
     generator = torch.Generator("cuda").manual_seed(seed)
     attention.cache.normal_(generator=generator)
-    for sequence, place in enumerate(places):
-        attention.cache[:, :, sequence, :, place:] = torch.nan
-    attention.positions.copy_(torch.tensor(places))
+    for sequence, length in enumerate(lengths):
+        attention.cache[:, :, sequence, :, length:] = torch.nan
+    attention.positions.copy_(torch.tensor(lengths))
     return attention
 
 
-def rotated(x: torch.Tensor, place: int, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+def rotated(x: torch.Tensor, length: int, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
     """float64 (heads, dim): normed and rotated."""
     x = x.double()
     if weight is not None:
         x = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
     half = x.shape[-1] // 2
     frequencies = THETA ** -(torch.arange(0, 2 * half, 2) / (2 * half))
-    angles = (torch.tensor(float(place)) * frequencies.float()).double().cuda()
+    angles = (torch.tensor(float(length)) * frequencies.float()).double().cuda()
     low, high = x[:, :half], x[:, half:]
     return torch.cat((low * angles.cos() - high * angles.sin(), high * angles.cos() + low * angles.sin()), -1)
 
@@ -47,12 +49,12 @@ def reference(attention: Attention, cache: torch.Tensor, qkv: torch.Tensor, norm
     heads, kv_heads, dim = attention.heads, attention.kv_heads, attention.head_dim
     results = []
     for sequence, row in enumerate(qkv.view(attention.batch, -1, dim)):
-        place = int(attention.positions[sequence])
+        length = int(attention.positions[sequence])
         eps = norms.eps if norms else 0.0
-        query = rotated(row[:heads], place, norms.query if norms else None, eps)
-        key = rotated(row[heads : heads + kv_heads], place, norms.key if norms else None, eps).to(qkv.dtype).double()
-        keys = torch.cat((cache[0, sequence, :, :place].double(), key[:, None]), 1)
-        values = torch.cat((cache[1, sequence, :, :place].double(), row[heads + kv_heads :, None].double()), 1)
+        query = rotated(row[:heads], length, norms.query if norms else None, eps)
+        key = rotated(row[heads : heads + kv_heads], length, norms.key if norms else None, eps).to(qkv.dtype).double()
+        keys = torch.cat((cache[0, sequence, :, :length].double(), key[:, None]), 1)
+        values = torch.cat((cache[1, sequence, :, :length].double(), row[heads + kv_heads :, None].double()), 1)
         keys, values = (x.repeat_interleave(heads // kv_heads, 0) for x in (keys, values))
         scores = (query[:, None] @ keys.transpose(1, 2)) / math.sqrt(dim)
         results.append((scores.softmax(-1) @ values)[:, 0])
@@ -67,7 +69,7 @@ def row_errors(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "places", "capacity"),
+    ("heads", "kv_heads", "dim", "lengths", "capacity"),
     [
         (16, 8, 128, [0], 64),
         (16, 8, 128, [63, 64, 65, 1, 200], 256),
@@ -81,24 +83,26 @@ def row_errors(found: torch.Tensor, expected: torch.Tensor) -> float:
     ],
 )
 def test_decode_against_float64(
-    heads: int, kv_heads: int, dim: int, places: list[int], capacity: int, norms: bool, dtype: torch.dtype
+    heads: int, kv_heads: int, dim: int, lengths: list[int], capacity: int, norms: bool, dtype: torch.dtype
 ) -> None:
-    attention = make(heads, kv_heads, dim, places, capacity, dtype)
+    attention = make(heads, kv_heads, dim, lengths, capacity, dtype)
     generator = torch.Generator("cuda").manual_seed(1)
-    qkv = torch.randn(len(places), (heads + 2 * kv_heads) * dim, generator=generator, device="cuda").to(dtype)
+    qkv = torch.randn(len(lengths), (heads + 2 * kv_heads) * dim, generator=generator, device="cuda").to(dtype)
     weights = (1 + 0.2 * torch.randn(2, dim, generator=generator, device="cuda")).to(dtype)
     head_norms = HeadNorms(weights[0].clone(), weights[1].clone(), 1e-6) if norms else None
     before = attention.cache.clone()
     expected = reference(attention, before[1], qkv, head_norms)
-    out = torch.full((len(places), heads * dim), torch.nan, dtype=dtype, device="cuda")
+    out = torch.full((len(lengths), heads * dim), torch.nan, dtype=dtype, device="cuda")
     attention.decode(1, qkv, out, head_norms)
     assert row_errors(out, expected) <= (1e-3 if dtype == torch.float16 else 3e-3)
-    for sequence, place in enumerate(places):
-        new = attention.cache[1, :, sequence, :, place].clone()
-        key = rotated(qkv[sequence].view(-1, dim)[heads : heads + kv_heads], place, weights[1] if norms else None, 1e-6)
+    for sequence, length in enumerate(lengths):
+        new = attention.cache[1, :, sequence, :, length].clone()
+        key = rotated(
+            qkv[sequence].view(-1, dim)[heads : heads + kv_heads], length, weights[1] if norms else None, 1e-6
+        )
         assert row_errors(new[0], key) <= (1e-3 if dtype == torch.float16 else 3e-3)
         assert torch.equal(new[1], qkv[sequence].view(-1, dim)[heads + kv_heads :])
-        attention.cache[1, :, sequence, :, place] = before[1, :, sequence, :, place]
+        attention.cache[1, :, sequence, :, length] = before[1, :, sequence, :, length]
     assert torch.equal(attention.cache.view(torch.int16), before.view(torch.int16)), "wrote elsewhere in the cache"
     again = torch.full_like(out, torch.nan)
     attention.decode(1, qkv, again, head_norms)
