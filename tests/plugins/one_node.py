@@ -194,7 +194,7 @@ def make_x(layer: Layer, *dims: int, outliers: bool = False, seed: int = 0) -> n
 
 
 def grid() -> list[dict[str, Any]]:
-    """The cases of the kernels' comparison with float64: odd shapes, every pair of types, heights on both sides of the kernels' blocks."""
+    """Cases against float64: odd shapes, every pair of types, heights on both sides of the kernels' blocks."""
     shapes = [(1, 1, 32), (31, 1, 33), (64, 64, 64), (65, 33, 97), (100, 257, 40), (576, 280, 192), (4096, 70, 34)]
     heights = [(1, 1), (2, 1), (1, 7), (3, 65), (1, 193)]
     kinds = list(itertools.product((FLOAT32, FLOAT16, BFLOAT16), repeat=2))
