@@ -167,12 +167,7 @@ def _torch_decode_speed(model: Any, tokens: int = 24) -> float:
 def _export(output: Path, show: Progress) -> None:
     from ..exporters.onnx import export_onnx
 
-    bundle = export_onnx(
-        output / "checkpoint",
-        output / "bundle",
-        overwrite=True,
-        progress=lambda done, total, _name: show(done / max(total, 1), "writing weights"),
-    )
+    bundle = export_onnx(output / "checkpoint", output / "bundle", overwrite=True, progress=show)
     what = f"{bundle.folder}: {bundle.compressed_linears} compressed layers, dialect {bundle.dialect}"
     click.echo(printable(what), err=True)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..formats.graph import ACTIVATION_DTYPES, DIALECTS, ROWS_ONLY_DIALECTS
 from .arguments import OutputPath
 from .engine_options import engine_options, make_engine
 from .paths import check_kind
@@ -33,12 +34,12 @@ __all__ = ["command"]
 @click.option("--output", type=OutputPath(), required=True, help="Bundle folder to write.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
+    type=click.Choice(ACTIVATION_DTYPES),
     help="Type of activations and cache: float32 for CPUs, 16 bits for GPUs [default: float32; tensorrt: float16].",
 )
 @click.option(
     "--dialect",
-    type=click.Choice(["ort", "onnx24"]),
+    type=click.Choice([name for name in DIALECTS if name not in ROWS_ONLY_DIALECTS]),
     help="ONNX Runtime's own operators, or standard ones of opset 24 [default: ort]; TensorRT's follows the target.",
 )
 @click.option("--portable", is_flag=True, help="Add a slow body of the operator for runtimes without our kernels.")
@@ -70,13 +71,15 @@ def command(
     as_json: bool,
     **engine: Any,
 ) -> None:
-    """Write a bundle that a device runs, from CHECKPOINT (a folder that `nq-edge compress` wrote).
+    """Write a bundle that a device runs, from CHECKPOINT.
+
+    CHECKPOINT is a folder that `nq-edge compress` wrote, or a bundle that `nq-edge export --to onnx` wrote.
 
     Options from --target to --workspace go with --to tensorrt, which --target implies; --max-length and --embedding
     with --to onnx and genai; --dialect and --portable with --to onnx; --custom-ops-library with --to genai.
     """
     kind = kind or ("tensorrt" if engine["targets"] else "onnx")
-    check_kind(checkpoint, "checkpoint", *(["bundle"] if kind == "tensorrt" else []), code="NQ-CKPT")
+    check_kind(checkpoint, "checkpoint", "bundle", code="NQ-CKPT")
     given: dict[str, tuple[object, tuple[str, ...]]] = {
         "--dtype": (dtype, ("onnx", "tensorrt")),
         "--dialect": (dialect, ("onnx",)),
@@ -92,8 +95,8 @@ def command(
     from ..errors import NqEdgeError
 
     try:
-        from ..exporters.genai.export import export_genai
-        from ..exporters.onnx.export import export_onnx
+        from ..exporters.genai import export_genai
+        from ..exporters.onnx import export_onnx
     except ModuleNotFoundError as error:
         from ..system.extras import install_command
 
@@ -101,23 +104,16 @@ def command(
         raise NqEdgeError("NQ-MISSING", f"export needs the package {error.name}.", hint) from error
 
     start = time.perf_counter()
-    with shown_progress("export", hidden=as_json) as report:
-        report(0.0, "reading the checkpoint")
-
-        def shown(done: int, total: int, _name: str) -> None:
-            report(0.05 + 0.9 * done / max(total, 1), "writing weights")
-
-        common: dict[str, Any] = {
-            "max_length": max_length,
-            "embedding": embedding,
-            "overwrite": overwrite,
-            "progress": shown,
-        }
+    common: dict[str, Any] = {"max_length": max_length, "embedding": embedding, "overwrite": overwrite}
+    with shown_progress("export", hidden=as_json) as progress:
+        progress(0.0, "reading the model")
         if kind == "genai":
-            bundle = export_genai(checkpoint, output, library=custom_ops_library, **common)
+            bundle = export_genai(
+                checkpoint, output, library=custom_ops_library, progress=progress.part(0.05, 1.0), **common
+            )
         else:
-            graph: dict[str, Any] = {"dtype": dtype or "float32", "dialect": dialect or "ort", "portable": portable}
-            bundle = export_onnx(checkpoint, output, **graph, **common)
+            common |= {"dtype": dtype or "float32", "dialect": dialect or "ort", "portable": portable}
+            bundle = export_onnx(checkpoint, output, **common)
     seconds = time.perf_counter() - start
     if as_json:
         echo_json(_summary(bundle, seconds))

@@ -14,8 +14,8 @@ from typing import Any
 
 from ..errors import NqEdgeError
 from .backends import FLAVOURS
-from .graph import DOMAIN, LINEAR_OP
-from .kv_layout import CACHE_DTYPES, KvLayout
+from .graph import ACTIVATION_DTYPES, DOMAIN, LINEAR_OP
+from .kv_layout import KvLayout
 
 __all__ = ["ENGINE_FILE", "PLUGIN", "EngineInfo", "PluginInfo", "Profile", "Span", "read_engine"]
 
@@ -153,7 +153,7 @@ def read_engine(entry: Any) -> EngineInfo:
         _need(bool(_CAPABILITY.fullmatch(capability)), "compute_capabilities", capability)
     _need(bool(_SHA256.fullmatch(plugin.sha256)), "plugin.sha256", plugin.sha256)
     _need(bool(engine.file), "file", engine.file)
-    _need(engine.precision in CACHE_DTYPES, "precision", engine.precision)
+    _need(engine.precision in ACTIVATION_DTYPES, "precision", engine.precision)
     for name in ("plugin_layers", "compressed_linears"):
         _need(0 <= getattr(engine, name) < _LARGEST, name, getattr(engine, name))
     _need(engine.plugin_layers <= engine.compressed_linears, "plugin_layers", engine.plugin_layers)

@@ -8,22 +8,32 @@ docs/OPERATOR.md). Shapes of the values are in `exporters.onnx.build_model`.
 from __future__ import annotations
 
 __all__ = [
+    "ACTIVATION_DTYPES",
     "ATTENTION_MASK",
     "ATTENTION_OP",
     "DATA_FILE",
+    "DIALECTS",
     "DOMAIN",
     "EMBEDDING_OP",
+    "GROUP_ATTRIBUTES",
     "GROUP_OP",
     "HEAD_OP",
     "INPUT_IDS",
+    "LAYOUT_ROWS_LSB_FIRST",
+    "LAYOUT_TILES_16X256",
+    "LINEAR_ATTRIBUTES",
+    "LINEAR_INPUTS",
     "LINEAR_OP",
     "LOGITS",
     "LOGITS_INDICES",
+    "MAX_GROUP",
     "MODEL_FILE",
     "OPERATORS",
     "OPERATOR_VERSION",
     "PAST",
     "PRESENT",
+    "ROWS_ONLY_DIALECTS",
+    "TABLE_ATTRIBUTES",
     "TOKEN_INPUTS",
     "block_output",
     "cache_names",
@@ -32,6 +42,14 @@ __all__ = [
 
 #: File names of a graph and of its weights.
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
+
+#: How a graph says attention, norm and cache, as manifests name it: operators of ONNX Runtime, standard operators of
+#: opset 24, and what TensorRT 10.3 takes.
+DIALECTS = ("ort", "onnx24", "trt103")
+#: Dialects whose `present.*` hold the new rows only, which the runtime copies into the cache.
+ROWS_ONLY_DIALECTS = ("trt103",)
+#: Types that activations, the cache and scales may have.
+ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
 
 #: int64 [batch, sequence], [batch, total] and [batch, positions].
 TOKEN_INPUTS = INPUT_IDS, ATTENTION_MASK, LOGITS_INDICES = "input_ids", "attention_mask", "logits_indices"
@@ -46,6 +64,17 @@ LINEAR_OP, GROUP_OP = "NanoQuantLinear", "NanoQuantLinearGroup"
 ATTENTION_OP, EMBEDDING_OP, HEAD_OP = "NanoQuantAttention", "NanoQuantEmbedding", "NanoQuantHead"
 #: All operators of the domain.
 OPERATORS = (LINEAR_OP, GROUP_OP, ATTENTION_OP, EMBEDDING_OP, HEAD_OP)
+#: Inputs and attributes of the compressed layer; those after X come once for each layer of a group.
+LINEAR_INPUTS = ("X", "v_packed", "u_packed", "scale_in", "scale_mid", "scale_out", "bias")
+LINEAR_ATTRIBUTES = ("in_features", "rank", "out_features", "has_scale_mid", "has_bias", "layout")
+GROUP_ATTRIBUTES = ("in_features", "ranks", "out_features", "has_scale_mid", "has_bias", "layout")
+#: Most projections of one group, as many as one pass of the CUDA kernels takes.
+MAX_GROUP = 4
+#: Order of the packed words: rows of int32 words, least significant bit first, 1 is -1; or the tensor-core tiles of
+#: `formats.checkpoint.to_tiles`, for GPUs.
+LAYOUT_ROWS_LSB_FIRST, LAYOUT_TILES_16X256 = 0, 1
+#: Attributes of an embedding or head in codes.
+TABLE_ATTRIBUTES = ("columns", "bits", "group_size")
 
 
 def cache_names(layers: int) -> list[str]:

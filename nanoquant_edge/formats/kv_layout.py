@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import NqEdgeError
+from .graph import ACTIVATION_DTYPES, ROWS_ONLY_DIALECTS
 
-__all__ = ["CACHE_DTYPES", "KvLayout"]
+__all__ = ["KvLayout"]
 
-CACHE_DTYPES = ("float32", "float16", "bfloat16")
 #: Sizes of a manifest lie below this.
 _LARGEST = 1 << 31
-#: Dialects whose `present.*` hold the new rows only.
-_ROWS_ONLY = ("trt103",)
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class KvLayout:
             NqEdgeError: NQ-BUNDLE naming the first value that is missing, unknown or impossible.
         """
         found = _checked(entry, {"heads": "heads", "capacity": "max_capacity"}, "kv")
-        return cls(**found, in_place=dialect not in _ROWS_ONLY)
+        return cls(**found, in_place=dialect not in ROWS_ONLY_DIALECTS)
 
     def to_engine(self) -> dict[str, Any]:
         """The `kv` entry of an engine, and of the plan that it is built from."""
@@ -101,7 +99,7 @@ def _checked(entry: Any, spelling: Mapping[str, str], name: str) -> dict[str, An
     for attribute, key in keys.items():
         value = entry[key]
         if attribute == "dtype":
-            good = value in CACHE_DTYPES
+            good = value in ACTIVATION_DTYPES
         elif attribute == "in_place":
             good = type(value) is bool
         else:

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from .cgroup import memory_headroom, memory_limit
 
-__all__ = ["memory_available", "memory_total", "peak_memory_mb", "resident_memory_mb", "return_freed_memory"]
+__all__ = [
+    "memory_available",
+    "memory_total",
+    "peak_memory_mb",
+    "private_memory_mb",
+    "resident_memory_mb",
+    "return_freed_memory",
+]
 
 
 def peak_memory_mb() -> float:
@@ -31,6 +38,11 @@ def peak_memory_mb() -> float:
 def resident_memory_mb() -> float:
     """Resident memory of this process now, in MB (10^6 bytes); 0 where the system cannot tell."""
     return _status_mb("VmRSS:")
+
+
+def private_memory_mb() -> float:
+    """Resident memory without pages that are mapped from files, in MB (10^6 bytes); 0 where the system cannot tell."""
+    return _status_mb("RssAnon:")
 
 
 def _status_mb(field: str) -> float:

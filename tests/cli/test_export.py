@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from nanoquant_edge.cli.export import command
-from nanoquant_edge.exporters.onnx import DIALECTS
-from nanoquant_edge.exporters.onnx.dtypes import ACTIVATION_DTYPES
 from nanoquant_edge.formats.bundle import Bundle
+from nanoquant_edge.formats.graph import ACTIVATION_DTYPES, DIALECTS
 from tests.command import run
 from tests.tiny import tiny_checkpoint
 

@@ -64,7 +64,7 @@ TAKES = {
     ("compress", "--output", "out"): {"model", "gguf"},
     ("import", "--base", "owner/base", "--output", "out"): {"official", "gguf", "model"},
     ("inspect",): {"checkpoint", "bundle", "engine", "build folder"},
-    ("export", "--output", "out"): {"checkpoint"},
+    ("export", "--output", "out"): {"checkpoint", "bundle"},
     ("export", "--target", "rtx-4060", "--output", "out"): {"checkpoint", "bundle"},
     ("build", "--target", "rtx-4060", "--output", "out"): {"bundle", "checkpoint", "build folder"},
     ("validate",): {"bundle", "engine"},

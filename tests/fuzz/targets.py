@@ -84,7 +84,7 @@ def _all_tensors(path: Path) -> None:
 
 
 def _checkpoint(folder: Path) -> None:
-    from nanoquant_edge.exporters.onnx.weights import check_weights
+    from nanoquant_edge.exporters.weights import check_weights
     from nanoquant_edge.models.config_reader import read_config
 
     checkpoint = Checkpoint(folder)
@@ -139,7 +139,7 @@ def _graph(content: bytes) -> None:
 
 
 def _schema(folder: Path) -> None:
-    from nanoquant_edge.exporters.onnx.schema import check_file
+    from nanoquant_edge.exporters.schema import check_file
 
     check_file(folder / "model.onnx")
 

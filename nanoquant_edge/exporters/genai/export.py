@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint folder -> a folder that ONNX Runtime GenAI loads.
+"""A checkpoint or a bundle -> a folder that ONNX Runtime GenAI loads.
 
 It holds the float32 graph of dialect `ort` for the CPU, the tokenizer, `genai_config.json`, and our custom-operator
 library: GenAI takes such a library only from the model's folder, the working directory or the loader's search path
@@ -9,26 +9,27 @@ library: GenAI takes such a library only from the model's folder, the working di
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ...errors import NqEdgeError
 from ...formats.backends import GENAI
 from ...formats.bundle import Bundle
 from ...formats.checkpoint import Checkpoint
-from ...formats.graph import OPERATOR_VERSION
-from ...formats.kv_layout import KvLayout
-from ...models.config_reader import read_config
 from ...system.files import new_folder, read_json, write_json
 from ...system.native import ORT_LIBRARY_NAME, ort_library_path
+from ...system.progress import Progress
 from ..onnx.build import build_model
-from ..onnx.export import Progress, source_model, table_formats, with_tables, write_graph_folder
+from ..onnx.export import write_graph_folder
+from ..source import Source
 from .config import CONFIG_FILE, genai_config
-from .graph import last_token_logits
+from .last_token import last_token_logits
+from .options import GenaiOptions
 
 __all__ = ["export_genai"]
 
-_DTYPE, _DIALECT = "float32", "ort"
 #: Lowest version seen to run these folders.
 _LOWEST = "0.18"
 
@@ -36,23 +37,21 @@ _LOWEST = "0.18"
 def export_genai(
     checkpoint: str | Path | Checkpoint,
     output: str | Path,
+    options: GenaiOptions | None = None,
     *,
-    max_length: int | None = None,
-    embedding: str | None = None,
-    library: str | Path | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[float, str], None] | None = None,
+    **keywords: Any,
 ) -> Bundle:
     """Write a folder for onnxruntime-genai.
 
     Args:
-        checkpoint: folder that `compress` wrote, or one that is open.
+        checkpoint: the folder that `compress` wrote, a checkpoint that is open, or a bundle that `export_onnx` wrote.
         output: folder to write; it appears only when it is complete.
-        max_length: longest context in tokens; None is the model's own.
-        embedding: see `export_onnx`.
-        library: the custom-operator library of the machine that will run the folder; None is the one installed here.
+        options: what the folder is to be.
         overwrite: replace a folder that nq-edge wrote.
-        progress: called with (tensors written, tensors in all, name).
+        progress: told how many of the weights are written.
+        **keywords: fields of `GenaiOptions`, instead of those in `options`.
 
     Returns:
         The manifest that lies beside GenAI's own configuration.
@@ -60,45 +59,33 @@ def export_genai(
     Raises:
         NqEdgeError: as `export_onnx`; NQ-ARCH for a family without a GenAI model type; NQ-NATIVE-MISSING without a
             library.
+
+    Example:
+        >>> export_genai("smollm2-1bit", "smollm2-genai", max_length=4096).backend
+        'onnxruntime-genai'
     """
-    source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    config = read_config(source.config)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        read_json(source.folder / name, "NQ-TOKENIZER")
-    length = max_length or config.max_positions
-    generation = source.folder / "generation_config.json"
+    options = replace(options or GenaiOptions(), **keywords)
+    model = Source.open(checkpoint)
+    read_json(model.folder / "tokenizer_config.json", "NQ-TOKENIZER")
+    generation = model.folder / "generation_config.json"
     settings = genai_config(
-        config,
-        source.config,
+        model.config,
+        model.model_config,
         read_json(generation, "NQ-CKPT") if generation.is_file() else {},
-        length,
+        options.graph.length(model.config),
         ORT_LIBRARY_NAME,
     )
-    kernels = Path(library) if library is not None else ort_library_path()
-    if not kernels.is_file():
+    library = Path(options.library) if options.library is not None else ort_library_path()
+    if not library.is_file():
         raise NqEdgeError(
-            "NQ-NATIVE-MISSING", f"there is no library {kernels}.", "Pass the libnanoquant_ort.so itself."
+            "NQ-NATIVE-MISSING", f"there is no library {library}.", "Pass the libnanoquant_ort.so itself."
         )
-    weights = with_tables(source, config, embedding, codes=True)
-    model = build_model(config, weights, _DIALECT, _DTYPE, max_length=max_length, grouped=True)
-    last_token_logits(model)
+    model = model.requantized(options.embedding)
+    graph = build_model(model.config, model.weights, options.graph)
+    last_token_logits(graph)
     with new_folder(Path(output), overwrite) as scratch:
-        compressed = write_graph_folder(model, source, scratch, progress)
+        write_graph_folder(graph, model, scratch, Progress(progress) if progress is not None else Progress())
         write_json(scratch / CONFIG_FILE, settings)
-        shutil.copyfile(kernels, scratch / ORT_LIBRARY_NAME)
-        bundle = Bundle(
-            folder=scratch,
-            backend=GENAI,
-            backend_versions=(_LOWEST, ""),
-            dialect=_DIALECT,
-            dtype=_DTYPE,
-            portable=False,
-            operator_version=OPERATOR_VERSION,
-            source_model={**source_model(source, config), **table_formats(weights, config, _DIALECT, _DTYPE, False)},
-            target_bpw=source.settings.target_bpw,
-            true_bpw=source.settings.true_bpw,
-            compressed_linears=compressed,
-            vocab_size=config.vocab_size,
-            kv=KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, _DTYPE, length),
-        ).write()
+        shutil.copyfile(library, scratch / ORT_LIBRARY_NAME)
+        bundle = model.bundle(scratch, options.graph, GENAI, (_LOWEST, "")).write()
     return replace(bundle, folder=Path(output))

@@ -20,27 +20,22 @@ from ...formats.graph import (
     cache_names,
 )
 from ...models import DecoderConfig
+from ..options import GraphOptions
+from ..weights import WeightSource
 from .activations import silu
-from .dialects.base import DecoderInputs, Dialect
+from .assembly import Assembly
+from .dialects.base import AttentionCall, DecoderInputs, Dialect
+from .dtypes import ir_dtype
 from .embedding_and_head import embed_tokens, emit_head
 from .graph_builder import Dims, GraphBuilder
 from .norms import Norm, norm_named
-from .operator import LinearForm, emit_linears
-from .weights import WeightSource
+from .operator import emit_linears
 
 __all__ = ["build_decoder"]
 
 
 def build_decoder(
-    g: GraphBuilder,
-    config: DecoderConfig,
-    weights: WeightSource,
-    dialect: Dialect,
-    dtype: ir.DataType,
-    max_length: int,
-    capacity: int | None = None,
-    form: LinearForm = LinearForm(),  # noqa: B008 (frozen)
-    codes: bool = False,
+    g: GraphBuilder, config: DecoderConfig, weights: WeightSource, dialect: Dialect, options: GraphOptions
 ) -> None:
     """Add the whole decoder to a graph.
 
@@ -49,41 +44,38 @@ def build_decoder(
         config: sizes and options.
         weights: tensors by Hugging Face name.
         dialect: the target's operators.
-        dtype: type of activations and cache.
-        max_length: longest context in tokens.
-        capacity: fixed number of cache slots; None makes it symbolic.
-        form: layout of the packed words, and whether projections of one input are grouped.
-        codes: quantized tables stay codes, for our operators; else they are widened.
+        options: the form of the graph.
     """
     integer = ir.DataType.INT64
     ids = g.input(INPUT_IDS, integer, ["batch", "sequence"])
     mask = g.input(ATTENTION_MASK, integer, ["batch", "total"])
     chosen = g.input(LOGITS_INDICES, integer, ["batch", "positions"])
-    cache: Dims = ["batch", config.num_kv_heads, capacity or "capacity", config.head_dim]
+    cache: Dims = ["batch", config.num_kv_heads, options.capacity or "capacity", config.head_dim]
+    dtype = ir_dtype(options.dtype)
     caches = [g.input(PAST + name, dtype, cache) for name in cache_names(config.num_layers)]
     past = list(zip(caches[::2], caches[1::2], strict=True))
-    dialect.prepare(g, config, DecoderInputs(ids, mask, past[0][0], dtype, max_length))
-    blocks = _Blocks(g, config, weights, dialect, dtype, form)
-    family = config.structure
-    residual = embed_tokens(g, config, weights, dialect, ids, dtype, codes)
+    emitter = dialect.emitter(g, config, DecoderInputs(ids, mask, past[0][0]), options)
+    assembly = Assembly(g, config, weights, options, emitter)
+    blocks, family = _Blocks(assembly), config.structure
+    residual = embed_tokens(assembly, ids)
     first = blocks.norm(0, family.attention_norm)
-    normed = dialect.norm(g, first.name, residual, first)
+    normed = emitter.norm(first.name, residual, first)
     presents: list[ir.Value] = []
     for block in range(config.num_layers):
         attended, updated = blocks.attention(block, normed, past[block])
         presents += updated
         before_feed = blocks.norm(block, family.feed_norm)
         attention = f"block.{block}.attention"
-        normed, residual = dialect.add_norm(g, before_feed.name, attended, residual, before_feed, attention)
+        normed, residual = emitter.add_norm(attended, residual, before_feed, attention)
         fed = blocks.feed_forward(block, normed)
         total = block_output(block)
         if block + 1 < config.num_layers:
             following = blocks.norm(block + 1, family.attention_norm)
-            normed, residual = dialect.add_norm(g, following.name, fed, residual, following, total)
+            normed, residual = emitter.add_norm(fed, residual, following, total)
         else:
             residual = g.node("Add", [fed, residual], f"{family.blocks}.{block}.sum", output=total)
     final = norm_named(g, config, weights, family.final_norm, dtype)
-    emit_head(g, config, weights, dialect, residual, chosen, final, codes)
+    emit_head(assembly, residual, chosen, final)
     for present in presents:
         g.output(present)
 
@@ -91,23 +83,14 @@ def build_decoder(
 class _Blocks:
     """The two halves of a block, without the sums around them."""
 
-    def __init__(
-        self,
-        g: GraphBuilder,
-        config: DecoderConfig,
-        weights: WeightSource,
-        dialect: Dialect,
-        dtype: ir.DataType,
-        form: LinearForm,
-    ) -> None:
-        self._g, self._config, self._weights = g, config, weights
-        self._dialect, self._dtype, self._form = dialect, dtype, form
-        self._family = config.structure
+    def __init__(self, assembly: Assembly) -> None:
+        self._g, self._config, self._emitter = assembly.g, assembly.config, assembly.emitter
+        self._assembly, self._family = assembly, assembly.config.structure
 
     def norm(self, block: int, name: str) -> Norm:
         """A norm inside a block."""
         path = f"{self._family.blocks}.{block}.{name}"
-        return norm_named(self._g, self._config, self._weights, path, self._dtype)
+        return norm_named(self._g, self._config, self._assembly.weights, path, self._assembly.dtype)
 
     def attention(
         self, block: int, x: ir.Value, past: tuple[ir.Value, ir.Value]
@@ -120,9 +103,9 @@ class _Blocks:
             query = self._head_norm(block, "self_attn.q_norm", query, config.num_heads)
             key = self._head_norm(block, "self_attn.k_norm", key, config.num_kv_heads)
         presents = (f"{PRESENT}{block}.key", f"{PRESENT}{block}.value")
-        attended, *updated = self._dialect.attention(self._g, name, block, (query, key, value), past, presents)
-        (projected,) = self._linears(block, name, (family.output,), attended)
-        return self._out_norm(block, family.attention_out_norm, projected), (updated[0], updated[1])
+        attended = self._emitter.attention(AttentionCall(name, block, query, key, value, past, presents))
+        (projected,) = self._linears(block, name, (family.output,), attended.output)
+        return self._out_norm(block, family.attention_out_norm, projected), attended.caches
 
     def feed_forward(self, block: int, x: ir.Value) -> ir.Value:
         """Normed hidden values -> what is added to the residual."""
@@ -139,12 +122,12 @@ class _Blocks:
 
     def _linears(self, block: int, parent: str, parts: tuple[str, ...], x: ir.Value) -> list[ir.Value]:
         paths = [f"{self._family.blocks}.{block}.{part}" for part in parts]
-        layers = {path: self._weights.layer(path) for path in paths}
-        return emit_linears(self._g, f"{parent}.projections", x, layers, self._form)
+        layers = {path: self._assembly.weights.layer(path) for path in paths}
+        return emit_linears(self._g, f"{parent}.projections", x, layers, self._assembly.options)
 
     def _activation(self, name: str, x: ir.Value) -> ir.Value:
         if self._config.activation == "gelu_tanh":
-            return self._dialect.gelu_tanh(self._g, name, x)
+            return self._emitter.gelu_tanh(name, x)
         if self._config.activation == "relu":
             return self._g.node("Relu", [x], f"{name}.relu")
         return silu(self._g, name, x)
@@ -153,13 +136,13 @@ class _Blocks:
         if not name:
             return x
         norm = self.norm(block, name)
-        return self._dialect.norm(self._g, norm.name, x, norm)
+        return self._emitter.norm(norm.name, x, norm)
 
     def _head_norm(self, block: int, name: str, x: ir.Value, heads: int) -> ir.Value:
         """Norm each head of [batch, sequence, heads * head_dim]."""
         g, norm, width = self._g, self.norm(block, name), self._config.head_dim
         dims: Dims = ["batch", "sequence", heads, width]
         split = g.node("Reshape", [x, g.integers([0, 0, heads, width])], f"{norm.name}.split", shape=dims)
-        normed = self._dialect.norm(g, norm.name, split, norm)
+        normed = self._emitter.norm(norm.name, split, norm)
         merged: Dims = ["batch", "sequence", heads * width]
         return g.node("Reshape", [normed, g.integers([0, 0, heads * width])], f"{norm.name}.merge", shape=merged)

@@ -8,25 +8,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...errors import NqEdgeError
-
-__all__ = ["ACTIVATION_DTYPES", "ir_dtype", "numpy_dtype", "onnx_type_of"]
-
-#: Types that activations, the cache and scales may have.
-ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
+__all__ = ["ir_dtype", "numpy_dtype", "onnx_type_of"]
 
 _IR = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 _NUMPY = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def ir_dtype(name: str) -> ir.DataType:
-    """ONNX type of "float32", "float16" or "bfloat16".
-
-    Raises:
-        NqEdgeError: NQ-OPTION for any other name.
-    """
-    if name not in _IR:
-        raise NqEdgeError("NQ-OPTION", f"dtype {name!r} is not one of {', '.join(ACTIVATION_DTYPES)}.")
+    """ONNX type of one of `formats.graph.ACTIVATION_DTYPES`."""
     return _IR[name]
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ...models import DecoderConfig
+from ..weights import MULTIPLIER, WeightSource, stored_name
 from .graph_builder import GraphBuilder, dims_of
-from .weights import MULTIPLIER, WeightSource, stored_name
 
 __all__ = ["Norm", "decomposed_norm", "norm_named"]
 

@@ -5,73 +5,40 @@ their nodes."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from ...errors import NqEdgeError
 from ...formats.checkpoint import PackedLayer
-from ...formats.graph import DOMAIN, GROUP_OP, LINEAR_OP, linear_output
+from ...formats.graph import (
+    DOMAIN,
+    GROUP_OP,
+    LAYOUT_ROWS_LSB_FIRST,
+    LAYOUT_TILES_16X256,
+    LINEAR_OP,
+    MAX_GROUP,
+    linear_output,
+)
+from ..options import GraphOptions
 from .dtypes import onnx_type_of
 from .graph_builder import GraphBuilder, dims_of
 from .scales import ExportScales, export_scales
 from .tensors import TiledTensor
 
-__all__ = [
-    "ATTRIBUTES",
-    "GROUP_ATTRIBUTES",
-    "INPUTS",
-    "LAYOUT_ROWS_LSB_FIRST",
-    "LAYOUT_TILES_16X256",
-    "MAX_GROUP",
-    "LinearForm",
-    "emit_linear",
-    "emit_linears",
-]
-
-INPUTS = ("X", "v_packed", "u_packed", "scale_in", "scale_mid", "scale_out", "bias")
-ATTRIBUTES = ("in_features", "rank", "out_features", "has_scale_mid", "has_bias", "layout")
-GROUP_ATTRIBUTES = ("in_features", "ranks", "out_features", "has_scale_mid", "has_bias", "layout")
-#: Most projections of one group, as many as one pass of the CUDA kernels takes.
-MAX_GROUP = 4
-#: int32 words, row-major, least significant bit first, 1 is -1.
-LAYOUT_ROWS_LSB_FIRST = 0
-#: Tensor-core tiles, for GPUs (nanoquant_edge.formats.checkpoint.to_tiles).
-LAYOUT_TILES_16X256 = 1
-
-
-@dataclass(frozen=True)
-class LinearForm:
-    """How compressed layers are written.
-
-    Attributes:
-        layout: order of the packed words, 0 (every kernel) or 1 (GPU kernels).
-        grouped: projections of one input become one NanoQuantLinearGroup node.
-
-    Raises:
-        NqEdgeError: NQ-OPTION for an unknown layout.
-    """
-
-    layout: int = LAYOUT_ROWS_LSB_FIRST
-    grouped: bool = False
-
-    def __post_init__(self) -> None:
-        if self.layout not in (LAYOUT_ROWS_LSB_FIRST, LAYOUT_TILES_16X256):
-            raise NqEdgeError("NQ-OPTION", f"layout {self.layout!r} is not 0 or 1.")
+__all__ = ["emit_linear", "emit_linears"]
 
 
 def emit_linears(
-    g: GraphBuilder, name: str, x: ir.Value, layers: Mapping[str, PackedLayer], form: LinearForm
+    g: GraphBuilder, name: str, x: ir.Value, layers: Mapping[str, PackedLayer], options: GraphOptions
 ) -> list[ir.Value]:
-    """Add the projections of one input, as one node where `form` asks for it.
+    """Add the projections of one input, as one node where `options` ask for it.
 
     Args:
         g: the graph.
         name: the group's node name.
         x: [..., in_features].
         layers: module path -> factors, in the order of the results.
-        form: how they are written.
+        options: layout of the words, and whether projections are grouped.
 
     Returns:
         One value [..., out_features] a layer, in x's type, called `{module path}.output`.
@@ -80,11 +47,11 @@ def emit_linears(
     scales = {path: export_scales(path, layer, x.dtype) for path, layer in layers.items()}
     kinds = {parts.scale_out.dtype for parts in scales.values()}
     # A node has one scale type; a bias of another type than the scales' can make them differ.
-    if not form.grouped or not 1 < len(layers) <= MAX_GROUP or len(kinds) > 1:
-        return [emit_linear(g, path, x, layer, form.layout) for path, layer in layers.items()]
+    if not options.grouped or not 1 < len(layers) <= MAX_GROUP or len(kinds) > 1:
+        return [emit_linear(g, path, x, layer, options.layout) for path, layer in layers.items()]
     inputs = [x]
     for path, layer in layers.items():
-        inputs += _constants(g, path, layer, scales[path], form.layout)
+        inputs += _constants(g, path, layer, scales[path], options.layout)
     outputs = [(linear_output(path), x.dtype, [*dims_of(x)[:-1], layer.out_features]) for path, layer in layers.items()]
     return g.nodes(
         GROUP_OP,
@@ -97,7 +64,7 @@ def emit_linears(
         out_features=[layer.out_features for layer in layers.values()],
         has_scale_mid=[int(parts.scale_mid is not None) for parts in scales.values()],
         has_bias=[int(parts.bias is not None) for parts in scales.values()],
-        layout=form.layout,
+        layout=options.layout,
     )
 
 

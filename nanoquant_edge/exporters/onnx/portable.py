@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...formats.graph import DOMAIN, LINEAR_OP
-from .operator import ATTRIBUTES, INPUTS
+from ...formats.graph import DOMAIN, LINEAR_ATTRIBUTES, LINEAR_INPUTS, LINEAR_OP
 
 __all__ = ["linear_function"]
 
@@ -48,7 +47,7 @@ def linear_function(opset: int) -> ir.Function:
         opset: version of the default domain that the model imports, 18 or later.
     """
     body = _Body()
-    inputs = {name: ir.Value(name=name) for name in INPUTS}
+    inputs = {name: ir.Value(name=name) for name in LINEAR_INPUTS}
 
     def wide(name: str) -> ir.Value:
         return body.op("Cast", [inputs[name]], f"{name}_float", to=int(ir.DataType.FLOAT))
@@ -63,7 +62,7 @@ def linear_function(opset: int) -> ir.Function:
     graph = ir.Graph(
         list(inputs.values()), [result], nodes=body.nodes, opset_imports={"": opset}, name=f"{LINEAR_OP}_body"
     )
-    attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in ATTRIBUTES]
+    attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in LINEAR_ATTRIBUTES]
     return ir.Function(DOMAIN, LINEAR_OP, graph=graph, attributes=attributes)
 
 

@@ -13,27 +13,16 @@ from typing import IO
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ...errors import NqEdgeError
-from ...formats.checkpoint import TABLE_FORMATS, PackedLayer, QuantizedTable, quantize_table
+from ...formats.checkpoint import TABLE_FORMATS, QuantizedTable
 from ...formats.graph import DOMAIN
 from .dtypes import numpy_dtype
 from .graph_builder import Dims, GraphBuilder
-from .weights import WeightSource
 
-__all__ = ["TABLE_ATTRIBUTES", "Requantized", "WideTable", "coded_node", "reads_codes"]
+__all__ = ["WideTable", "coded_node"]
 
-TABLE_ATTRIBUTES = ("columns", "bits", "group_size")
 _PIECE_ROWS = 1024
-
-
-def reads_codes(dialect: str, dtype: str, portable: bool) -> bool:
-    """Whether a graph keeps quantized tables as codes: our operators have CPU kernels, and no portable body.
-
-    Everywhere else a table is widened to 16 bits when it is written.
-    """
-    return dialect == "ort" and dtype == "float32" and not portable
 
 
 class WideTable(ir.LazyTensor):
@@ -65,53 +54,6 @@ class WideTable(ir.LazyTensor):
             file.write(np.ascontiguousarray(piece).view(np.uint8).data)
 
 
-class Requantized:
-    """A weight source whose tables are stored as the user asks; a `WeightSource`.
-
-    Args:
-        source: the model's weights.
-        modules: module paths of the embedding and of a head of its own.
-        kind: "int8", "int4", or "fp16" to widen tables.
-
-    Raises:
-        NqEdgeError: NQ-OPTION when a table is stored in other codes already: rounding twice would cost quality in
-            silence.
-    """
-
-    def __init__(self, source: WeightSource, modules: list[str], kind: str) -> None:
-        self._source, self._tables = source, dict[str, QuantizedTable | None]()
-        self._wide = set[str]()
-        for module in modules:
-            stored = source.table(module)
-            if kind == "fp16":
-                self._tables[module] = None
-                self._wide |= {module} if stored is not None else set()
-            elif stored is None:
-                self._tables[module] = quantize_table(source.tensor(f"{module}.weight"), kind, module)
-            elif stored.kind != kind:
-                raise NqEdgeError(
-                    "NQ-OPTION",
-                    f"the checkpoint stores {module} as {stored.kind}; it is not rounded a second time to {kind}.",
-                    "Leave --embedding out, or compress again with the format you want.",
-                )
-
-    def layer(self, name: str) -> PackedLayer:
-        """See `WeightSource.layer`."""
-        return self._source.layer(name)
-
-    def tensor(self, name: str) -> NDArray[np.generic]:
-        """See `WeightSource.tensor`."""
-        return self._source.tensor(name)
-
-    def table(self, module: str) -> QuantizedTable | None:
-        """See `WeightSource.table`."""
-        return self._tables[module] if module in self._tables else self._source.table(module)
-
-    def tensor_names(self) -> list[str]:
-        """See `WeightSource.tensor_names`."""
-        return self._source.tensor_names() + [f"{module}.weight" for module in sorted(self._wide)]
-
-
 def coded_node(
     g: GraphBuilder, op_type: str, x: ir.Value, table: QuantizedTable, module: str, name: str, shape: Dims
 ) -> ir.Value:
@@ -119,7 +61,7 @@ def coded_node(
 
     Args:
         g: the graph.
-        op_type: `EMBEDDING_OP` or `HEAD_OP`.
+        op_type: `EMBEDDING_OP` or `HEAD_OP` of `formats.graph`.
         x: int64 indices, or float32 [rows, columns].
         table: codes and scales.
         module: where the table lives; its initializers are `{module}.codes` and `{module}.scales`.

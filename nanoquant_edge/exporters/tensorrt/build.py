@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +17,43 @@ from ...formats.backends import BOARD_BUILD, FLAVOURS
 from ...formats.bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle
 from ...formats.checkpoint import COMPANION_FILES
 from ...formats.engine import ENGINE_FILE, PLUGIN, EngineInfo, PluginInfo
-from ...formats.graph import OPERATOR_VERSION
 from ...system.extras import install_command
 from ...system.files import check_new_folder, new_folder, read_json, sha256_of
 from ...system.native import tensorrt_library_path
-from ...system.versions import release
+from ...system.progress import Progress
 from .board import write_board_files
 from .options import EngineOptions
 from .plan import BuildPlan
-from .runner import can_build, run_compiler
+from .toolchain import Toolchain
 
 __all__ = ["build_engine"]
 
-#: Files that travel from the source to the bundle: the tokenizer's, and what PyTorch computed, to validate against.
-_COMPANIONS = (*COMPANION_FILES, REFERENCE_FILE)
-#: First standard TensorRT whose parser takes the operators of dialect onnx24.
-_ATTENTION_VERSION = (10, 15)
-
-Progress = Callable[[float, str], None]
+#: What the compiler measured and the manifest keeps.
+_MEASURED = ("layers", "parse_seconds", "build_seconds", "engine_bytes", "peak_bytes", "peak_private_bytes")
 
 
 def build_engine(
     source: str | Path,
     output: str | Path,
+    options: EngineOptions | None = None,
     *,
     target: str | tuple[str, ...],
-    options: EngineOptions | None = None,
     overwrite: bool = False,
-    library: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[float, str], None] | None = None,
+    toolchain: Toolchain | None = None,
+    **keywords: Any,
 ) -> Bundle:
     """Build a TensorRT engine, or the folder that a board builds it from.
 
     Args:
         source: a checkpoint, a bundle that `export_onnx` wrote, or a folder that this function wrote for a board.
         output: bundle folder; it appears only when it is complete.
+        options: what the engine is to be.
         target: one or several names of `devices.TARGETS`; several share an engine.
-        options: see `EngineOptions`.
         overwrite: replace a bundle that stands there.
-        library: the plugin; None takes the installed one.
-        progress: called with (fraction done, what is being done).
+        progress: told how far it is.
+        toolchain: another compiler than the installed TensorRT.
+        **keywords: fields of `EngineOptions`, instead of those in `options`.
 
     Returns:
         The bundle, read back. Its backend is "tensorrt-rtx" or "tensorrt", or "tensorrt-build" when the target's
@@ -66,75 +63,36 @@ def build_engine(
     Raises:
         NqEdgeError: NQ-TARGET, NQ-FIT, NQ-OPTION, NQ-MISSING, NQ-NATIVE-MISSING, NQ-PLUGIN, NQ-ENGINE, NQ-OUTPUT, or
             what opening the source raises; nothing is left behind.
+
+    Example:
+        >>> bundle = build_engine("smollm2-1bit", "smollm2-rtx", target="rtx-4060", capacity=2048)
+        >>> bundle.engine.compute_capabilities
+        ('8.9',)
     """
-    options = options or EngineOptions()
-    start = time.perf_counter()
+    started = time.perf_counter()
+    options = replace(options or EngineOptions(), **keywords)
     source, output = Path(source), Path(output)
     targets = targets_named((target,) if isinstance(target, str) else target)
-    _check_options(targets, options)
+    _check_targets(targets, options)
     check_new_folder(output, overwrite)
-    if (source / MANIFEST_FILE).is_file() and read_json(source / MANIFEST_FILE, "NQ-BUNDLE").get("backend") == (
-        BOARD_BUILD
-    ):
-        return _build_on_board(source, output, targets, options, overwrite, library, progress, start)
-    flavour = targets[0].flavour
-    here = can_build(flavour)
-    if flavour == "rtx" and not here:
-        raise NqEdgeError(
-            "NQ-MISSING",
-            f"building for {targets[0].name} needs the package tensorrt_rtx.",
-            f"Install it: {install_command('rtx')}.",
-        )
-    plugin = _library(library) if here else None
-    try:
-        from .graph import plan_graph
-        from .source import open_source
-    except ModuleNotFoundError as error:
-        hint = f"Install them: {install_command('export')}."
-        raise NqEdgeError("NQ-MISSING", f"writing a graph needs the package {error.name}.", hint) from error
-    report = progress or (lambda _fraction, _text: None)
-    report(0.0, "reading the model")
-    model = open_source(source)
-    read_json(model.folder / "tokenizer.json", "NQ-TOKENIZER")
-    planned = plan_graph(model, targets, _dialect(flavour), options)
-    plan = planned.plan
-    host = check_host(plan.weights, planned.code, output, builds=here)
-    measured: dict[str, Any] = {"preflight": [fit.to_dict() for fit in planned.fits], "host": host}
-    with new_folder(output, overwrite) as scratch:
-        graph = scratch / "graph" if here else scratch
-        graph.mkdir(exist_ok=True)
-        report(0.02, "writing the graph")
-        planned.write(graph)
-        for name in _COMPANIONS:
-            if (model.folder / name).is_file():
-                shutil.copyfile(model.folder / name, scratch / name)
-        shell = Bundle(
-            folder=scratch,
-            backend=BOARD_BUILD,
-            backend_versions=("10.3", ""),
-            dialect=plan.dialect,
-            dtype=plan.precision,
-            portable=False,
-            operator_version=OPERATOR_VERSION,
-            source_model=model.source_model,
-            target_bpw=model.target_bpw,
-            true_bpw=model.true_bpw,
-            compressed_linears=plan.compressed_linears,
-            vocab_size=model.config.vocab_size,
-            kv=plan.kv,
-        )
-        if plugin is None:
-            write_board_files(scratch, plan, targets[0])
-            measured["seconds"] = round(time.perf_counter() - start, 3)
-            bundle = replace(shell, measured={"build": measured}).write()
-        else:
-            result = _compile(graph, scratch, plugin, options, lambda done, text: report(0.05 + 0.95 * done, text))
-            shutil.rmtree(graph)
-            bundle = _engine_bundle(shell, plan, plugin, result, measured, start)
-    return replace(bundle, folder=output)
+    build = _Build(
+        output=output,
+        overwrite=overwrite,
+        targets=targets,
+        options=options,
+        toolchain=toolchain or Toolchain(),
+        progress=Progress(progress) if progress is not None else Progress(),
+        started=started,
+    )
+    return build.from_board_folder(source) if _is_board_folder(source) else build.from_model(source)
 
 
-def _check_options(targets: list[Target], options: EngineOptions) -> None:
+def _is_board_folder(source: Path) -> bool:
+    manifest = source / MANIFEST_FILE
+    return manifest.is_file() and read_json(manifest, "NQ-BUNDLE").get("backend") == BOARD_BUILD
+
+
+def _check_targets(targets: list[Target], options: EngineOptions) -> None:
     """Refuse what TensorRT for RTX cannot do, before any work. Seen with 1.7.1."""
     if targets[0].flavour != "rtx":
         return
@@ -150,99 +108,129 @@ def _check_options(targets: list[Target], options: EngineOptions) -> None:
         raise NqEdgeError("NQ-OPTION", "TensorRT for RTX measures nothing while it builds, so no timing cache is used.")
 
 
-def _library(library: str | Path | None) -> Path:
-    if library is None:
-        return tensorrt_library_path()
-    path = Path(library).resolve()
-    if not path.is_file():
-        raise NqEdgeError("NQ-NATIVE-MISSING", f"The plugin library {path} does not exist.")
-    return path
+@dataclass(frozen=True)
+class _Build:
+    """One call of `build_engine`, its arguments checked."""
 
+    output: Path
+    overwrite: bool
+    targets: list[Target]
+    options: EngineOptions
+    toolchain: Toolchain
+    progress: Progress
+    started: float
 
-def _dialect(flavour: str) -> str:
-    """The newest dialect that the TensorRT in question takes; for one that is not here, the oldest."""
-    if flavour == "rtx":
-        return "onnx24"
-    if can_build(flavour):
-        import importlib
+    def from_model(self, source: Path) -> Bundle:
+        """Write a graph for the targets, and compile it where their TensorRT is installed."""
+        flavour = self.targets[0].flavour
+        compiles = self.toolchain.has(flavour)
+        if flavour == "rtx" and not compiles:
+            raise NqEdgeError(
+                "NQ-MISSING",
+                f"building for {self.targets[0].name} needs the package {FLAVOURS[flavour].module}.",
+                f"Install it: {install_command(FLAVOURS[flavour].extra)}.",
+            )
+        plugin = self._plugin() if compiles else None
+        try:
+            from ..onnx.dialects.base import dialect_named
+            from ..source import Source
+            from .planned_graph import plan_graph
+        except ModuleNotFoundError as error:
+            hint = f"Install them: {install_command('export')}."
+            raise NqEdgeError("NQ-MISSING", f"writing a graph needs the package {error.name}.", hint) from error
+        self.progress(0.0, "reading the model")
+        model = Source.open(source)
+        planned = plan_graph(model, self.targets, self.toolchain.dialect_of(flavour), self.options)
+        plan, graph = planned.plan, planned.options
+        host = check_host(plan.weights, planned.code, self.output, builds=compiles)
+        measured: dict[str, Any] = {"preflight": [fit.to_dict() for fit in planned.fits], "host": host}
+        versions = dialect_named(graph.dialect).backend_versions(model.config, graph)
+        with new_folder(self.output, self.overwrite) as scratch:
+            folder = scratch / "graph" if compiles else scratch
+            folder.mkdir(exist_ok=True)
+            planned.write(folder, self.progress.part(0.02, 0.05))
+            model.copy_companions(scratch, (REFERENCE_FILE,))
+            shell = model.bundle(scratch, graph, BOARD_BUILD, versions)
+            if plugin is None:
+                write_board_files(scratch, plan, self.targets[0])
+                bundle = replace(shell, measured={"build": self._timed(measured)}).write()
+            else:
+                result = self._compile(folder, scratch, plugin, self.progress.part(0.05, 1.0))
+                shutil.rmtree(folder)
+                bundle = self._engine_bundle(shell, plan, plugin, result, measured)
+        return replace(bundle, folder=self.output)
 
-        version = str(importlib.import_module(FLAVOURS[flavour].module).__version__)
-        return "onnx24" if release(version) >= _ATTENTION_VERSION else "trt103"
-    return "trt103"
+    def from_board_folder(self, source: Path) -> Bundle:
+        """Compile the graph of a build folder; needs no `onnx` package."""
+        prepared = Bundle.open(source)
+        plan = BuildPlan.read(source)
+        wanted = tuple(dict.fromkeys(target.compute_capability for target in self.targets))
+        if plan.capabilities != wanted:
+            names = ", ".join(target.name for target in self.targets)
+            raise NqEdgeError(
+                "NQ-TARGET",
+                f"{source} was prepared for {', '.join(plan.targets)}, not for {names}.",
+                "Export the checkpoint again with this target.",
+            )
+        if plan.graph not in prepared.files:
+            raise NqEdgeError("NQ-BUNDLE", f"{source} does not list {plan.graph}.", "Copy the folder again.")
+        if not self.toolchain.has(plan.flavour):
+            raise NqEdgeError(
+                "NQ-TARGET",
+                f"TensorRT is not installed here, and an engine for {plan.targets[0]} is built on the device.",
+                "Copy the folder to the device and run build.sh there.",
+            )
+        plugin = self._plugin()
+        host = check_host(plan.weights, ModelSizes.code_of(plan.kv.layers), self.output)
+        with new_folder(self.output, self.overwrite) as scratch:
+            for name in (*COMPANION_FILES, REFERENCE_FILE):
+                if name in prepared.files:
+                    shutil.copyfile(source / name, scratch / name)
+            result = self._compile(source, scratch, plugin, self.progress)
+            shell = replace(prepared, folder=scratch)
+            bundle = self._engine_bundle(shell, plan, plugin, result, {"host": host})
+        return replace(bundle, folder=self.output)
 
+    def _plugin(self) -> Path:
+        """The plugin library that the options name, or the installed one."""
+        if self.options.library is None:
+            return tensorrt_library_path()
+        path = Path(self.options.library).resolve()
+        if not path.is_file():
+            raise NqEdgeError("NQ-NATIVE-MISSING", f"The plugin library {path} does not exist.")
+        return path
 
-def _compile(
-    graph: Path, scratch: Path, plugin: Path, options: EngineOptions, progress: Progress | None
-) -> dict[str, Any]:
-    return run_compiler(graph, scratch / ENGINE_FILE, plugin, options.timing_cache, progress)
+    def _compile(self, graph: Path, scratch: Path, plugin: Path, progress: Progress) -> dict[str, Any]:
+        return self.toolchain.compile(graph, scratch / ENGINE_FILE, plugin, self.options.timing_cache, progress)
 
+    def _timed(self, measured: dict[str, Any]) -> dict[str, Any]:
+        return {**measured, "seconds": round(time.perf_counter() - self.started, 3)}
 
-def _engine_bundle(
-    shell: Bundle, plan: BuildPlan, plugin: Path, result: dict[str, Any], measured: dict[str, Any], start: float
-) -> Bundle:
-    """Write the manifest of an engine that stands in the bundle's folder."""
-    engine = EngineInfo(
-        file=ENGINE_FILE,
-        tensorrt_version=result["tensorrt_version"],
-        flavour=plan.flavour,
-        compute_capabilities=plan.capabilities,
-        plugin=PluginInfo(*PLUGIN, sha256_of(plugin), plan.embed_plugin),
-        precision=plan.precision,
-        kv=plan.kv,
-        profiles=plan.profiles,
-        refit=plan.refit,
-        version_compatible=plan.version_compatible,
-        plugin_layers=result["plugin_layers"],
-        compressed_linears=result["compressed_linears"],
-        debug_outputs=plan.debug_outputs,
-    )
-    names = ("layers", "parse_seconds", "build_seconds", "engine_bytes", "peak_bytes", "peak_private_bytes")
-    measured = {**measured, **{name: result[name] for name in names}, "graph_bytes": plan.weights}
-    measured["seconds"] = round(time.perf_counter() - start, 3)
-    version = result["tensorrt_version"]
-    return replace(
-        shell,
-        backend=FLAVOURS[plan.flavour].backend,
-        backend_versions=(version, "" if plan.version_compatible else version),
-        measured={**shell.measured, "build": measured},
-        engine=engine,
-    ).write()
-
-
-def _build_on_board(
-    source: Path,
-    output: Path,
-    targets: list[Target],
-    options: EngineOptions,
-    overwrite: bool,
-    library: str | Path | None,
-    progress: Progress | None,
-    start: float,
-) -> Bundle:
-    """Compile the graph of a build folder; needs no `onnx` package."""
-    prepared = Bundle.open(source)
-    plan = BuildPlan.read(source)
-    found = tuple(dict.fromkeys(target.compute_capability for target in targets))
-    if plan.capabilities != found:
-        raise NqEdgeError(
-            "NQ-TARGET",
-            f"{source} was prepared for {', '.join(plan.targets)}, not for {', '.join(t.name for t in targets)}.",
-            "Export the checkpoint again with this target.",
+    def _engine_bundle(
+        self, shell: Bundle, plan: BuildPlan, plugin: Path, result: dict[str, Any], measured: dict[str, Any]
+    ) -> Bundle:
+        """Write the manifest of an engine that stands in the bundle's folder."""
+        version = result["tensorrt_version"]
+        engine = EngineInfo(
+            file=ENGINE_FILE,
+            tensorrt_version=version,
+            flavour=plan.flavour,
+            compute_capabilities=plan.capabilities,
+            plugin=PluginInfo(*PLUGIN, sha256_of(plugin), plan.embed_plugin),
+            precision=plan.precision,
+            kv=plan.kv,
+            profiles=plan.profiles,
+            refit=plan.refit,
+            version_compatible=plan.version_compatible,
+            plugin_layers=result["plugin_layers"],
+            compressed_linears=result["compressed_linears"],
+            debug_outputs=plan.debug_outputs,
         )
-    if plan.graph not in prepared.files:
-        raise NqEdgeError("NQ-BUNDLE", f"{source} does not list {plan.graph}.", "Copy the folder again.")
-    if not can_build(plan.flavour):
-        raise NqEdgeError(
-            "NQ-TARGET",
-            f"TensorRT is not installed here, and an engine for {plan.targets[0]} is built on the device.",
-            "Copy the folder to the device and run build.sh there.",
-        )
-    plugin = _library(library)
-    measured: dict[str, Any] = {"host": check_host(plan.weights, ModelSizes.code_of(plan.kv.layers), output)}
-    with new_folder(output, overwrite) as scratch:
-        for name in _COMPANIONS:
-            if name in prepared.files:
-                shutil.copyfile(source / name, scratch / name)
-        result = _compile(source, scratch, plugin, options, progress)
-        bundle = _engine_bundle(replace(prepared, folder=scratch), plan, plugin, result, measured, start)
-    return replace(bundle, folder=output)
+        figures = {**measured, **{name: result[name] for name in _MEASURED}, "graph_bytes": plan.weights}
+        return replace(
+            shell,
+            backend=FLAVOURS[plan.flavour].backend,
+            backend_versions=(version, "" if plan.version_compatible else version),
+            measured={**shell.measured, "build": self._timed(figures)},
+            engine=engine,
+        ).write()

@@ -21,9 +21,9 @@ from ...errors import NqEdgeError
 from ...formats.backends import FLAVOURS
 from ...formats.engine import PLUGIN
 from ...formats.graph import GROUP_OP, LINEAR_OP
-from .memory import MemoryWatch
+from ...system.memory_watch import MemoryWatch
+from .lent_weights import LentWeights
 from .plan import BuildPlan, input_shapes
-from .weights import LentWeights
 
 __all__ = ["compile_graph"]
 

@@ -33,12 +33,17 @@ class EngineOptions:
         version_compatible: newer TensorRT of the same major version may load it; standard TensorRT only.
         embed_plugin: put the plugin library into the engine; loading it then runs code of the file.
         debug_outputs: "blocks" or "layers" to return inner values too, "" for none.
+        library: the plugin; None takes the installed one.
         timing_cache: file that keeps measured kernel times from build to build; standard TensorRT only.
         optimization_level: TensorRT's 0 to 5; None leaves it.
         workspace_mb: most scratch memory of TensorRT's own kernels; None leaves it.
 
     Raises:
         NqEdgeError: NQ-OPTION for a value out of range.
+
+    Example:
+        >>> EngineOptions(dtype="bfloat16", capacity=4096).batch
+        1
     """
 
     dtype: str = "float16"
@@ -51,6 +56,7 @@ class EngineOptions:
     version_compatible: bool = False
     embed_plugin: bool = False
     debug_outputs: str = ""
+    library: str | Path | None = None
     timing_cache: Path | None = None
     optimization_level: int | None = None
     workspace_mb: int | None = None

@@ -10,33 +10,29 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import CATALOGUE, NqEdgeError
-from ...formats.backends import FLAVOURS
 from ...system.children import NEUTRAL_FOLDER, child_environment, python_command
+from ...system.progress import Progress
 
-__all__ = ["can_build", "run_compiler"]
+__all__ = ["COMPILER", "compiler_environment", "run_compiler"]
 
-#: The module that the child runs; tests put others in its place.
-COMPILER = python_command("nanoquant_edge.exporters.tensorrt.compile")
+#: What the child runs.
+COMPILER = tuple(python_command("nanoquant_edge.exporters.tensorrt.compile"))
 _STDERR_BYTES = 2000
-
-Progress = Callable[[float, str], None]
-
-
-def can_build(flavour: str) -> bool:
-    """Whether the TensorRT of this flavour is installed here."""
-    try:
-        return importlib.util.find_spec(FLAVOURS[flavour].module) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def run_compiler(
-    folder: Path, output: Path, library: Path, timing_cache: Path | None = None, progress: Progress | None = None
+    folder: Path,
+    output: Path,
+    library: Path,
+    timing_cache: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    command: Sequence[str] = COMPILER,
 ) -> dict[str, Any]:
     """Compile the graph of a folder; see `compile.compile_graph` for the result.
 
@@ -45,7 +41,8 @@ def run_compiler(
         output: engine file to write.
         library: the plugin.
         timing_cache: file of measured kernel times.
-        progress: called with (fraction done, what is being done).
+        progress: told how far it is.
+        command: program that compiles: it reads a request and reports events as `compile` does.
 
     Raises:
         NqEdgeError: what the compiler reported; NQ-FIT when it was killed, NQ-ENGINE when it died otherwise.
@@ -57,9 +54,9 @@ def run_compiler(
         "timing_cache": None if timing_cache is None else str(timing_cache.absolute()),
     }
     result: dict[str, Any] | None = None
-    with _environment() as environment, tempfile.TemporaryFile() as said:
+    with compiler_environment() as environment, tempfile.TemporaryFile() as said:
         child = subprocess.Popen(
-            COMPILER,
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
@@ -145,8 +142,8 @@ class _Phases:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[dict[str, str]]:
-    """Environment of the child.
+def compiler_environment() -> Iterator[dict[str, str]]:
+    """Environment of the compiler.
 
     At the first plugin node TensorRT for RTX's parser opens the library by its unversioned name, which the wheel does
     not contain, and the process aborts. A link of that name in a folder of ours, on the library path, mends it.

@@ -27,8 +27,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return tiny_checkpoint(tmp_path_factory.mktemp("build") / "c", attention_bias=True)
 
 
-def build(checkpoint: Checkpoint, *arguments: Any, **options: Any) -> ir.Model:
-    return build_model(read_config(checkpoint.config), checkpoint, *arguments, **options)
+def build(checkpoint: Checkpoint, dialect: str = "ort", dtype: str = "float32", **options: Any) -> ir.Model:
+    options = {"dialect": dialect, "dtype": dtype, **options}
+    return build_model(read_config(checkpoint.config), checkpoint, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -107,8 +107,8 @@ def test_graphs_for_engines(made: tuple[Checkpoint, Any], tmp_path: Path) -> Non
     config = read_config(made[0].config)
     options: dict[str, Any] = {"capacity": 64, "layout": 1, "grouped": True, "max_length": 64}
     dtype = "float16" if config.structure.float16 else "bfloat16"
-    check_operators(build_model(config, made[0], "trt103", dtype, **options))
-    model = build_model(config, made[0], "onnx24", dtype, **options)
+    check_operators(build_model(config, made[0], dialect="trt103", dtype=dtype, **options))
+    model = build_model(config, made[0], dialect="onnx24", dtype=dtype, **options)
     for node in model.graph:
         assert node.domain in ("", "com.nanoquant")
         assert all(value is not None and value.name for value in node.inputs), node.name
@@ -121,8 +121,8 @@ def test_graphs_for_engines(made: tuple[Checkpoint, Any], tmp_path: Path) -> Non
 def test_a_context_within_the_window_needs_none(tmp_path: Path, name: str) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c", **family_config(name))
     config = read_config(checkpoint.config)
-    inside = build_model(config, checkpoint, "ort", max_length=config.window)
-    outside = build_model(config, checkpoint, "ort", max_length=config.window + 1)
+    inside = build_model(config, checkpoint, dialect="ort", max_length=config.window)
+    outside = build_model(config, checkpoint, dialect="ort", max_length=config.window + 1)
     windows = [
         [node.name for node in model.graph if "local_window_size" in node.attributes] for model in (inside, outside)
     ]

@@ -14,9 +14,8 @@ import pytest
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model, check_file, check_model
 from nanoquant_edge.exporters.onnx.export import write_model
-from nanoquant_edge.exporters.onnx.operator import INPUTS
 from nanoquant_edge.formats.checkpoint import Checkpoint, from_tiles
-from nanoquant_edge.formats.graph import DOMAIN, GROUP_OP
+from nanoquant_edge.formats.graph import DOMAIN, GROUP_OP, LINEAR_INPUTS
 from nanoquant_edge.models.config_reader import read_config
 from tests.tiny import random_layer, tiny_checkpoint
 
@@ -28,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def build(checkpoint: Checkpoint, layout: int = 1, **options: object) -> ir.Model:
     config = read_config(checkpoint.config)
-    return build_model(config, checkpoint, "onnx24", "float16", layout=layout, grouped=True, **options)
+    return build_model(config, checkpoint, dialect="onnx24", dtype="float16", layout=layout, grouped=True, **options)
 
 
 def layers_of(model: ir.Model) -> dict[str, dict[str, np.ndarray]]:
@@ -38,7 +37,7 @@ def layers_of(model: ir.Model) -> dict[str, dict[str, np.ndarray]]:
         if node.domain == DOMAIN:
             for place, output in enumerate(node.outputs):
                 values = node.inputs[1 + 6 * place : 7 + 6 * place]
-                parts = {name: value.const_value.numpy() for name, value in zip(INPUTS[1:], values, strict=True)}
+                parts = {name: value.const_value.numpy() for name, value in zip(LINEAR_INPUTS[1:], values, strict=True)}
                 found[output.name.removesuffix(".output")] = {**parts, "X": node.inputs[0].name}
     return found
 
@@ -49,7 +48,7 @@ def test_groups_carry_the_weights_of_single_nodes(checkpoint: Checkpoint, tmp_pa
     assert check_model(grouped) == 7
     kinds = [node.op_type for node in grouped.graph.all_nodes() if node.domain == DOMAIN]
     assert kinds == [GROUP_OP, "NanoQuantLinear", GROUP_OP, "NanoQuantLinear"]
-    single = build_model(read_config(checkpoint.config), checkpoint, "onnx24", "float16")
+    single = build_model(read_config(checkpoint.config), checkpoint, dialect="onnx24", dtype="float16")
     ours, theirs = layers_of(grouped), layers_of(single)
     assert ours.keys() == theirs.keys()
     for name, parts in theirs.items():
@@ -77,7 +76,7 @@ def test_a_group_has_one_scale_type(checkpoint: Checkpoint) -> None:
             rng = np.random.default_rng(0)
             return random_layer(rng, layer.out_features, layer.in_features, layer.rank, ml_dtypes.bfloat16, bias=True)
 
-    model = build_model(read_config(checkpoint.config), Mixed(), "onnx24", "float16", grouped=True)
+    model = build_model(read_config(checkpoint.config), Mixed(), dialect="onnx24", dtype="float16", grouped=True)
     assert check_model(model) == 7
     kinds = [node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN]
     assert kinds == ["NanoQuantLinear"] * 4 + [GROUP_OP, "NanoQuantLinear"]

@@ -15,7 +15,7 @@ import nanoquant_edge.hf  # noqa: F401  (registers the format)
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import check_file, check_model, export_onnx
 from nanoquant_edge.exporters.onnx.build import build_model
-from nanoquant_edge.exporters.tensorrt.source import open_source
+from nanoquant_edge.exporters.source import Source
 from nanoquant_edge.formats.checkpoint import TABLE_FORMATS, Checkpoint, quantize_table
 from nanoquant_edge.models.config_reader import read_config
 from nanoquant_edge.validation.dense import dense_model
@@ -105,11 +105,13 @@ def test_codes_that_nothing_could_read_are_refused(tmp_path: Path, options: dict
 def test_an_engine_can_be_made_of_a_bundle_with_codes(tmp_path: Path, kind: str) -> None:
     written = tiny_checkpoint(tmp_path / "c", embedding=kind)
     export_onnx(tmp_path / "c", tmp_path / "b")
-    source = open_source(tmp_path / "b")
+    source = Source.open(tmp_path / "b")
     table = source.weights.table("model.embed_tokens")
     assert table is not None and table.kind == kind
     np.testing.assert_array_equal(table.codes, written.table("model.embed_tokens").codes)  # type: ignore[union-attr]
-    model = build_model(source.config, source.weights, "trt103", "float16", capacity=64, max_length=64, layout=1)
+    model = build_model(
+        source.config, source.weights, dialect="trt103", dtype="float16", capacity=64, max_length=64, layout=1
+    )
     wide = model.graph.initializers["model.embed_tokens.weight"].const_value
     assert wide is not None and wide.dtype == ir.DataType.FLOAT16
     np.testing.assert_array_equal(wide.numpy(), written.tensor("model.embed_tokens.weight"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When engines can be built here, and a compiler's stand-in for everything around it."""
+"""When engines can be built here, and scripts in the compiler's place for everything around it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.exporters.tensorrt import runner
+from nanoquant_edge.exporters.tensorrt.toolchain import Toolchain
 from nanoquant_edge.system.native import tensorrt_library_path
 
 
 def can_compile() -> bool:
     """Whether TensorRT for RTX and the plugin are here."""
     try:
-        return runner.can_build("rtx") and tensorrt_library_path().is_file()
+        return Toolchain().has("rtx") and tensorrt_library_path().is_file()
     except NqEdgeError:
         return False
 
@@ -39,12 +39,16 @@ DONE = {
 }
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str, done: dict[str, object] = DONE) -> None:
-    """Put a script in the compiler's place; it has `request`, `send` and `done`."""
+#: A machine without TensorRT.
+NOTHING = Toolchain(flavours=())
+
+
+def scripted(folder: Path, body: str, *flavours: str, done: dict[str, object] = DONE) -> Toolchain:
+    """A compiler that is a script in `folder`; it has `request`, `send` and `done`."""
     script = folder / "compiler.py"
     script.write_text(
         "import json, os, signal, sys\nrequest = json.load(sys.stdin)\n"
         "def send(entry): print(json.dumps(entry), flush=True)\n"
         f"done = json.loads({json.dumps(done)!r})\n{body}\n"
     )
-    monkeypatch.setattr(runner, "COMPILER", [sys.executable, str(script)])
+    return Toolchain(flavours, (sys.executable, str(script)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build folders for boards, and the step on the board, with a compiler's stand-in."""
+"""Build folders for boards, and the step on the board, with a script in the compiler's place."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import check_file
-from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine
+from nanoquant_edge.exporters.tensorrt import EngineOptions, build_engine
 from nanoquant_edge.exporters.tensorrt.plan import PLAN_FILE, BuildPlan
 from nanoquant_edge.formats.bundle import Bundle
-from tests.exporters.tensorrt.support import DONE, needs_builder, stand_in
+from tests.exporters.tensorrt.support import NOTHING, needs_builder, scripted
 from tests.tiny import tiny_checkpoint
 
 TARGET = "jetson-orin-nano-8gb"
@@ -28,9 +28,8 @@ OPTIONS = EngineOptions(capacity=64, refit=True, version_compatible=True)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A board's build folder."""
     root = tmp_path_factory.mktemp("board")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "can_build", lambda flavour: False)
-        bundle = build_engine(tiny_checkpoint(root / "c").folder, root / "b", target=TARGET, options=OPTIONS)
+    checkpoint = tiny_checkpoint(root / "c").folder
+    bundle = build_engine(checkpoint, root / "b", OPTIONS, target=TARGET, toolchain=NOTHING)
     assert bundle.backend == "tensorrt-build" and bundle.engine is None
     return root / "b"
 
@@ -52,32 +51,29 @@ def test_the_folder_is_complete(folder: Path) -> None:
     assert "Jetson Orin Nano 8 GB" in readme and "There is no engine in this folder yet" in readme
 
 
-def test_the_board_step(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "can_build", lambda flavour: flavour == "standard")
-    stand_in(monkeypatch, tmp_path, "open(request['output'], 'wb').write(b'engine'); send(done)")
+def test_the_board_step(folder: Path, tmp_path: Path) -> None:
+    toolchain = scripted(tmp_path, "open(request['output'], 'wb').write(b'engine'); send(done)", "standard")
     (tmp_path / "plugin.so").write_bytes(b"plugin")
     library = tmp_path / "plugin.so"
-    bundle = build_engine(folder, tmp_path / "e", target="orin-nano", library=library)
+    bundle = build_engine(folder, tmp_path / "e", target="orin-nano", library=library, toolchain=toolchain)
     engine = bundle.engine
     assert engine is not None and bundle.backend == "tensorrt" and bundle.backend_versions == ("10.3.0", "")
     assert engine.flavour == "standard" and engine.tensorrt_version == "10.3.0" and engine.host_code
     assert not engine.kv.in_place and engine.compute_capabilities == ("8.7",)
     assert set(bundle.files) == {"model.engine", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     with pytest.raises(NqEdgeError, match="was prepared for jetson-orin-nano-8gb, not for jetson-agx-thor") as caught:
-        build_engine(folder, tmp_path / "f", target="jetson-agx-thor", library=library)
+        build_engine(folder, tmp_path / "f", target="jetson-agx-thor", library=library, toolchain=toolchain)
     assert caught.value.code == "NQ-TARGET"
 
 
 @needs_builder
-def test_the_board_step_with_a_real_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_board_step_with_a_real_builder(tmp_path: Path) -> None:
     """TensorRT for RTX under the name of the standard one: the whole step on the board but for the version.
 
     It is no proof for TensorRT 10.3; it shows that the graph and the plan are enough, and that `onnx` is not needed.
     """
     checkpoint = tiny_checkpoint(tmp_path / "c").folder
-    with monkeypatch.context() as patch:
-        patch.setattr(build, "can_build", lambda flavour: False)
-        build_engine(checkpoint, tmp_path / "b", target=TARGET, options=EngineOptions(capacity=64))
+    build_engine(checkpoint, tmp_path / "b", target=TARGET, capacity=64, toolchain=NOTHING)
     package = tmp_path / "site" / "tensorrt"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("from tensorrt_rtx import *\n__version__ = '10.3.0'\n")
@@ -100,10 +96,9 @@ def test_the_board_step_with_a_real_builder(tmp_path: Path, monkeypatch: pytest.
     assert not engine.kv.in_place and engine.flavour == "standard"
 
 
-def test_without_tensorrt_it_says_where_to_go_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "can_build", lambda flavour: False)
+def test_without_tensorrt_it_says_where_to_go_on(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NqEdgeError, match="built on the device") as caught:
-        build_engine(folder, tmp_path / "e", target=TARGET)
+        build_engine(folder, tmp_path / "e", target=TARGET, toolchain=NOTHING)
     assert caught.value.code == "NQ-TARGET" and "build.sh" in caught.value.hint
 
 
@@ -162,13 +157,10 @@ def test_a_strangers_plan_is_checked(folder: Path, tmp_path: Path, values: dict[
         ),
     ],
 )
-def test_what_becomes_of_the_compiler_is_told(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, code: str, message: str
-) -> None:
-    monkeypatch.setattr(build, "can_build", lambda flavour: True)
-    stand_in(monkeypatch, tmp_path, body, DONE)
+def test_what_becomes_of_the_compiler_is_told(folder: Path, tmp_path: Path, body: str, code: str, message: str) -> None:
+    toolchain = scripted(tmp_path, body, "standard")
     (tmp_path / "plugin.so").touch()
     with pytest.raises(NqEdgeError, match=message) as caught:
-        build_engine(folder, tmp_path / "e", target=TARGET, library=tmp_path / "plugin.so")
+        build_engine(folder, tmp_path / "e", target=TARGET, library=tmp_path / "plugin.so", toolchain=toolchain)
     assert caught.value.code == code and not (tmp_path / "e").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -14,9 +14,10 @@ import pytest
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine, runner
+from nanoquant_edge.exporters.tensorrt import EngineOptions, build_engine
 from nanoquant_edge.exporters.tensorrt.plan import BuildPlan
 from nanoquant_edge.exporters.tensorrt.runner import run_compiler
+from nanoquant_edge.exporters.tensorrt.toolchain import Toolchain
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.checkpoint import Checkpoint
 from nanoquant_edge.formats.onnx_file import external_tensors
@@ -90,20 +91,17 @@ def test_an_embedded_plugin_is_in_the_file(checkpoint: Checkpoint, tmp_path: Pat
     assert grown > 0.9 * tensorrt_library_path().stat().st_size
 
 
-def test_a_bundle_gives_the_same_graph_without_torch(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_gives_the_same_graph_without_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
     export_onnx(checkpoint, tmp_path / "onnx", portable=True)
     graphs: list[dict[str, str]] = []
-    genuine = build._compile
 
-    def spy(graph: Path, *rest: Any) -> dict[str, Any]:
-        graphs.append({path.name: sha256_of(path) for path in graph.iterdir()})
-        return genuine(graph, *rest)
+    class Noting(Toolchain):
+        def compile(self, folder: Path, *rest: Any) -> dict[str, Any]:
+            graphs.append({path.name: sha256_of(path) for path in folder.iterdir()})
+            return super().compile(folder, *rest)
 
-    monkeypatch.setattr(build, "_compile", spy)
-    build_engine(checkpoint.folder, tmp_path / "a", target="sm_86", options=SMALL)
-    build_engine(tmp_path / "onnx", tmp_path / "b", target="sm_86", options=SMALL)
+    build_engine(checkpoint.folder, tmp_path / "a", target="sm_86", options=SMALL, toolchain=Noting())
+    build_engine(tmp_path / "onnx", tmp_path / "b", target="sm_86", options=SMALL, toolchain=Noting())
     assert graphs[0] == graphs[1] and set(graphs[0]) == {"model.onnx", "model.onnx.data", "nq_build.json"}
     script = (
         "import sys\nfrom nanoquant_edge import build_engine\n"
@@ -115,42 +113,36 @@ def test_a_bundle_gives_the_same_graph_without_torch(
     assert Bundle.open(tmp_path / "c").engine is not None
 
 
-def test_tensorrt_parses_the_decomposed_dialect(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build, "_dialect", lambda flavour: "trt103")
-    bundle = build_engine(checkpoint.folder, tmp_path / "e", target="sm_86", options=SMALL)
+def test_tensorrt_parses_the_decomposed_dialect(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    decomposed = Toolchain(dialect="trt103")
+    bundle = build_engine(checkpoint.folder, tmp_path / "e", target="sm_86", options=SMALL, toolchain=decomposed)
     assert bundle.engine is not None and not bundle.engine.kv.in_place and bundle.engine.compressed_linears == 14
 
 
-def planned(checkpoint: Checkpoint, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def planned(checkpoint: Checkpoint, folder: Path) -> Path:
     """A folder with a graph and its plan, as the compiler gets it."""
 
-    def keep(graph: Path, *_rest: Any) -> dict[str, Any]:
-        graph.rename(folder / "graph")
-        raise NqEdgeError("NQ-ENGINE", "stopped here.")
+    class Keeping(Toolchain):
+        def compile(self, graph: Path, *_rest: Any) -> dict[str, Any]:
+            graph.rename(folder / "graph")
+            raise NqEdgeError("NQ-ENGINE", "stopped here.")
 
-    with monkeypatch.context() as patch, pytest.raises(NqEdgeError, match="stopped here"):
-        patch.setattr(build, "_compile", keep)
-        build_engine(checkpoint.folder, folder / "e", target="sm_86", options=SMALL)
+    with pytest.raises(NqEdgeError, match="stopped here"):
+        build_engine(checkpoint.folder, folder / "e", target="sm_86", options=SMALL, toolchain=Keeping())
     assert not (folder / "e").exists()
     return folder / "graph"
 
 
-def test_numbers_that_differ_stop_the_build(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graph = planned(checkpoint, tmp_path, monkeypatch)
+def test_numbers_that_differ_stop_the_build(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    graph = planned(checkpoint, tmp_path)
     replace(BuildPlan.read(graph), compressed_linears=15).write(graph)
     with pytest.raises(NqEdgeError, match="8 plugin layers with 14 compressed layers, the graph 8 with 15") as caught:
         run_compiler(graph, tmp_path / "model.engine", tensorrt_library_path())
     assert caught.value.code == "NQ-ENGINE" and not (tmp_path / "model.engine").exists()
 
 
-def test_a_broken_graph_is_refused_in_the_parsers_words(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graph = planned(checkpoint, tmp_path, monkeypatch)
+def test_a_broken_graph_is_refused_in_the_parsers_words(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    graph = planned(checkpoint, tmp_path)
     whole = (graph / "model.onnx").read_bytes()
     (graph / "model.onnx").write_bytes(whole[:-1000])
     with pytest.raises(NqEdgeError, match="not a valid ONNX") as caught:
@@ -162,21 +154,19 @@ def test_a_broken_graph_is_refused_in_the_parsers_words(
     assert caught.value.code == "NQ-ENGINE"
 
 
-def test_lent_weights_make_the_same_engine(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lent_weights_make_the_same_engine(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """The parser reads the file itself, or is lent our mapping of it: the same weights at the same places.
 
     The files are not equal: TensorRT orders some outputs by addresses.
     """
-    graph = planned(checkpoint, tmp_path, monkeypatch)
+    graph = planned(checkpoint, tmp_path)
     run_compiler(graph, tmp_path / "lent.engine", tensorrt_library_path())
     script = (
         "import sys, nanoquant_edge.exporters.tensorrt.compile as compile\n"
         "compile.LentWeights = lambda model: None\nsys.exit(compile.main())"
     )
-    monkeypatch.setattr(runner, "COMPILER", [sys.executable, "-c", script])
-    run_compiler(graph, tmp_path / "read.engine", tensorrt_library_path())
+    command = (sys.executable, "-c", script)
+    run_compiler(graph, tmp_path / "read.engine", tensorrt_library_path(), command=command)
     lent, read = ((tmp_path / name).read_bytes() for name in ("lent.engine", "read.engine"))
     weights = (graph / "model.onnx.data").read_bytes()
     places = external_tensors((graph / "model.onnx").read_bytes()).values()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nanoquant_edge.exporters.onnx import build_model, export_onnx
+from nanoquant_edge.exporters.onnx import GraphOptions, build_model, export_onnx
 from nanoquant_edge.exporters.onnx.export import write_model
-from nanoquant_edge.exporters.tensorrt import EngineOptions, build, build_engine
-from nanoquant_edge.exporters.tensorrt.source import open_source
+from nanoquant_edge.exporters.source import Source
+from nanoquant_edge.exporters.tensorrt import EngineOptions, build_engine
+from nanoquant_edge.exporters.tensorrt.toolchain import Toolchain
 from nanoquant_edge.models.config_reader import read_config
 from tests.exporters.tensorrt.support import needs_builder
 from tests.families import FAMILY_CONFIGS, ONE_EACH, family_config
@@ -22,15 +23,13 @@ TARGET = "sm_86,sm_89,sm_120"
 @needs_builder
 @pytest.mark.parametrize("dialect", ["onnx24", "trt103"])
 @pytest.mark.parametrize("name", ONE_EACH)
-def test_an_engine_for_three_architectures(
-    name: str, dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_for_three_architectures(name: str, dialect: str, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c", **family_config(name))
     config = read_config(checkpoint.config)
-    monkeypatch.setattr(build, "_dialect", lambda flavour: dialect)
     dtype = "bfloat16" if name.startswith("gemma") else "float16"
     options = EngineOptions(capacity=64, prefill=32, dtype=dtype)
-    engine = build_engine(checkpoint.folder, tmp_path / "e", target=TARGET, options=options).engine
+    toolchain = Toolchain(dialect=dialect)
+    engine = build_engine(checkpoint.folder, tmp_path / "e", target=TARGET, options=options, toolchain=toolchain).engine
     assert engine is not None and engine.compute_capabilities == ("8.6", "8.9", "12.0")
     # One plugin layer for q, k and v, one for gate and up, and the two layers behind them.
     assert engine.plugin_layers == 4 * config.num_layers
@@ -43,8 +42,9 @@ def test_a_bundle_gives_the_graph_of_its_checkpoint(name: str, tmp_path: Path) -
     export_onnx(checkpoint, tmp_path / "b")
     files = []
     for folder in (checkpoint.folder, tmp_path / "b"):
-        source = open_source(folder)
-        model = build_model(source.config, source.weights, "trt103", "bfloat16", capacity=64, layout=1, grouped=True)
+        source = Source.open(folder)
+        form = GraphOptions("trt103", "bfloat16", capacity=64, layout=1, grouped=True)
+        model = build_model(source.config, source.weights, form)
         (tmp_path / f"g{len(files)}").mkdir()
         write_model(model, tmp_path / f"g{len(files)}" / "model.onnx")
         files.append([path.read_bytes() for path in sorted((tmp_path / f"g{len(files)}").iterdir())])

@@ -134,7 +134,7 @@ def test_a_cache_that_is_not_written_in_place(
     tmp_path: Path, graph_bundle: Path, open_imitation: Open, plain: Any
 ) -> None:
     checkpoint = Checkpoint(graph_bundle.parent / "checkpoint")
-    model = build_model(read_config(checkpoint.config), checkpoint, "trt103", capacity=CAPACITY)
+    model = build_model(read_config(checkpoint.config), checkpoint, dialect="trt103", capacity=CAPACITY)
     (tmp_path / "graph").mkdir()
     write_model(model, tmp_path / "graph/model.onnx")
     info = engine_info(kv=replace(engine_info().kv, in_place=False))

@@ -17,7 +17,7 @@ import pytest
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import build_model
 from nanoquant_edge.exporters.onnx.export import write_model
-from nanoquant_edge.exporters.tensorrt.runner import _environment as compiler_environment
+from nanoquant_edge.exporters.tensorrt.runner import compiler_environment
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.checkpoint import Checkpoint
 from nanoquant_edge.formats.onnx_outputs import with_extra_outputs
@@ -136,7 +136,7 @@ def test_networks_that_the_real_parser_makes_have_the_tensors_that_this_runtime_
         pytest.skip("the TensorRT plugin is not built")
     checkpoint = Checkpoint(graph_bundle.parent / "checkpoint")
     config = read_config(checkpoint.config)
-    model = build_model(config, checkpoint, dialect, dtype, capacity=CAPACITY, layout=1, grouped=True)
+    model = build_model(config, checkpoint, dialect=dialect, dtype=dtype, capacity=CAPACITY, layout=1, grouped=True)
     write_model(model, tmp_path / "model.onnx")
     names = ("block.0.output", "block.1.output")
     (tmp_path / "more.onnx").write_bytes(with_extra_outputs(tmp_path / "model.onnx", names, dtype))

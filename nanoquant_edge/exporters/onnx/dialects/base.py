@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a target says "attention", "rotary embedding", "norm" and "cache": one dialect object per target.
+"""How a target says "attention", "rotary embedding", "norm" and "cache".
 
-Family builders call these methods and stay the same for every target.
+A dialect describes its target and keeps nothing. For each graph it makes an emitter, which adds the target's operators
+to that graph; family builders call its methods and stay the same for every target.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ....errors import NqEdgeError
+from ....formats.graph import DIALECTS
 from ....models import DecoderConfig, RotaryConfig
+from ...options import GraphOptions
+from ..dtypes import ir_dtype
 from ..graph_builder import GraphBuilder
 from ..norms import Norm
 from ..rotary import rotary_tables
 
-__all__ = ["DIALECTS", "DecoderInputs", "Dialect", "RotaryTables", "dialect_named", "rotary_initializers"]
+__all__ = ["Attended", "AttentionCall", "DecoderInputs", "Dialect", "Emitter", "RotaryTables", "dialect_named"]
 
-#: Dialect name -> its module. Listed here so that the command line can offer the names without importing them.
-DIALECTS = {"ort": "ort", "onnx24": "onnx24", "trt103": "tensorrt_10_3"}
+#: Dialect -> its module, where the name is another.
+_MODULES = {"trt103": "tensorrt_10_3"}
 
 #: Rotary embedding -> its cosine and sine tables.
 RotaryTables = dict[RotaryConfig, tuple[ir.Value, ir.Value]]
@@ -29,39 +32,115 @@ RotaryTables = dict[RotaryConfig, tuple[ir.Value, ir.Value]]
 
 @dataclass(frozen=True)
 class DecoderInputs:
-    """Values that every block's attention needs.
+    """Inputs of the graph that every block's attention needs.
 
     Attributes:
         input_ids: int64 [batch, sequence].
         attention_mask: int64 [batch, total].
-        past_key: a key cache [batch, kv_heads, capacity, head_dim].
-        dtype: activation type.
-        max_length: rows of the rotary tables, tokens.
+        past_key: a key cache [batch, kv_heads, capacity, head_dim], activation type.
     """
 
     input_ids: ir.Value
     attention_mask: ir.Value
     past_key: ir.Value
-    dtype: ir.DataType
-    max_length: int
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One block's attention, as an emitter is asked for it.
+
+    Attributes:
+        name: module path.
+        block: number of the block, which decides window and rotary embedding.
+        query: [batch, sequence, heads * head_dim].
+        key, value: [batch, sequence, kv_heads * head_dim].
+        past: key and value cache [batch, kv_heads, capacity, head_dim].
+        present_names: names of the updated caches.
+    """
+
+    name: str
+    block: int
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    past: tuple[ir.Value, ir.Value]
+    present_names: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What attention returns.
+
+    Attributes:
+        output: [batch, sequence, heads * head_dim].
+        caches: the updated key and value cache, or their new rows.
+    """
+
+    output: ir.Value
+    caches: tuple[ir.Value, ir.Value]
+
+
+class Emitter(ABC):
+    """Adds a dialect's operators to one graph; made, it has added what all blocks share: lengths, masks, tables.
+
+    Args:
+        g: the graph, with its inputs.
+        config: sizes.
+        inputs: values that attention needs.
+        options: the form of the graph.
+    """
+
+    def __init__(self, g: GraphBuilder, config: DecoderConfig, inputs: DecoderInputs, options: GraphOptions) -> None:
+        self._g, self._config, self._dtype = g, config, ir_dtype(options.dtype)
+        self._length = options.length(config)
+        self._windows = [config.window_of(block, self._length) for block in range(config.num_layers)]
+
+    @abstractmethod
+    def positions(self) -> ir.Value:
+        """Position of each new token [batch, sequence], an integer, for a learned position table."""
+
+    @abstractmethod
+    def norm(self, name: str, x: ir.Value, norm: Norm) -> ir.Value:
+        """A norm over the last axis; statistics in float32."""
+
+    def add_norm(self, x: ir.Value, skip: ir.Value, norm: Norm, total: str) -> tuple[ir.Value, ir.Value]:
+        """x + skip, called `total`, and its norm; returns (normed, sum)."""
+        summed = self._g.node("Add", [x, skip], f"{norm.name}.sum", output=total)
+        return self.norm(norm.name, summed, norm), summed
+
+    @abstractmethod
+    def gelu_tanh(self, name: str, x: ir.Value) -> ir.Value:
+        """GELU in its tanh form; computed in x's type."""
+
+    @abstractmethod
+    def attention(self, call: AttentionCall) -> Attended:
+        """Rotate queries and keys, write keys and values into the cache, attend causally within the block's window."""
+
+    def _rotary_tables(self) -> RotaryTables:
+        """Cosine and sine tables [length, head_dim / 2] in the activation type, for each embedding of a block."""
+        tables: RotaryTables = {}
+        for label, rotary in (("rotary", self._config.rotary), ("rotary.local", self._config.local_rotary)):
+            if rotary is not None:
+                cosines, sines = rotary_tables(rotary, self._config.head_dim, self._length)
+                tables[rotary] = (
+                    self._g.initializer(f"{label}.cos", cosines, self._dtype),
+                    self._g.initializer(f"{label}.sin", sines, self._dtype),
+                )
+        return tables
 
 
 class Dialect(ABC):
-    """A target's vocabulary. One object serves one graph: `prepare` adds the nodes that all blocks share.
+    """A target's vocabulary.
 
     Attributes:
         name: its name on the command line and in manifests.
         opsets: domain -> version of the model's imports, the operator's own excluded.
-        backend_versions: lowest and highest version of its runtime seen to run it; highest may be "".
-        native: this package's CPU kernels run the graph, so that it may use their own attention.
-        in_place: the graph updates the cache; otherwise `present.*` hold the new rows only, for the runtime to copy.
+        emitter: makes the emitter of one graph.
     """
 
     name: str
     opsets: Mapping[str, int]
-    backend_versions: tuple[str, str]
-    native: bool = False
-    in_place: bool = True
+    emitter: type[Emitter]
 
     @abstractmethod
     def check(self, config: DecoderConfig) -> None:
@@ -72,75 +151,14 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def prepare(self, g: GraphBuilder, config: DecoderConfig, inputs: DecoderInputs) -> None:
-        """Add what all blocks share: lengths, positions, masks, rotary tables."""
-
-    @abstractmethod
-    def positions(self, g: GraphBuilder) -> ir.Value:
-        """Position of each new token [batch, sequence], an integer, for a learned position table."""
-
-    @abstractmethod
-    def norm(self, g: GraphBuilder, name: str, x: ir.Value, norm: Norm) -> ir.Value:
-        """A norm over the last axis; statistics in float32."""
-
-    def add_norm(
-        self, g: GraphBuilder, name: str, x: ir.Value, skip: ir.Value, norm: Norm, total: str
-    ) -> tuple[ir.Value, ir.Value]:
-        """x + skip, called `total`, and its norm; returns (normed, sum)."""
-        summed = g.node("Add", [x, skip], f"{name}.sum", output=total)
-        return self.norm(g, name, summed, norm), summed
-
-    @abstractmethod
-    def gelu_tanh(self, g: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
-        """GELU in its tanh form; computed in x's type."""
-
-    @abstractmethod
-    def attention(
-        self,
-        g: GraphBuilder,
-        name: str,
-        block: int,
-        projections: tuple[ir.Value, ir.Value, ir.Value],
-        past: tuple[ir.Value, ir.Value],
-        present_names: tuple[str, str],
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Rotate queries and keys, write keys and values into the cache, attend causally within the block's window.
-
-        Args:
-            g: the graph.
-            name: module path of the attention.
-            block: its number, which decides window and rotary embedding.
-            projections: query [batch, sequence, heads * head_dim], key and value [.., kv_heads * head_dim].
-            past: key and value cache [batch, kv_heads, capacity, head_dim].
-            present_names: names of the updated caches.
-
-        Returns:
-            Attention output [batch, sequence, heads * head_dim] and the two updated caches.
-        """
+    def backend_versions(self, config: DecoderConfig, options: GraphOptions) -> tuple[str, str]:
+        """Lowest and highest version of its runtime seen to run such a graph; the highest may be ""."""
 
 
 def dialect_named(name: str) -> Dialect:
-    """A fresh dialect object.
-
-    Raises:
-        NqEdgeError: NQ-OPTION for an unknown name.
-    """
+    """The dialect with a name of `formats.graph.DIALECTS`."""
     import importlib
 
-    if name not in DIALECTS:
-        raise NqEdgeError("NQ-OPTION", f"dialect {name!r} is not one of {', '.join(DIALECTS)}.")
-    dialect: Dialect = importlib.import_module(f".{DIALECTS[name]}", __package__).DIALECT()
+    assert name in DIALECTS
+    dialect: Dialect = importlib.import_module(f".{_MODULES.get(name, name)}", __package__).DIALECT
     return dialect
-
-
-def rotary_initializers(g: GraphBuilder, config: DecoderConfig, inputs: DecoderInputs) -> RotaryTables:
-    """Cosine and sine tables [max_length, head_dim / 2] in the activation type, for each embedding that a block has."""
-    tables: RotaryTables = {}
-    for label, rotary in (("rotary", config.rotary), ("rotary.local", config.local_rotary)):
-        if rotary is not None:
-            cosines, sines = rotary_tables(rotary, config.head_dim, inputs.max_length)
-            tables[rotary] = (
-                g.initializer(f"{label}.cos", cosines, inputs.dtype),
-                g.initializer(f"{label}.sin", sines, inputs.dtype),
-            )
-    return tables

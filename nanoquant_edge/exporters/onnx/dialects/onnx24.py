@@ -19,28 +19,22 @@ from typing import Any
 import onnx_ir as ir
 
 from ....models import DecoderConfig
+from ...options import GraphOptions
 from ..graph_builder import Dims, GraphBuilder, dims_of
 from ..norms import Norm
-from .base import DecoderInputs, Dialect, rotary_initializers
+from .base import Attended, AttentionCall, DecoderInputs, Dialect, Emitter
 from .capped_attention import capped_attention
 
-__all__ = ["DIALECT", "Onnx24Dialect"]
+__all__ = ["DIALECT", "Onnx24Dialect", "Onnx24Emitter"]
 
 
-class Onnx24Dialect(Dialect):
-    """Default domain only, opset 24."""
+class Onnx24Emitter(Emitter):
+    """See `Emitter`."""
 
-    name = "onnx24"
-    opsets = MappingProxyType({"": 24})
-    backend_versions = ("1.31", "")
-
-    def check(self, config: DecoderConfig) -> None:
-        """Everything that a `DecoderConfig` describes can be expressed."""
-
-    def prepare(self, g: GraphBuilder, config: DecoderConfig, inputs: DecoderInputs) -> None:
-        """Write position per row, positions of the new tokens, and the causal mask over the whole cache."""
-        self._config = config
-        self._tables = rotary_initializers(g, config, inputs)
+    def __init__(self, g: GraphBuilder, config: DecoderConfig, inputs: DecoderInputs, options: GraphOptions) -> None:
+        super().__init__(g, config, inputs, options)
+        # Write position per row, positions of the new tokens, and the causal mask over the whole cache.
+        self._tables = self._rotary_tables()
         valid = g.node(
             "ReduceSum", [inputs.attention_mask, g.integers([1])], "lengths.valid", shape=["batch"], keepdims=0
         )
@@ -58,7 +52,6 @@ class Onnx24Dialect(Dialect):
         )
         dims: Dims = ["batch", 1, "sequence", capacity]
         mask = g.node("LessOrEqual", [slots, rows], "mask", dtype=ir.DataType.BOOL, shape=dims)
-        self._windows = [config.window_of(block, inputs.max_length) for block in range(config.num_layers)]
         self._masks = {0: mask}
         for window in set(self._windows) - {0}:
             first = g.node("Sub", [rows, g.integers(window)], "mask.local.before")
@@ -69,35 +62,27 @@ class Onnx24Dialect(Dialect):
     def _count(g: GraphBuilder, length: ir.Value, name: str, dim: int | str | None) -> ir.Value:
         return g.node("Range", [g.integers(0), length, g.integers(1)], name, shape=[dim])
 
-    def positions(self, g: GraphBuilder) -> ir.Value:
-        """See `Dialect.positions`."""
+    def positions(self) -> ir.Value:
+        """See `Emitter.positions`."""
         return self._positions
 
-    def norm(self, g: GraphBuilder, name: str, x: ir.Value, norm: Norm) -> ir.Value:
-        """See `Dialect.norm`."""
+    def norm(self, name: str, x: ir.Value, norm: Norm) -> ir.Value:
+        """See `Emitter.norm`."""
         settings: dict[str, Any] = {"axis": -1, "epsilon": norm.epsilon, "stash_type": 1}
         if norm.bias is None:
-            return g.node("RMSNormalization", [x, norm.weight], name, **settings)
-        return g.node("LayerNormalization", [x, norm.weight, norm.bias], name, **settings)
+            return self._g.node("RMSNormalization", [x, norm.weight], name, **settings)
+        return self._g.node("LayerNormalization", [x, norm.weight, norm.bias], name, **settings)
 
-    def gelu_tanh(self, g: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
-        """See `Dialect.gelu_tanh`."""
-        return g.node("Gelu", [x], f"{name}.gelu", approximate="tanh")
+    def gelu_tanh(self, name: str, x: ir.Value) -> ir.Value:
+        """See `Emitter.gelu_tanh`."""
+        return self._g.node("Gelu", [x], f"{name}.gelu", approximate="tanh")
 
-    def attention(
-        self,
-        g: GraphBuilder,
-        name: str,
-        block: int,
-        projections: tuple[ir.Value, ir.Value, ir.Value],
-        past: tuple[ir.Value, ir.Value],
-        present_names: tuple[str, str],
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """See `Dialect.attention`."""
-        config = self._config
-        query = self._rotate(g, f"{name}.query", block, projections[0], config.num_heads)
-        key = self._rotate(g, f"{name}.key", block, projections[1], config.num_kv_heads)
-        value = self._heads(g, f"{name}.value", projections[2], config.num_kv_heads)
+    def attention(self, call: AttentionCall) -> Attended:
+        """See `Emitter.attention`."""
+        g, config, name = self._g, self._config, call.name
+        query = self._rotate(f"{name}.query", call.block, call.query, config.num_heads)
+        key = self._rotate(f"{name}.key", call.block, call.key, config.num_kv_heads)
+        value = self._heads(f"{name}.value", call.value, config.num_kv_heads)
         present = [
             g.node(
                 "TensorScatter",
@@ -108,10 +93,10 @@ class Onnx24Dialect(Dialect):
                 mode="linear",
             )
             for part, cache, update, present_name in zip(
-                ("key", "value"), past, (key, value), present_names, strict=True
+                ("key", "value"), call.past, (key, value), call.present_names, strict=True
             )
         ]
-        mask = self._masks[self._windows[block]]
+        mask = self._masks[self._windows[call.block]]
         if config.attention_cap is None:
             attended = g.node("Attention", [query, *present, mask], name, scale=config.attention_scale)
         else:
@@ -125,23 +110,23 @@ class Onnx24Dialect(Dialect):
             perm=[0, 2, 1, 3],
         )
         flat = g.node("Reshape", [rows, g.integers([0, 0, width])], f"{name}.merge", shape=["batch", "sequence", width])
-        return flat, present[0], present[1]
+        return Attended(flat, (present[0], present[1]))
 
-    def _heads(self, g: GraphBuilder, name: str, x: ir.Value, heads: int) -> ir.Value:
+    def _heads(self, name: str, x: ir.Value, heads: int) -> ir.Value:
         """[batch, sequence, heads * head_dim] -> [batch, heads, sequence, head_dim]."""
+        g, width = self._g, self._config.head_dim
         batch, sequence, _ = dims_of(x)
-        width = self._config.head_dim
         split = g.node(
             "Reshape", [x, g.integers([0, 0, heads, width])], f"{name}.split", shape=[batch, sequence, heads, width]
         )
         return g.node("Transpose", [split], f"{name}.heads", shape=[batch, heads, sequence, width], perm=[0, 2, 1, 3])
 
-    def _rotate(self, g: GraphBuilder, name: str, block: int, x: ir.Value, heads: int) -> ir.Value:
-        split, rotary = self._heads(g, name, x, heads), self._config.rotary_of(block)
+    def _rotate(self, name: str, block: int, x: ir.Value, heads: int) -> ir.Value:
+        split, rotary = self._heads(name, x, heads), self._config.rotary_of(block)
         if rotary is None:
             return split
         inputs = [split, *self._tables[rotary], self._positions]
-        return g.node("RotaryEmbedding", inputs, f"{name}.rotary", interleaved=0)
+        return self._g.node("RotaryEmbedding", inputs, f"{name}.rotary", interleaved=0)
 
 
 def _size(g: GraphBuilder, value: ir.Value, axis: int, name: str) -> ir.Value:
@@ -151,4 +136,19 @@ def _size(g: GraphBuilder, value: ir.Value, axis: int, name: str) -> ir.Value:
     return g.node("Gather", [shape, g.integers(axis)], name, shape=[])
 
 
-DIALECT = Onnx24Dialect
+class Onnx24Dialect(Dialect):
+    """Default domain only, opset 24."""
+
+    name = "onnx24"
+    opsets = MappingProxyType({"": 24})
+    emitter = Onnx24Emitter
+
+    def check(self, config: DecoderConfig) -> None:
+        """Everything that a `DecoderConfig` describes can be expressed."""
+
+    def backend_versions(self, config: DecoderConfig, options: GraphOptions) -> tuple[str, str]:
+        """See `Dialect.backend_versions`."""
+        return "1.31", ""
+
+
+DIALECT = Onnx24Dialect()

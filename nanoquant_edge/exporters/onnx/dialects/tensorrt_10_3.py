@@ -9,7 +9,7 @@ the cache at row `max(valid - sequence, 0)` of each sequence. Attention over old
 scores against the cache and against the new keys are joined, not the keys.
 
 Slots of the cache that hold no token yet are masked, not skipped: they must be finite (zeros) when a sequence starts.
-Operators: onnx-tensorrt's docs/operators.md, see `trt103_operators`.
+Operators: onnx-tensorrt's docs/operators.md, see `tensorrt_10_3_operators`.
 """
 
 from __future__ import annotations
@@ -20,31 +20,25 @@ import numpy as np
 import onnx_ir as ir
 
 from ....models import DecoderConfig
+from ...options import GraphOptions
 from ..activations import decomposed_gelu_tanh, soft_cap
 from ..graph_builder import GraphBuilder, dims_of
 from ..norms import Norm, decomposed_norm
-from .base import DecoderInputs, Dialect, rotary_initializers
+from .base import Attended, AttentionCall, DecoderInputs, Dialect, Emitter
 from .capped_attention import MASKED
 
-__all__ = ["DIALECT", "Trt103Dialect"]
+__all__ = ["DIALECT", "TensorRT103Dialect", "TensorRT103Emitter"]
 
 _FLOAT, _INTEGER = ir.DataType.FLOAT, ir.DataType.INT32
+_OPSET = 17
 
 
-class Trt103Dialect(Dialect):
-    """Default domain only, opset 17."""
+class TensorRT103Emitter(Emitter):
+    """See `Emitter`."""
 
-    name = "trt103"
-    opsets = MappingProxyType({"": 17})
-    backend_versions = ("10.3", "")
-    in_place = False
-
-    def check(self, config: DecoderConfig) -> None:
-        """Everything that a `DecoderConfig` describes can be expressed."""
-
-    def prepare(self, g: GraphBuilder, config: DecoderConfig, inputs: DecoderInputs) -> None:
-        """Cosines and sines of the new positions, and what is added to the scores of old and of new slots."""
-        self._config = config
+    def __init__(self, g: GraphBuilder, config: DecoderConfig, inputs: DecoderInputs, options: GraphOptions) -> None:
+        super().__init__(g, config, inputs, options)
+        # Cosines and sines of the new positions, and what is added to the scores of old and of new slots.
         # Positions are int32 and the mask is summed as float32 (exact below 2**24): the parser's table lists int64 for
         # neither comparisons nor ReduceSum.
         mask = g.cast(inputs.attention_mask, _FLOAT, "lengths.mask")
@@ -60,31 +54,23 @@ class Trt103Dialect(Dialect):
         self._positions = positions
         half = config.head_dim // 2
         self._rotary = {}
-        for rotary, tables in rotary_initializers(g, config, inputs).items():
+        for rotary, tables in self._rotary_tables().items():
             label = "positions" if rotary == config.rotary else "positions.local"
             self._rotary[rotary] = [
-                self._rows_of(g, table, positions, f"{label}.{name}", half)
+                self._rows_of(table, f"{label}.{name}", half)
                 for name, table in zip(("cos", "sin"), tables, strict=True)
             ]
         self._capacity = dims_of(inputs.past_key)[2]
-        self._windows = [config.window_of(block, inputs.max_length) for block in range(config.num_layers)]
-        self._biases = self._masks(g, config, column, steps, positions, inputs.past_key)
-        self._split = [g.integers([0]), self._extent(g, inputs.past_key), g.integers([(1 << 31) - 1]), g.integers([-1])]
+        self._biases = self._masks(column, steps, inputs.past_key)
+        self._split = [g.integers([0]), self._extent(inputs.past_key), g.integers([(1 << 31) - 1]), g.integers([-1])]
 
-    def _masks(
-        self,
-        g: GraphBuilder,
-        config: DecoderConfig,
-        start: ir.Value,
-        steps: ir.Value,
-        positions: ir.Value,
-        past: ir.Value,
-    ) -> dict[int, tuple[ir.Value, ir.Value]]:
+    def _masks(self, start: ir.Value, steps: ir.Value, past: ir.Value) -> dict[int, tuple[ir.Value, ir.Value]]:
         """Window, 0 for none -> biases of the scores against old slots and against new tokens.
 
         Query heads that share a key head lie one below the other, so what depends on the query is repeated for each.
         """
-        groups, boolean = config.num_heads // config.num_kv_heads, ir.DataType.BOOL
+        g, boolean = self._g, ir.DataType.BOOL
+        groups = self._config.num_heads // self._config.num_kv_heads
         slots = _count(g, _size(g, past, 2, "mask.capacity"), "mask.slots", self._capacity)
         filled = g.node("Less", [slots, start], "mask.filled", boolean, ["batch", self._capacity])
         row = g.node("Unsqueeze", [steps, g.integers([1])], "mask.row", shape=["sequence", 1])
@@ -92,12 +78,12 @@ class Trt103Dialect(Dialect):
         causal = g.node("LessOrEqual", [steps, row], "mask.causal", boolean, square)
 
         def new_bias(allowed: ir.Value, label: str) -> ir.Value:
-            copies = [self._bias(g, allowed, f"{label}.bias")] * groups
+            copies = [self._bias(allowed, f"{label}.bias")] * groups
             return g.node("Concat", copies, label, shape=["queries", "sequence"], axis=0)
 
         old = g.node(
             "Unsqueeze",
-            [self._bias(g, filled, "mask.old.bias"), g.integers([1, 2])],
+            [self._bias(filled, "mask.old.bias"), g.integers([1, 2])],
             "mask.old",
             shape=["batch", 1, 1, self._capacity],
         )
@@ -105,15 +91,15 @@ class Trt103Dialect(Dialect):
         for window in set(self._windows) - {0}:
             width = _number(g, window)
             dims = ["batch", "sequence", self._capacity]
-            places = g.node(
-                "Unsqueeze", [positions, g.integers([2])], "mask.local.rows", shape=["batch", "sequence", 1]
+            rows = g.node(
+                "Unsqueeze", [self._positions, g.integers([2])], "mask.local.rows", shape=["batch", "sequence", 1]
             )
-            first = g.node("Sub", [places, width], "mask.local.before")
+            first = g.node("Sub", [rows, width], "mask.local.before")
             near = g.node("Greater", [slots, first], "mask.local.near", boolean, dims)
             held = g.node(
                 "Unsqueeze", [filled, g.integers([1])], "mask.local.filled", shape=["batch", 1, self._capacity]
             )
-            both = self._bias(g, g.node("And", [near, held], "mask.local.both"), "mask.local.old.bias")
+            both = self._bias(g.node("And", [near, held], "mask.local.both"), "mask.local.old.bias")
             tall = g.node(
                 "Concat", [both] * groups, "mask.local.old.rows", shape=["batch", "queries", self._capacity], axis=1
             )
@@ -127,55 +113,50 @@ class Trt103Dialect(Dialect):
             biases[window] = (local, new_bias(banded, "mask.local.new"))
         return biases
 
-    def _extent(self, g: GraphBuilder, past: ir.Value) -> ir.Value:
+    def _extent(self, past: ir.Value) -> ir.Value:
         """Capacity as a vector of one number, constant where it is fixed."""
         if isinstance(self._capacity, int):
-            return g.integers([self._capacity])
+            return self._g.integers([self._capacity])
+        g = self._g
         shape = g.node("Shape", [past], "mask.extent.shape", dtype=ir.DataType.INT64, shape=[4])
         return g.node("Gather", [shape, g.integers([2])], "mask.extent", shape=[1])
 
-    @staticmethod
-    def _rows_of(g: GraphBuilder, table: ir.Value, positions: ir.Value, name: str, width: int) -> ir.Value:
-        rows = g.node("Gather", [table, positions], f"{name}.rows", shape=["batch", "sequence", width])
+    def _rows_of(self, table: ir.Value, name: str, width: int) -> ir.Value:
+        """Rows of a table at the new positions, for all heads."""
+        g = self._g
+        rows = g.node("Gather", [table, self._positions], f"{name}.rows", shape=["batch", "sequence", width])
         return g.node("Unsqueeze", [rows, g.integers([1])], name, shape=["batch", 1, "sequence", width])
 
-    @staticmethod
-    def _bias(g: GraphBuilder, allowed: ir.Value, name: str) -> ir.Value:
+    def _bias(self, allowed: ir.Value, name: str) -> ir.Value:
+        """0 where a slot is seen, very negative elsewhere."""
+        g = self._g
         zero = g.initializer("constant.float.0", np.zeros(1, np.float32))
         masked = g.initializer("constant.float.masked", np.full(1, MASKED, np.float32))
         return g.node("Where", [allowed, zero, masked], name, dtype=_FLOAT)
 
-    def positions(self, g: GraphBuilder) -> ir.Value:
-        """See `Dialect.positions`."""
+    def positions(self) -> ir.Value:
+        """See `Emitter.positions`."""
         return self._positions
 
-    def norm(self, g: GraphBuilder, name: str, x: ir.Value, norm: Norm) -> ir.Value:
-        """See `Dialect.norm`."""
-        return decomposed_norm(g, name, x, norm, opset=self.opsets[""])
+    def norm(self, name: str, x: ir.Value, norm: Norm) -> ir.Value:
+        """See `Emitter.norm`."""
+        return decomposed_norm(self._g, name, x, norm, opset=_OPSET)
 
-    def gelu_tanh(self, g: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
-        """See `Dialect.gelu_tanh`."""
-        return decomposed_gelu_tanh(g, name, x)
+    def gelu_tanh(self, name: str, x: ir.Value) -> ir.Value:
+        """See `Emitter.gelu_tanh`."""
+        return decomposed_gelu_tanh(self._g, name, x)
 
-    def attention(
-        self,
-        g: GraphBuilder,
-        name: str,
-        block: int,
-        projections: tuple[ir.Value, ir.Value, ir.Value],
-        past: tuple[ir.Value, ir.Value],
-        present_names: tuple[str, str],
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """See `Dialect.attention`; the two caches returned are the new rows."""
-        config = self._config
+    def attention(self, call: AttentionCall) -> Attended:
+        """See `Emitter.attention`; the two caches returned are the new rows."""
+        g, config, name = self._g, self._config, call.name
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
-        kind = projections[0].dtype
+        kind = call.query.dtype
         assert kind is not None
-        rotary = config.rotary_of(block)
+        rotary = config.rotary_of(call.block)
         tables = [] if rotary is None else self._rotary[rotary]
-        query = self._rotate(g, f"{name}.query", projections[0], heads, tables)
-        key = self._rotate(g, f"{name}.key", projections[1], kv_heads, tables, present_names[0])
-        value = self._heads(g, f"{name}.value", projections[2], kv_heads, present_names[1])
+        query = self._rotate(f"{name}.query", call.query, heads, tables)
+        key = self._rotate(f"{name}.key", call.key, kv_heads, tables, call.present_names[0])
+        value = self._heads(f"{name}.value", call.value, kv_heads, call.present_names[1])
         scale = g.initializer("constant.scale", np.full(1, config.attention_scale, np.float32), kind)
         scaled = g.node("Mul", [query, scale], f"{name}.scaled")
         stacked = g.node(
@@ -184,9 +165,9 @@ class Trt103Dialect(Dialect):
             f"{name}.stacked",
             shape=["batch", kv_heads, "queries", width],
         )
-        masks = self._biases[self._windows[block]]
-        old = self._scores(g, f"{name}.old", stacked, past[0], masks[0], self._capacity)
-        new = self._scores(g, f"{name}.new", stacked, key, masks[1], "sequence")
+        masks = self._biases[self._windows[call.block]]
+        old = self._scores(f"{name}.old", stacked, call.past[0], masks[0], self._capacity)
+        new = self._scores(f"{name}.new", stacked, key, masks[1], "sequence")
         rows: list[int | str | None] = ["batch", kv_heads, "queries"]
         joined = g.node("Concat", [old, new], f"{name}.scores", shape=[*rows, "slots"], axis=-1)
         weights = g.cast(g.node("Softmax", [joined], f"{name}.softmax", axis=-1), kind, f"{name}.weights")
@@ -195,7 +176,7 @@ class Trt103Dialect(Dialect):
         of_new = g.node("Slice", [weights, extent, end, axis], f"{name}.new.weights", shape=[*rows, "sequence"])
         parts = [
             g.node("MatMul", [share, values], f"{name}.{part}.values", shape=[*rows, width])
-            for part, share, values in (("old", of_old, past[1]), ("new", of_new, value))
+            for part, share, values in (("old", of_old, call.past[1]), ("new", of_new, value))
         ]
         attended = g.node("Add", parts, f"{name}.attended")
         split = g.node(
@@ -210,12 +191,11 @@ class Trt103Dialect(Dialect):
         flat = g.node(
             "Reshape", [order, g.integers([0, 0, heads * width])], name, shape=["batch", "sequence", heads * width]
         )
-        return flat, key, value
+        return Attended(flat, (key, value))
 
-    def _scores(
-        self, g: GraphBuilder, name: str, query: ir.Value, key: ir.Value, bias: ir.Value, slots: int | str | None
-    ) -> ir.Value:
+    def _scores(self, name: str, query: ir.Value, key: ir.Value, bias: ir.Value, slots: int | str | None) -> ir.Value:
         """float32 scores [batch, kv_heads, queries, slots], masked."""
+        g = self._g
         batch, heads, _, width = dims_of(key)
         turned = g.node("Transpose", [key], f"{name}.turned", shape=[batch, heads, width, slots], perm=[0, 1, 3, 2])
         dims = [batch, heads, "queries", slots]
@@ -225,10 +205,10 @@ class Trt103Dialect(Dialect):
             wide = soft_cap(g, f"{name}.capped", wide, self._config.attention_cap)
         return g.node("Add", [wide, bias], f"{name}.masked")
 
-    def _heads(self, g: GraphBuilder, name: str, x: ir.Value, heads: int, output: str | None = None) -> ir.Value:
+    def _heads(self, name: str, x: ir.Value, heads: int, output: str | None = None) -> ir.Value:
         """[batch, sequence, heads * head_dim] -> [batch, heads, sequence, head_dim]."""
+        g, width = self._g, self._config.head_dim
         batch, sequence, _ = dims_of(x)
-        width = self._config.head_dim
         split = g.node(
             "Reshape", [x, g.integers([0, 0, heads, width])], f"{name}.split", shape=[batch, sequence, heads, width]
         )
@@ -237,7 +217,6 @@ class Trt103Dialect(Dialect):
 
     def _rotate(
         self,
-        g: GraphBuilder,
         name: str,
         projection: ir.Value,
         heads: int,
@@ -246,8 +225,8 @@ class Trt103Dialect(Dialect):
     ) -> ir.Value:
         """Heads, with the rotary embedding of channel pairs (c, c + head_dim / 2), RoFormer section 3.4.2."""
         if not tables:
-            return self._heads(g, name, projection, heads, output)
-        x = self._heads(g, name, projection, heads)
+            return self._heads(name, projection, heads, output)
+        g, x = self._g, self._heads(name, projection, heads)
         cosines, sines = tables
         half = self._config.head_dim // 2
         dims = [*dims_of(x)[:-1], half]
@@ -278,4 +257,19 @@ def _size(g: GraphBuilder, value: ir.Value, axis: int, name: str) -> ir.Value:
     return g.cast(g.node("Gather", [shape, g.integers(axis)], f"{name}.wide", shape=[]), _INTEGER, name)
 
 
-DIALECT = Trt103Dialect
+class TensorRT103Dialect(Dialect):
+    """Default domain only, opset 17."""
+
+    name = "trt103"
+    opsets = MappingProxyType({"": _OPSET})
+    emitter = TensorRT103Emitter
+
+    def check(self, config: DecoderConfig) -> None:
+        """Everything that a `DecoderConfig` describes can be expressed."""
+
+    def backend_versions(self, config: DecoderConfig, options: GraphOptions) -> tuple[str, str]:
+        """See `Dialect.backend_versions`."""
+        return "10.3", ""
+
+
+DIALECT = TensorRT103Dialect()

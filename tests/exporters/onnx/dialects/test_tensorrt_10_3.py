@@ -30,7 +30,7 @@ class AppendingDecoder:
         self, checkpoint: Checkpoint, folder: Path, batch: int = 1, capacity: int | None = 64, slots: int = 64
     ):
         config = read_config(checkpoint.config)
-        model = build_model(config, checkpoint, "trt103", capacity=capacity)
+        model = build_model(config, checkpoint, dialect="trt103", capacity=capacity)
         check_operators(model)
         write_model(model, folder / "model.onnx")
         assert check_file(folder / "model.onnx") == len(config.linear_shapes()) * config.num_layers
@@ -88,7 +88,7 @@ def test_a_padded_batch_and_a_symbolic_capacity(tmp_path: Path) -> None:
 
 def test_float16_runs_and_stays_close(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c")
-    model = build_model(read_config(checkpoint.config), checkpoint, "trt103", "float16", capacity=32)
+    model = build_model(read_config(checkpoint.config), checkpoint, dialect="trt103", dtype="float16", capacity=32)
     check_operators(model)
     write_model(model, tmp_path / "model.onnx")
     assert onnx.load(tmp_path / "model.onnx", load_external_data=False).ir_version <= 10
@@ -108,12 +108,12 @@ def test_float16_runs_and_stays_close(tmp_path: Path) -> None:
 def test_nothing_but_listed_operators(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c", num_hidden_layers=1)
     config = read_config(checkpoint.config)
-    model = build_model(config, checkpoint, "trt103", "float16", capacity=32, layout=1, grouped=True)
+    model = build_model(config, checkpoint, dialect="trt103", dtype="float16", capacity=32, layout=1, grouped=True)
     check_operators(model)
     assert model.opset_imports[""] <= HIGHEST_OPSET <= 19
     for other, message in (("onnx24", "opset 24"), ("ort", "opset 18")):
         with pytest.raises(NqEdgeError, match=message):
-            check_operators(build_model(config, checkpoint, other))
+            check_operators(build_model(config, checkpoint, dialect=other))
     foreign = ir.node("RMSNormalization", [ir.val("x")], name="odd", num_outputs=1)
     model.graph.append(foreign)
     with pytest.raises(NqEdgeError, match="no operator ::RMSNormalization"):
@@ -128,6 +128,6 @@ def test_onnxruntime_bundles_refuse_it(tmp_path: Path) -> None:
 
 def test_every_shape_is_what_onnx_infers(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "c")
-    model = build_model(read_config(checkpoint.config), checkpoint, "trt103", capacity=32)
+    model = build_model(read_config(checkpoint.config), checkpoint, dialect="trt103", capacity=32)
     write_model(model, tmp_path / "model.onnx")
     onnx.shape_inference.infer_shapes_path(str(tmp_path / "model.onnx"), strict_mode=True, check_type=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,16 +11,16 @@ import onnx_ir as ir
 from ...devices import Fit, ModelSizes, Target, fit_capacity
 from ...errors import NqEdgeError
 from ...formats.engine import Profile
-from ...formats.graph import DOMAIN, MODEL_FILE, block_output
+from ...formats.graph import DOMAIN, LAYOUT_TILES_16X256, MODEL_FILE, block_output
 from ...formats.kv_layout import KvLayout
+from ...system.progress import Progress
 from ..onnx.build import build_model
-from ..onnx.dialects.base import dialect_named
 from ..onnx.dialects.tensorrt_10_3_operators import check_operators
 from ..onnx.export import write_model
-from ..onnx.operator import LAYOUT_TILES_16X256
+from ..options import GraphOptions
+from ..source import Source
 from .options import USUAL_CAPACITY, EngineOptions
 from .plan import BuildPlan
-from .source import Source
 
 __all__ = ["PlannedGraph", "plan_graph"]
 
@@ -27,30 +28,39 @@ __all__ = ["PlannedGraph", "plan_graph"]
 _ALIGNMENT = 256
 
 
+@dataclass(frozen=True)
 class PlannedGraph:
     """A graph that is ready to be written, its plan, and how it fits its targets.
 
     Attributes:
+        model: the graph, its weights on disk still.
+        options: its form.
         plan: for the compiler.
         fits: memory needed and available, one a target.
     """
 
-    def __init__(self, model: ir.Model, plan: BuildPlan, fits: list[Fit]) -> None:
-        self._model = model
-        self.plan, self.fits = plan, fits
+    model: ir.Model
+    options: GraphOptions
+    plan: BuildPlan
+    fits: list[Fit]
 
     @property
     def code(self) -> int:
         """Bytes of the engine besides its weights, estimated."""
         return ModelSizes.code_of(self.plan.kv.layers)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, progress: Progress) -> None:
         """Write model.onnx, its weights and the plan; weights are streamed.
+
+        Args:
+            folder: where to.
+            progress: told how many of the weights are written.
 
         Raises:
             NqEdgeError: NQ-NUMERIC when a weight is not finite in the graph's type.
         """
-        write_model(self._model, folder / self.plan.graph)
+        progress(0.0, "writing the graph")
+        write_model(self.model, folder / self.plan.graph, progress)
         self.plan.write(folder)
 
 
@@ -68,29 +78,21 @@ def plan_graph(source: Source, targets: list[Target], dialect: str, options: Eng
             the graph and the source disagree about the number of compressed layers.
     """
     config = source.config
-    old = next((target for target in targets if not target.bfloat16), None)
-    if options.dtype == "bfloat16" and old is not None:
+    without = next((target for target in targets if not target.bfloat16), None)
+    if options.dtype == "bfloat16" and without is not None:
         raise NqEdgeError(
-            "NQ-OPTION", f"{old.name} has no bfloat16.", "Use --dtype float16, or a target from sm_80 on."
+            "NQ-OPTION", f"{without.name} has no bfloat16.", "Use --dtype float16, or a target from sm_80 on."
         )
-    in_place = dialect_named(dialect).in_place
+    form = GraphOptions(dialect, options.dtype, layout=LAYOUT_TILES_16X256, grouped=options.grouped)
 
-    def build(capacity: int) -> ir.Model:
-        return build_model(
-            config,
-            source.weights,
-            dialect,
-            options.dtype,
-            max_length=capacity,
-            capacity=capacity,
-            layout=LAYOUT_TILES_16X256,
-            grouped=options.grouped,
-        )
+    def sized(capacity: int) -> GraphOptions:
+        return replace(form, capacity=capacity, max_length=capacity)
 
     limit = config.max_positions
     # Position tables grow with the capacity, so a first graph never has more than the usual number unasked.
     first = min(options.capacity or USUAL_CAPACITY, limit)
-    model = build(first)
+    graph = sized(first)
+    model = build_model(config, source.weights, graph)
     sizes = ModelSizes.of(
         config,
         weights=_bytes(model),
@@ -99,7 +101,7 @@ def plan_graph(source: Source, targets: list[Target], dialect: str, options: Eng
         positions=min(options.positions, options.prefill, first),
         item=2,
         max_positions=limit,
-        in_place=in_place,
+        in_place=graph.in_place,
     )
     fits = fit_capacity(targets, sizes, options.capacity, USUAL_CAPACITY)
     capacity = fits[0].capacity
@@ -112,7 +114,8 @@ def plan_graph(source: Source, targets: list[Target], dialect: str, options: Eng
             "Use --batch 1, or a --capacity that is a multiple of 64.",
         )
     if capacity != first:
-        model = build(capacity)
+        graph = sized(capacity)
+        model = build_model(config, source.weights, graph)
     debug = _mark_outputs(model, config.num_layers, options.debug_outputs)
     if dialect == "trt103":
         check_operators(model)
@@ -130,7 +133,7 @@ def plan_graph(source: Source, targets: list[Target], dialect: str, options: Eng
         capabilities=tuple(dict.fromkeys(target.compute_capability for target in targets)),
         dialect=dialect,
         precision=options.dtype,
-        kv=KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, options.dtype, capacity, in_place),
+        kv=KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, options.dtype, capacity, graph.in_place),
         # The mask is as wide as the cache at every step, so that a decode step always has the same shapes. Prompts
         # pass one sequence at a time.
         profiles={
@@ -149,7 +152,7 @@ def plan_graph(source: Source, targets: list[Target], dialect: str, options: Eng
         workspace_mb=options.workspace_mb,
         debug_outputs=debug,
     )
-    return PlannedGraph(model, plan, fits)
+    return PlannedGraph(model, graph, plan, fits)
 
 
 def _bytes(model: ir.Model) -> int:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
-from pathlib import Path
+
+from .memory import private_memory_mb
 
 __all__ = ["MemoryWatch"]
 
@@ -39,9 +39,6 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while not self._stop.wait(_SECONDS):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                for line in Path("/proc/self/status").read_text().splitlines():
-                    if line.startswith("RssAnon:"):
-                        self.private = max(self.private, int(line.split()[1]) * 1024)
+            self.private = max(self.private, round(private_memory_mb() * 1e6))
             if self._each is not None:
                 self._each()

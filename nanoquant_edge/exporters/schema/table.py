@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
-from ...errors import NqEdgeError
-from ...formats.graph import EMBEDDING_OP, HEAD_OP
-from .tables import TABLE_ATTRIBUTES
+from ...formats.graph import EMBEDDING_OP, HEAD_OP, TABLE_ATTRIBUTES
 
 __all__ = ["TABLE_OPS", "check_table_node"]
 
@@ -16,16 +16,16 @@ _LARGEST = (1 << 31) - 1
 _MOST_GROUPS = 1024
 
 
-def check_table_node(node: ir.Node) -> None:
-    """Check one node.
+def check_table_node(node: ir.Node, fail: Callable[[str], Exception]) -> None:
+    """Compare a node with the operator's schema, and its codes and scales with its attributes.
+
+    Args:
+        node: of one of the two operators.
+        fail: makes the error from the rule that is broken.
 
     Raises:
-        NqEdgeError: NQ-OPERATOR naming the node and the rule that it breaks.
+        Exception: what `fail` makes.
     """
-
-    def fail(problem: str) -> NqEdgeError:
-        return NqEdgeError("NQ-OPERATOR", f"node {node.name!r}: {problem}.")
-
     if (
         node.overload
         or len(node.inputs) != 3

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a graph builder asks of its weights, and the check that they fit the configuration.
 
-A `Checkpoint` is a weight source; anything else with these three methods builds the same graph.
+A `Checkpoint` is a weight source; anything else with these methods builds the same graph.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import NqEdgeError
-from ...formats.checkpoint import PackedLayer, QuantizedTable
-from ...models import DecoderConfig
+from ..errors import NqEdgeError
+from ..formats.checkpoint import PackedLayer, QuantizedTable
+from ..models import DecoderConfig
 
-__all__ = ["HEAD", "MULTIPLIER", "WeightSource", "check_weights", "stored_name"]
+__all__ = ["HEAD", "MULTIPLIER", "WeightSource", "check_weights", "stored_name", "table_modules"]
 
-HEAD = "lm_head.weight"
+#: Module path of a head that is not the embedding table.
+HEAD = "lm_head"
 #: Last part of the name under which a graph holds 1 + weight of a norm whose weight is stored less one.
 MULTIPLIER = "multiplier"
 
@@ -65,7 +66,7 @@ def check_weights(config: DecoderConfig, weights: WeightSource) -> None:
     table = (config.vocab_size, config.hidden_size)
     shapes: dict[str, tuple[int, ...]] = {f"{family.embedding}.weight": table, **config.norm_shapes()}
     if not config.tied:
-        shapes[HEAD] = table
+        shapes[f"{HEAD}.weight"] = table
     if family.positions:
         rows = config.max_positions + family.position_offset
         shapes[f"{family.positions}.weight"] = (rows, config.hidden_size)
@@ -84,3 +85,9 @@ def stored_name(name: str, names: set[str]) -> str:
     """Under which name a source holds a norm's weight: exported graphs hold Gemma's with the one added."""
     multiplier = f"{name.removesuffix('.weight')}.{MULTIPLIER}"
     return multiplier if name not in names and multiplier in names else name
+
+
+def table_modules(config: DecoderConfig) -> list[str]:
+    """Module paths of the embedding and, where it is another table, the head."""
+    embedding = config.structure.embedding
+    return [embedding] if config.tied else [embedding, HEAD]

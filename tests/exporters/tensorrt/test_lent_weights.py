@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of external weights, read without `onnx`, against what `onnx` reads; hostile files."""
+"""External weights as the parser is lent them, against what `onnx` reads; places outside of the file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.exporters.tensorrt.memory import MemoryWatch
-from nanoquant_edge.exporters.tensorrt.weights import LentWeights
-from nanoquant_edge.formats.onnx_file import external_tensors
+from nanoquant_edge.exporters.tensorrt.lent_weights import LentWeights
 from tests.tiny import tiny_checkpoint
 
 
@@ -39,21 +34,16 @@ class Parser:
         return self.answer
 
 
-def test_the_table_and_the_bytes_are_onnxs(model: Path) -> None:
+def test_the_parser_gets_the_bytes_that_onnx_reads(model: Path) -> None:
     lent, parser = LentWeights(model), Parser()
     lent.lend(parser)
     lent.forget()
     lent.lend(parser)
-    proto = onnx.load(model, load_external_data=False)
-    expected: dict[str, Any] = {}
-    for tensor in proto.graph.initializer:
-        entry = {item.key: item.value for item in tensor.external_data}
-        if entry:
-            expected[tensor.name] = (entry["location"], int(entry["offset"]), int(entry["length"]))
-    assert external_tensors(model.read_bytes()) == expected and len(expected) > 50
-    whole = onnx.load(model)
-    for tensor in whole.graph.initializer:
-        if tensor.name in expected:
+    listed = onnx.load(model, load_external_data=False).graph.initializer
+    outside = {tensor.name for tensor in listed if not tensor.raw_data}
+    assert set(parser.found) == outside and len(outside) > 50
+    for tensor in onnx.load(model).graph.initializer:
+        if tensor.name in outside:
             assert parser.found[tensor.name] == tensor.raw_data
 
 
@@ -74,22 +64,3 @@ def test_places_outside_of_the_file(model: Path, tmp_path: Path) -> None:
     with pytest.raises(NqEdgeError) as caught:
         LentWeights(tmp_path / "model.onnx")
     assert caught.value.code == "NQ-PATH"
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(content: bytes) -> None:
-    try:
-        external_tensors(content)
-    except NqEdgeError as error:
-        assert error.code == "NQ-BUNDLE"
-
-
-def test_memory_is_watched() -> None:
-    calls = []
-    with MemoryWatch(lambda: calls.append(1)) as watch:
-        block = bytearray(32 << 20)
-        block[::4096] = b"x" * len(block[::4096])
-        while not calls:
-            pass
-    assert watch.private > len(block) and calls
