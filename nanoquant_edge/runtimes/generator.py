@@ -102,7 +102,8 @@ class Generator:
         template = load_chat_template(bundle.folder, tokenizer)
         if chat and template is not None:
             template.start()
-        return cls(backend or open_backend(bundle, options), tokenizer, read_eos_ids(bundle, tokenizer), template)
+        eos_ids = read_eos_ids(bundle, tokenizer)  # before a model is open that nobody would close
+        return cls(backend or open_backend(bundle, options), tokenizer, eos_ids, template)
 
     def encode(self, prompt: Prompt, system: str | None = None) -> list[int]:
         """Token ids of a text, or of a chat through the model's template.

@@ -99,7 +99,7 @@ class TemplateProcess:
         if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
             return self._process
         self._end()
-        command = [sys.executable, "-I", "-S", "-B", str(WORKER), json.dumps(import_path())]
+        command = [sys.executable or "python3", "-I", "-S", "-B", str(WORKER), json.dumps(import_path())]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         try:
             process = subprocess.Popen(command, cwd=NEUTRAL_FOLDER, **pipes)  # type: ignore[call-overload]

@@ -77,10 +77,10 @@ class TensorRTBackend(SerialBackend):
         self._info, self._extra_names = info, tuple(extra_outputs)
         self._closers: list[Callable[[], None]] = []
         device, engine = opener(bundle, trusted=options.trust_bundle_code, device_index=device_index)
+        self._device, self._engine = device, engine
         self._closers += [device.close, engine.close]
         try:
             check_interface(engine, info, bundle.vocab_size)
-            self._device, self._engine = device, engine
             self._cache = DeviceCache(device, info.kv)
             self._closers.append(self._cache.release)
             sizes = [engine.scratch_bytes(info.profiles[title].index) for title in ("decode", "prefill")]
@@ -110,6 +110,7 @@ class TensorRTBackend(SerialBackend):
         return self._decode.graph_refusal
 
     def _forward(self, input_ids: np.ndarray, positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        self._device.use()
         batch, sequence = input_ids.shape
         check_batch(self._info, batch)
         if self._cache.batch != batch:
@@ -131,11 +132,14 @@ class TensorRTBackend(SerialBackend):
         return logits
 
     def _reset(self) -> None:
+        self._device.use()
         self._cache.clear()
 
     def _close(self) -> None:
         # Graphs, contexts, cache, engine and the stream, in this order.
         closers, self._closers = self._closers, []
+        with contextlib.suppress(NqEdgeError):
+            self._device.use()
         for closer in reversed(closers):
             # After an error of CUDA itself nothing can be freed singly; what follows is tried all the same.
             with contextlib.suppress(NqEdgeError):

@@ -37,6 +37,10 @@ class Device(Protocol):
     compute_capability: str
     stream: int
 
+    def use(self) -> None:
+        """Make it the calling thread's GPU: memory comes from there, and work may be queued."""
+        ...
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
         ...
@@ -110,16 +114,20 @@ class CudaDevice:
     """
 
     def __init__(self, cuda: Any, index: int = 0) -> None:
-        self._cuda = cuda
+        self._cuda, self._index = cuda, index
         self._held: set[int] = set()
         self._pinned: list[int] = []
         self.stream = 0
-        self._call("cudaSetDevice", index)
+        self.use()
         properties = self._call("cudaGetDeviceProperties", index)
         name = properties.name
         self.name = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
         self.compute_capability = f"{properties.major}.{properties.minor}"
         self.stream = int(self._call("cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking))
+
+    def use(self) -> None:
+        """See `Device`; CUDA remembers it for each thread."""
+        self._call("cudaSetDevice", self._index)
 
     def memory(self) -> tuple[int, int]:
         """See `Device`."""

@@ -9,6 +9,7 @@ with the same shapes fails; what is captured is recorded, not done, and replays 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,16 +44,22 @@ class HostDevice:
         self.total, self.used, self.peak = total, 0, 0
         self._blocks: dict[int, tuple[np.ndarray, int]] = {}
         self._recording: list[Callable[[], None]] | None = None
+        #: Threads that have made it theirs.
+        self.users = {threading.get_ident()}
         #: Address and size of every fill with zeros.
         self.cleared: list[tuple[int, int]] = []
         self.uploaded = self.launches = self.captures = self.graphs = self.copies = 0
         self.closed = False
+
+    def use(self) -> None:
+        self.users.add(threading.get_ident())
 
     def memory(self) -> tuple[int, int]:
         return self.total - self.used, self.total
 
     def allocate(self, size: int) -> int:
         assert self._recording is None, "memory is not allocated while work is recorded"
+        assert threading.get_ident() in self.users, "the thread's GPU is another"
         if self.used + size > self.total:
             raise NqEdgeError("NQ-MEMORY", f"{self.name} has no {size / 1e6:.1f} MB free (cudaMalloc).")
         block = np.full(size + 256, _POISON, dtype=np.uint8)
@@ -79,7 +86,7 @@ class HostDevice:
 
     def do(self, work: Callable[[], None]) -> None:
         """Do it, or record it."""
-        assert not self.closed
+        assert not self.closed and threading.get_ident() in self.users
         if self._recording is not None:
             self._recording.append(work)
         else:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,3 +169,29 @@ def test_failures_while_it_runs() -> None:
     assert caught.value.code == "NQ-CUDA"
     device.close()  # gives back what it can all the same
     assert cuda.calls[-1] == "cudaStreamDestroy"
+
+
+def test_a_thread_is_told_which_gpu_it_uses() -> None:
+    class Remembering(FakeCuda):
+        """Has a current GPU for each thread, 0 until told otherwise."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.current = threading.local()
+
+        def do_cudaSetDevice(self, index: int) -> tuple[()]:
+            self.current.index = index
+            return ()
+
+    cuda, seen = Remembering(), []  # type: ignore[var-annotated]
+    device = CudaDevice(cuda, 2)
+
+    def work() -> None:
+        seen.append(getattr(cuda.current, "index", 0))
+        device.use()
+        seen.append(cuda.current.index)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert (cuda.current.index, seen) == (2, [0, 2])
