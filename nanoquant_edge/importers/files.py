@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import NqEdgeError
 from ..formats.lfs_pointer import check_is_no_pointer
 from ..formats.safetensors_file import TensorFile
+from ..models.gguf.layout import LINEARS, halves
 from ..system.extras import install_command
 from .layers import PARTS
 
@@ -24,16 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["read_foreign"]
 
 Arrays = dict[str, NDArray[np.generic]]
-#: Linear of a GGUF block -> module inside a block (llama.cpp's tensor names).
-_GGUF_LINEARS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _GGUF_NAME = re.compile(r"blk\.(\d{1,5})\.(\w+)\.(\w+)")
 #: ggml's number of a plain type -> numpy's; 30 is bfloat16.
 _GGUF_DTYPES: dict[int, str] = {0: "float32", 1: "float16", 26: "int32", 30: "bfloat16"}
@@ -118,12 +109,12 @@ def _gguf(path: Path, config: DecoderConfig) -> Arrays:
         match = _GGUF_NAME.fullmatch(name)
         if match is None or name.rpartition(".")[0] not in packed or match[3] not in PARTS:
             continue
-        if match[2] not in _GGUF_LINEARS:
+        if match[2] not in LINEARS:
             raise NqEdgeError("NQ-CKPT", f"{path} compresses {name[:200]!r}, which no supported family has.")
         array = _gguf_tensor(path, name, tensor, header.size)
         if paired and match[2] in ("attn_q", "attn_k") and PARTS[match[3]] in ("u_packed", "scale_out", "bias"):
-            array = _halves(array, config.num_heads if match[2] == "attn_q" else config.num_kv_heads)
-        found[f"model.layers.{match[1]}.{_GGUF_LINEARS[match[2]]}.{match[3]}"] = array
+            array = _in_halves(array, config.num_heads if match[2] == "attn_q" else config.num_kv_heads)
+        found[f"model.layers.{match[1]}.{LINEARS[match[2]]}.{match[3]}"] = array
     return found
 
 
@@ -142,8 +133,7 @@ def _gguf_tensor(path: Path, name: str, tensor: GgufTensor, size: int) -> NDArra
     return np.memmap(path, dtype, "r", tensor.start, tensor.shape)
 
 
-def _halves(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
-    """Rows of a query or key projection from pairs side by side to first halves, then second halves."""
+def _in_halves(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
     if array.shape[0] % (2 * heads):
         raise NqEdgeError("NQ-CKPT", f"{array.shape[0]} rows are not {heads} heads of an even width.")
-    return array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    return halves(array, heads)

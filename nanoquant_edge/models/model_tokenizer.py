@@ -14,6 +14,8 @@ from ..errors import NqEdgeError, first_line
 from ..formats.tokenizer import Tokenizer
 from ..formats.tokenizer import load_tokenizer as load_from_folder
 from ..formats.tokenizer_file import TOKENIZER_FILE
+from .gguf.content import GgufContent
+from .gguf.tokenizer import read_gguf_tokenizer
 from .tokenizer_agreement import check_tokenizers, hard_texts
 
 __all__ = ["TOKENIZER_PARTS", "ModelTokenizer", "load_tokenizer", "open_tokenizer"]
@@ -88,7 +90,7 @@ def open_tokenizer(folder: Path, largest: int = _LARGEST_PARTS) -> ModelTokenize
     return found
 
 
-def load_tokenizer(path: Path, folder: Path, *, gguf_file: str | None = None) -> Any:
+def load_tokenizer(path: Path, folder: Path, *, gguf_file: str | None = None) -> Tokenizer:
     """The tokenizer of a model.
 
     Args:
@@ -99,9 +101,7 @@ def load_tokenizer(path: Path, folder: Path, *, gguf_file: str | None = None) ->
     Raises:
         NqEdgeError: NQ-TOKENIZER when it is missing, damaged, or read in two ways.
     """
-    if gguf_file is not None:
-        return _called(folder, functools.partial(_by_its_class, gguf_file=gguf_file))
-    return open_tokenizer(folder).ours
+    return open_tokenizer(folder).ours if gguf_file is None else read_gguf_tokenizer(GgufContent(folder / gguf_file))
 
 
 def _template(theirs: Any) -> str | None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import struct
 import time
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -17,7 +16,7 @@ from gguf.quants import dequantize, quantize
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.gguf_header import read_gguf_header
 from nanoquant_edge.models.loading import load_model
-from tests.models.test_gguf import llama, write_gguf
+from tests.models.gguf_files import llama, write_gguf
 
 Q = gguf.GGMLQuantizationType
 
@@ -148,7 +147,7 @@ def blocks(kind: Q, rows: int, columns: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "kind", [Q.F16, Q.BF16, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K]
 )
-def test_block_types(tmp_path: Path, kind: Q, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_types(tmp_path: Path, kind: Q) -> None:
     model = llama(hidden_size=256, num_hidden_layers=1)
     state = model.state_dict()
     name = "model.layers.0.mlp.gate_proj.weight"
@@ -156,16 +155,7 @@ def test_block_types(tmp_path: Path, kind: Q, monkeypatch: pytest.MonkeyPatch) -
         raw = blocks(kind, 72, 256)
     else:
         raw = quantize(state[name].numpy(), kind)
-    add = gguf.GGUFWriter.add_tensor
-
-    def replaced(writer: Any, stored: str, array: np.ndarray, **keywords: Any) -> None:
-        if stored == "blk.0.ffn_gate.weight":
-            add(writer, stored, raw, raw_dtype=kind, **keywords)
-        else:
-            add(writer, stored, array, **keywords)
-
-    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", replaced)
-    path = write_gguf(tmp_path / "m.gguf", model)
+    path = write_gguf(tmp_path / "m.gguf", model, kinds={"blk.0.ffn_gate.weight": (raw, kind)})
     with load_model(path) as source:
         found = source.model.state_dict()
     expected = torch.from_numpy(np.array(dequantize(raw, kind), np.float32))
