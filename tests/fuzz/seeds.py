@@ -17,7 +17,7 @@ from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.checkpoint import Checkpoint, write_checkpoint
 from tests.tiny import random_layer, tiny_checkpoint
 
-__all__ = ["Yard", "gguf_file", "torch_archive"]
+__all__ = ["Yard", "gguf_file", "gguf_model", "torch_archive"]
 
 #: One block, narrow: a case should take milliseconds.
 SMALL: dict[str, Any] = {
@@ -123,6 +123,40 @@ def gguf_file() -> bytes:
     ]
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(fields + tensors)
     return head + b"\0" * (-len(head) % 32) + bytes(128)
+
+
+@lru_cache
+def gguf_model() -> bytes:
+    """A GGUF file of a tiny Llama with a tokenizer; the data of its tensors is left away."""
+    import tempfile
+
+    import gguf
+    from tokenizers import Tokenizer
+
+    from tests.models.gguf_files import vocabulary
+    from tests.tiny import write_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        fields = vocabulary(Tokenizer.from_file(f"{folder}/tokenizer.json"))
+        writer = gguf.GGUFWriter(Path(folder) / "m.gguf", "llama")
+        sizes = {"context_length": 64, "embedding_length": 8, "block_count": 1, "feed_forward_length": 8,
+                 "attention.head_count": 2}  # fmt: skip
+        for key, value in sizes.items():
+            writer.add_uint32(f"llama.{key}", value)
+        writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        for key, entry in fields.items():
+            if isinstance(entry, list):
+                writer.add_array(key, entry)
+            elif entry is not None:
+                (writer.add_uint32 if isinstance(entry, int) else writer.add_string)(key, entry)
+        writer.add_tensor("token_embd.weight", np.zeros((320, 1), np.float32))
+        writer.add_tensor("rope_freqs.weight", np.ones(2, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return (Path(folder) / "m.gguf").read_bytes()
 
 
 @lru_cache

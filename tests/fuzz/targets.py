@@ -16,7 +16,7 @@ from nanoquant_edge.formats.checkpoint import Checkpoint, TensorFile
 from tests.families import FAMILY_CONFIGS, ONE_EACH
 from tests.formats.test_engine import ENTRY
 from tests.fuzz.edits import damaged
-from tests.fuzz.seeds import Yard, gguf_file, open_bundle, torch_archive
+from tests.fuzz.seeds import Yard, gguf_file, gguf_model, open_bundle, torch_archive
 
 __all__ = ["TARGETS", "Target", "make_targets"]
 
@@ -192,6 +192,17 @@ def _gguf(path: Path) -> None:
     foreign_layers(read_foreign(path, read_config(llama_config())))
 
 
+def _gguf_model(path: Path) -> None:
+    from nanoquant_edge.models.gguf.config import read_gguf_config
+    from nanoquant_edge.models.gguf.content import GgufContent
+    from nanoquant_edge.models.gguf.tokenizer import end_tokens, read_gguf_tokenizer
+
+    content = GgufContent(path)
+    read_gguf_config(content)
+    read_gguf_tokenizer(content).encode("The fox 12")
+    end_tokens(content)
+
+
 def _model_config(content: bytes, path: Path) -> None:
     from nanoquant_edge.models.config_reader import read_config
     from nanoquant_edge.system.files import read_json
@@ -271,6 +282,11 @@ def make_targets(yard: Yard) -> dict[str, Target]:
          at(checkpoint / "tokenizer.json", lambda: _tokenizer(checkpoint))),
         ("tokenizer-config", seed(checkpoint / "tokenizer_config.json"), "json",
          at(checkpoint / "tokenizer_config.json", lambda: _chat(checkpoint))),
+        ("special-tokens-map",
+         b'{"eos_token": {"content": "</s>", "rstrip": true}, "additional_special_tokens": ["fox"]}', "json",
+         at(checkpoint / "special_tokens_map.json", lambda: _tokenizer(checkpoint))),
+        ("added-tokens", b'{"<|tool|>": 320, "fox": 321}', "json",
+         at(checkpoint / "added_tokens.json", lambda: _tokenizer(checkpoint))),
         ("chat-template", json.loads(seed(checkpoint / "tokenizer_config.json"))["chat_template"].encode(), "bytes",
          at(checkpoint / "chat_template.jinja", lambda: _chat(checkpoint))),
         ("generation-config", seed(bundle / "generation_config.json"), "json",
@@ -284,6 +300,8 @@ def make_targets(yard: Yard) -> dict[str, Target]:
          _with_size(bundle, "reference.safetensors", _reference)),
         ("gguf", gguf_file(), "bytes", at(scratch, lambda: _gguf(scratch))),
     ]  # fmt: skip
+    with contextlib.suppress(ImportError):
+        rows.append(("gguf-model", gguf_model(), "bytes", at(scratch, lambda: _gguf_model(scratch))))
     with contextlib.suppress(ImportError):  # a board has no PyTorch, and so no such reader
         rows.append(("torch-archive", torch_archive(), "zip", at(scratch, lambda: _torch(scratch))))
     return {name: Target(name, content, kind, read, yard) for name, content, kind, read in rows}
@@ -294,5 +312,5 @@ TARGETS = (
     "safetensors", "checkpoint-weights", "checkpoint-config", "checkpoint-index", "model-config", "family-configs",
     "table-config", "table-weights", "engine", "model-index",
     "tokenizer", "tokenizer-config", "chat-template", "generation-config", "manifest", "graph", "schema", "session",
-    "reference", "gguf", "torch-archive",
+    "reference", "gguf", "gguf-model", "special-tokens-map", "added-tokens", "torch-archive",
 )  # fmt: skip

@@ -32,21 +32,21 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
 
 
 def test_the_list_of_targets_is_whole(targets: dict[str, Target]) -> None:
-    assert set(TARGETS) - {"torch-archive"} <= set(targets) <= set(TARGETS)
+    assert set(TARGETS) - {"torch-archive", "gguf-model"} <= set(targets) <= set(TARGETS)
     assert {path.parent.name for path in CORPUS} <= set(TARGETS)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_an_honest_file_is_read(targets: dict[str, Target], name: str) -> None:
     if name not in targets:
-        pytest.skip("needs PyTorch")
+        pytest.skip("needs PyTorch or gguf")
     assert not targets[name].attack(b"\x40")
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_what_was_found_stays_mended(targets: dict[str, Target], path: Path) -> None:
     if path.parent.name not in targets:
-        pytest.skip("needs PyTorch")
+        pytest.skip("needs PyTorch or gguf")
     start = time.monotonic()
     targets[path.parent.name].attack(path.read_bytes())
     assert time.monotonic() - start < 10
@@ -55,7 +55,7 @@ def test_what_was_found_stays_mended(targets: dict[str, Target], path: Path) -> 
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files(targets: dict[str, Target], name: str) -> None:
     if name not in targets:
-        pytest.skip("needs PyTorch")
+        pytest.skip("needs PyTorch or gguf")
 
     @settings(max_examples=60, deadline=5000, database=None, suppress_health_check=list(HealthCheck))
     @given(SCRIPTS)

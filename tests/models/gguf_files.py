@@ -10,9 +10,7 @@ from typing import Any
 
 import gguf
 import numpy as np
-import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.families import family_config
 from tests.tiny import llama_config, write_tokenizer
@@ -24,6 +22,9 @@ Arrays = dict[str, np.ndarray]
 
 def random_model(name: str, **changes: Any) -> Any:
     """A transformers model of a family with random weights, norms and biases off their defaults."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     config = llama_config(**changes) if name == "llama" else family_config(name, **changes)
     kind = config.pop("model_type")
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config), attn_implementation="eager").eval()
