@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.figures import append_rows
 from nanoquant_edge.exporters.tensorrt import EngineOptions, build_engine
 from nanoquant_edge.formats.checkpoint import (
+    CheckpointParts,
     PackedLayer,
     QuantizationSettings,
     true_bits_per_weight,
@@ -119,7 +120,8 @@ def random_checkpoint(shape: str, bpw: float, folder: Path) -> Path:
     companions = folder / "companions"
     companions.mkdir()
     (companions / "tokenizer.json").write_text("{}")
-    write_checkpoint(folder / "checkpoint", config, settings, layers, others, companions)
+    parts = CheckpointParts(config, settings, layers, others)
+    write_checkpoint(folder / "checkpoint", parts, companions=companions)
     return folder / "checkpoint"
 
 

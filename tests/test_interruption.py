@@ -23,7 +23,7 @@ import pytest
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.formats.bundle import Bundle
-from nanoquant_edge.formats.checkpoint import Checkpoint, write_checkpoint
+from nanoquant_edge.formats.checkpoint import Checkpoint, CheckpointParts, write_checkpoint
 from tests.tiny import random_layer, tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -135,7 +135,8 @@ def test_a_checkpoint_s_writer_killed(tmp_path: Path, first: bool) -> None:
     old = None if first else content(tmp_path / "c")
 
     def work() -> None:
-        write_checkpoint(out, source.config, source.settings, layers, others, source.folder, True, shard_bytes=4000)
+        parts = CheckpointParts(source.config, source.settings, layers, others)
+        write_checkpoint(out, parts, companions=source.folder, overwrite=True, shard_bytes=4000)
 
     assert "old" in killed_everywhere(work, out, lambda: restore(out, old))
     assert Checkpoint(out).settings.shards > 1
@@ -172,7 +173,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, limit: int) -> No
     layers = {name: random_layer(np.random.default_rng(1), 30, 30, 9) for name in source.layers}
 
     def work() -> None:
-        write_checkpoint(source.folder, source.config, source.settings, layers, {}, None, True)
+        parts = CheckpointParts(source.config, source.settings, layers, {})
+        write_checkpoint(source.folder, parts, overwrite=True)
 
     status, _ = in_child(on_a_small_disk(work, limit), source.folder.parent)
     assert status == 2

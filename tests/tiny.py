@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nanoquant_edge.formats.checkpoint import (
     Checkpoint,
+    CheckpointParts,
     PackedLayer,
     QuantizationSettings,
     pack_signs,
@@ -146,4 +147,5 @@ def tiny_checkpoint(
     companions = folder.parent / f".{folder.name}.companions"
     companions.mkdir(parents=True, exist_ok=True)
     write_tokenizer(companions, decoder.vocab_size)
-    return write_checkpoint(folder, config, settings, layers, others, companions, tables=tables)
+    parts = CheckpointParts(config, settings, layers, others, tables)
+    return write_checkpoint(folder, parts, companions=companions)

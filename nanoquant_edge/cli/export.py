@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+#: Option -> the kinds of export that it goes with; all others are an engine's.
+_KINDS = {
+    "dtype": ("onnx", "tensorrt"),
+    "dialect": ("onnx",),
+    "portable": ("onnx",),
+    "max_length": ("onnx", "genai"),
+    "embedding": ("onnx", "genai"),
+    "custom_ops_library": ("genai",),
+}
+
 
 @click.command(name="export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
@@ -57,20 +67,7 @@ __all__ = ["command"]
 @engine_options
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def command(
-    checkpoint: Path,
-    kind: str | None,
-    output: Path,
-    dtype: str | None,
-    dialect: str | None,
-    portable: bool,
-    max_length: int | None,
-    embedding: str | None,
-    custom_ops_library: Path | None,
-    overwrite: bool,
-    as_json: bool,
-    **engine: Any,
-) -> None:
+def command(checkpoint: Path, kind: str | None, output: Path, overwrite: bool, as_json: bool, **given: Any) -> None:
     """Write a bundle that a device runs, from CHECKPOINT.
 
     CHECKPOINT is a folder that `nq-edge compress` wrote, or a bundle that `nq-edge export --to onnx` wrote.
@@ -78,19 +75,12 @@ def command(
     Options from --target to --workspace go with --to tensorrt, which --target implies; --max-length and --embedding
     with --to onnx and genai; --dialect and --portable with --to onnx; --custom-ops-library with --to genai.
     """
-    kind = kind or ("tensorrt" if engine["targets"] else "onnx")
+    kind = kind or ("tensorrt" if given["targets"] else "onnx")
     check_kind(checkpoint, "checkpoint", "bundle", code="NQ-CKPT")
-    given: dict[str, tuple[object, tuple[str, ...]]] = {
-        "--dtype": (dtype, ("onnx", "tensorrt")),
-        "--dialect": (dialect, ("onnx",)),
-        "--portable": (portable, ("onnx",)),
-        "--max-length": (max_length, ("onnx", "genai")),
-        "--embedding": (embedding, ("onnx", "genai")),
-        "--custom-ops-library": (custom_ops_library, ("genai",)),
-    }
-    _check_kind(kind, given, engine)
+    _check_options(kind, given)
     if kind == "tensorrt":
-        make_engine(checkpoint, output, dtype, overwrite, as_json, **engine)
+        engine = {name: value for name, value in given.items() if name not in _KINDS}
+        make_engine(checkpoint, output, given["dtype"], overwrite, as_json, **engine)
         return
     from ..errors import NqEdgeError
 
@@ -104,16 +94,15 @@ def command(
         raise NqEdgeError("NQ-MISSING", f"export needs the package {error.name}.", hint) from error
 
     start = time.perf_counter()
-    common: dict[str, Any] = {"max_length": max_length, "embedding": embedding, "overwrite": overwrite}
     with shown_progress("export", hidden=as_json) as progress:
         progress(0.0, "reading the model")
+        common: dict[str, Any] = {"overwrite": overwrite, "progress": progress.part(0.05, 1.0)}
+        common |= {name: given[name] for name in ("max_length", "embedding")}
         if kind == "genai":
-            bundle = export_genai(
-                checkpoint, output, library=custom_ops_library, progress=progress.part(0.05, 1.0), **common
-            )
+            bundle = export_genai(checkpoint, output, library=given["custom_ops_library"], **common)
         else:
-            common |= {"dtype": dtype or "float32", "dialect": dialect or "ort", "portable": portable}
-            bundle = export_onnx(checkpoint, output, **common)
+            chosen = {name: given[name] for name in ("dtype", "dialect", "portable") if given[name]}
+            bundle = export_onnx(checkpoint, output, **chosen, **common)
     seconds = time.perf_counter() - start
     if as_json:
         echo_json(_summary(bundle, seconds))
@@ -121,17 +110,16 @@ def command(
         _print_table(bundle, seconds)
 
 
-def _check_kind(kind: str, given: dict[str, tuple[object, tuple[str, ...]]], engine: dict[str, object]) -> None:
-    """Refuse options of another kind of export, rather than ignore them; option -> value, and where it belongs."""
+def _check_options(kind: str, given: dict[str, object]) -> None:
+    """Refuse options of another kind of export, rather than ignore them."""
     from ..errors import NqEdgeError
 
-    names = {"targets": "--target"}
-    for name, value in engine.items():
-        given[names.get(name, f"--{name.replace('_', '-')}")] = (value, ("tensorrt",))
-    for name, (value, kinds) in given.items():
+    for name, value in given.items():
+        kinds = _KINDS.get(name, ("tensorrt",))
         if value and kind not in kinds:
+            option = "--target" if name == "targets" else f"--{name.replace('_', '-')}"
             other = " or ".join(kinds)
-            raise NqEdgeError("NQ-OPTION", f"{name} goes with --to {other}, not with --to {kind}.", "Leave it out.")
+            raise NqEdgeError("NQ-OPTION", f"{option} goes with --to {other}, not with --to {kind}.", "Leave it out.")
 
 
 def _summary(bundle: Bundle, seconds: float) -> dict[str, object]:

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from ..errors import NqEdgeError
-from ..formats.checkpoint import Checkpoint, QuantizationSettings, true_bits_per_weight, write_checkpoint
+from ..formats.checkpoint import (
+    Checkpoint,
+    CheckpointParts,
+    QuantizationSettings,
+    true_bits_per_weight,
+    write_checkpoint,
+)
 from ..models.loading import SourceModel, load_model
 from ..models.tensors import embedding_name, finite, linear_at, uncompressed_tensors
 from ..system.files import check_new_folder
@@ -205,9 +211,8 @@ def _compressed(
         calibration=_calibration(options, windows),
     )
     if team().first:
-        write_checkpoint(
-            output, source.config, settings, layers, others, source.companions, options.overwrite, tables=tables
-        )
+        parts = CheckpointParts(source.config, settings, layers, others, tables)
+        write_checkpoint(output, parts, companions=source.companions, overwrite=options.overwrite)
         state.finish()
     team().wait()
     return Checkpoint(output)

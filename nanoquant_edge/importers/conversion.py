@@ -18,7 +18,7 @@ from ..errors import NqEdgeError
 from ..formats.checkpoint.layer import PackedLayer
 from ..formats.checkpoint.reader import Checkpoint
 from ..formats.checkpoint.settings import QuantizationSettings
-from ..formats.checkpoint.writer import true_bits_per_weight, write_checkpoint
+from ..formats.checkpoint.writer import CheckpointParts, true_bits_per_weight, write_checkpoint
 from ..system.files import check_new_folder
 from ..system.progress import Progress
 from .files import read_foreign
@@ -72,7 +72,8 @@ def import_checkpoint(
             )
         settings, others, layers = _checked(source, dense, layers, tensors, progress.part(0.6, 0.9))
         progress(0.9, "writing the checkpoint")
-        made = write_checkpoint(Path(output), dense.config, settings, layers, others, dense.companions, overwrite)
+        parts = CheckpointParts(dense.config, settings, layers, others)
+        made = write_checkpoint(Path(output), parts, companions=dense.companions, overwrite=overwrite)
         progress(1.0, "done")
         return made
 

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from nanoquant_edge.formats.bundle import Bundle
-from nanoquant_edge.formats.checkpoint import Checkpoint, write_checkpoint
+from nanoquant_edge.formats.checkpoint import Checkpoint, CheckpointParts, write_checkpoint
 from tests.tiny import random_layer, tiny_checkpoint
 
 __all__ = ["Yard", "gguf_file", "gguf_model", "torch_archive"]
@@ -56,7 +56,8 @@ class Yard:
         inside = tuple(f"{name}." for name in layers)
         others = {name: whole.tensor(name) for name in whole.tensor_names() if not name.startswith(inside)}
         target = self.inside / "sharded"
-        write_checkpoint(target, whole.config, whole.settings, layers, others, shard_bytes=4000)
+        parts = CheckpointParts(whole.config, whole.settings, layers, others)
+        write_checkpoint(target, parts, shard_bytes=4000)
         return target
 
     def _bundle(self) -> Path:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import nanoquant_edge.hf
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.formats.checkpoint import Checkpoint, write_checkpoint
+from nanoquant_edge.formats.checkpoint import Checkpoint, CheckpointParts, write_checkpoint
 from nanoquant_edge.hf.linear import NanoQuantLinear
 from nanoquant_edge.validation.dense import dense_model
 from tests.tiny import tiny_checkpoint
@@ -68,7 +68,8 @@ def test_sharded(tmp_path: Path) -> None:
     layers = {name: whole.layer(name) for name in whole.layers}
     inside = tuple(f"{name}." for name in layers)
     others = {name: whole.tensor(name) for name in whole.tensor_names() if not name.startswith(inside)}
-    sharded = write_checkpoint(tmp_path / "sharded", whole.config, whole.settings, layers, others, shard_bytes=20_000)
+    parts = CheckpointParts(whole.config, whole.settings, layers, others)
+    sharded = write_checkpoint(tmp_path / "sharded", parts, shard_bytes=20_000)
     assert sharded.settings.shards == len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "sharded", dtype=torch.float32)
     assert torch.equal(
@@ -82,7 +83,8 @@ def test_sharded(tmp_path: Path) -> None:
 def test_without_the_import_loading_fails(tmp_path: Path, name: str, shard_bytes: int) -> None:
     whole = tiny_checkpoint(tmp_path / "whole")
     layers = {layer: whole.layer(layer) for layer in whole.layers}
-    write_checkpoint(tmp_path / "model", whole.config, whole.settings, layers, {}, shard_bytes=shard_bytes)
+    parts = CheckpointParts(whole.config, whole.settings, layers, {})
+    write_checkpoint(tmp_path / "model", parts, shard_bytes=shard_bytes)
     script = (
         "import sys\nimport transformers\n"
         f"try:\n    transformers.{name}.from_pretrained({str(tmp_path / 'model')!r})\n"

@@ -53,43 +53,44 @@ def run_compiler(
         "library": str(library.absolute()),
         "timing_cache": None if timing_cache is None else str(timing_cache.absolute()),
     }
-    result: dict[str, Any] | None = None
-    with compiler_environment() as environment, tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            env=environment,
-            cwd=NEUTRAL_FOLDER,
-            encoding="utf-8",
-        )
-        try:
-            assert child.stdin is not None and child.stdout is not None
-            with contextlib.suppress(BrokenPipeError):  # it died at once; its status tells
-                child.stdin.write(json.dumps(request))
-                child.stdin.close()
-            phases = _Phases()
-            for line in child.stdout:
-                entry = _parse(line)
-                if entry.get("event") == "done":
-                    result = entry
-                elif entry.get("event") == "error" and entry.get("code") in CATALOGUE:
-                    child.wait()
-                    raise NqEdgeError(entry["code"], str(entry["message"]), entry.get("hint"))
-                elif progress is not None:
-                    progress(phases.fraction(entry), phases.text)
-            status = child.wait()
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        said.seek(max(0, said.seek(0, os.SEEK_END) - _STDERR_BYTES))
-        words = " ".join(said.read().decode("utf-8", "replace").split())[-600:]
+    with compiler_environment() as environment, tempfile.TemporaryFile() as errors:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        with subprocess.Popen(command, env=environment, cwd=NEUTRAL_FOLDER, encoding="utf-8", **pipes) as child:
+            try:
+                result = _converse(child, request, progress or Progress())
+                status = child.wait()
+            finally:
+                if child.poll() is None:
+                    child.kill()
+        errors.seek(max(0, errors.seek(0, os.SEEK_END) - _STDERR_BYTES))
+        words = " ".join(errors.read().decode("utf-8", "replace").split())[-600:]
     if result is not None and status == 0 and output.is_file():
         result.pop("event")
         return result
     raise _death(status, words)
+
+
+def _converse(child: subprocess.Popen[str], request: dict[str, Any], progress: Progress) -> dict[str, Any] | None:
+    """Ask the compiler, and listen until it ends; returns what it reported at last.
+
+    Raises:
+        NqEdgeError: what the compiler reported.
+    """
+    assert child.stdin is not None and child.stdout is not None
+    with contextlib.suppress(BrokenPipeError):  # it died at once; its status tells
+        child.stdin.write(json.dumps(request))
+        child.stdin.close()
+    result, phases = None, _Phases()
+    for line in child.stdout:
+        entry = _parse(line)
+        if entry.get("event") == "done":
+            result = entry
+        elif entry.get("event") == "error" and entry.get("code") in CATALOGUE:
+            child.wait()
+            raise NqEdgeError(entry["code"], str(entry["message"]), entry.get("hint"))
+        else:
+            progress(phases.fraction(entry), phases.text)
+    return result
 
 
 def _death(status: int, words: str) -> NqEdgeError:

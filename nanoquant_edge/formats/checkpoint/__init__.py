@@ -10,7 +10,7 @@ from .reader import INDEX_FILE, WEIGHTS_FILE, Checkpoint
 from .settings import FORMAT_VERSION, QUANT_METHOD, QuantizationSettings
 from .table import TABLE_FORMATS, QuantizedTable, quantize_table
 from .tiles import from_tiles, tiles_shape, to_tiles
-from .writer import COMPANION_FILES, true_bits_per_weight, write_checkpoint
+from .writer import COMPANION_FILES, CheckpointParts, true_bits_per_weight, write_checkpoint
 
 __all__ = [
     "COMPANION_FILES",
@@ -20,6 +20,7 @@ __all__ = [
     "TABLE_FORMATS",
     "WEIGHTS_FILE",
     "Checkpoint",
+    "CheckpointParts",
     "PackedLayer",
     "QuantizationSettings",
     "QuantizedTable",

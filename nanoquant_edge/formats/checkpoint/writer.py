@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from .reader import INDEX_FILE, WEIGHTS_FILE, Checkpoint
 from .settings import QuantizationSettings
 from .table import QuantizedTable
 
-__all__ = ["COMPANION_FILES", "true_bits_per_weight", "write_checkpoint"]
+__all__ = ["COMPANION_FILES", "CheckpointParts", "true_bits_per_weight", "write_checkpoint"]
 
 #: Files that travel with a model unchanged.
 COMPANION_FILES = (
@@ -54,45 +54,66 @@ def _shards(tensors: dict[str, NDArray[np.generic]], limit: int) -> list[dict[st
     return shards
 
 
+@dataclass(frozen=True)
+class CheckpointParts:
+    """What a checkpoint consists of.
+
+    Attributes:
+        config: the model's config.json content; its `quantization_config` is replaced.
+        settings: the new `quantization_config`; its `shards` and `tables` are set to what is written.
+        layers: module name -> factors, for every compressed layer.
+        others: tensor name -> array, for everything else (embedding, norms, untied head).
+        tables: module name -> codes and scales; they take the place of `{module}.weight` in `others`.
+    """
+
+    config: Mapping[str, Any]
+    settings: QuantizationSettings
+    layers: Mapping[str, PackedLayer]
+    others: Mapping[str, NDArray[np.generic]]
+    tables: Mapping[str, QuantizedTable] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, NDArray[np.generic]]:
+        """Every tensor under the name that it has in the file."""
+        tensors: dict[str, NDArray[np.generic]] = {}
+        for name, layer in self.layers.items():
+            for part in ("u_packed", "v_packed", "scale_out", "scale_in", "scale_mid", "bias"):
+                value = getattr(layer, part)
+                if value is not None:
+                    tensors[f"{name}.{part}"] = np.ascontiguousarray(value)
+        for name, table in self.tables.items():
+            tensors[f"{name}.codes"] = np.ascontiguousarray(table.codes)
+            tensors[f"{name}.scales"] = np.ascontiguousarray(table.scales)
+        replaced = {f"{name}.weight" for name in self.tables}
+        tensors.update({n: np.ascontiguousarray(value) for n, value in self.others.items() if n not in replaced})
+        return tensors
+
+
 def write_checkpoint(
     folder: str | Path,
-    config: Mapping[str, Any],
-    settings: QuantizationSettings,
-    layers: Mapping[str, PackedLayer],
-    others: Mapping[str, NDArray[np.generic]],
+    parts: CheckpointParts,
+    *,
     companions: str | Path | None = None,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
-    tables: Mapping[str, QuantizedTable] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint and open it again, which checks it.
 
     Args:
         folder: where to; it appears only when everything in it is complete and on disk.
-        config: the model's config.json content; its `quantization_config` is replaced.
-        settings: the new `quantization_config`; its `shards` and `tables` are set to what is written.
-        layers: module name -> factors, for every compressed layer.
-        others: tensor name -> array, for everything else (embedding, norms, untied head).
+        parts: what is written.
         companions: folder from which tokenizer and generation files are copied, when present there.
         overwrite: replace a checkpoint that stands there.
         shard_bytes: largest size of one weights file.
-        tables: module name -> codes and scales; they take the place of `{module}.weight` in `others`.
 
     Raises:
         NqEdgeError: NQ-OUTPUT when the folder exists or cannot be written.
+
+    Example:
+        >>> parts = CheckpointParts(config, settings, layers, others)
+        >>> write_checkpoint("smollm2-1bit", parts, companions="SmolLM2-135M").layers[0]
+        'model.layers.0.self_attn.q_proj'
     """
-    tensors: dict[str, NDArray[np.generic]] = {}
-    for name, layer in layers.items():
-        for part in ("u_packed", "v_packed", "scale_out", "scale_in", "scale_mid", "bias"):
-            value = getattr(layer, part)
-            if value is not None:
-                tensors[f"{name}.{part}"] = np.ascontiguousarray(value)
-    coded = dict(tables or {})
-    for name, table in coded.items():
-        tensors[f"{name}.codes"] = np.ascontiguousarray(table.codes)
-        tensors[f"{name}.scales"] = np.ascontiguousarray(table.scales)
-    replaced = {f"{name}.weight" for name in coded}
-    tensors.update({name: np.ascontiguousarray(value) for name, value in others.items() if name not in replaced})
+    tensors = parts.tensors()
     with new_folder(Path(folder), overwrite) as scratch:
         metadata = {"format": "np"}  # a second entry would come out in random order, and equal runs in unequal bytes
         shards = _shards(tensors, shard_bytes)
@@ -106,10 +127,9 @@ def write_checkpoint(
                 weight_map.update(dict.fromkeys(shard, name))
             total = sum(tensor.nbytes for tensor in tensors.values())
             write_json(scratch / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        entry = replace(
-            settings, shards=len(shards), tables={name: table.kind for name, table in coded.items()}
-        ).to_dict()
-        write_json(scratch / "config.json", {**config, "quantization_config": entry})
+        kinds = {name: table.kind for name, table in parts.tables.items()}
+        entry = replace(parts.settings, shards=len(shards), tables=kinds).to_dict()
+        write_json(scratch / "config.json", {**parts.config, "quantization_config": entry})
         if companions is not None:
             for name in COMPANION_FILES:
                 if (Path(companions) / name).is_file():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.formats.checkpoint import write_checkpoint
+from nanoquant_edge.formats.checkpoint import CheckpointParts, write_checkpoint
 from tests.exporters.onnx.support import Decoder, have_kernel, reference_logits, reference_model
 from tests.tiny import tiny_checkpoint
 
@@ -131,7 +131,8 @@ def test_tables_and_norms_of_other_types(tmp_path: Path, stored: type, dtype: st
     }
     layers = {name: checkpoint.layer(name) for name in checkpoint.layers}
     settings = checkpoint.settings
-    changed = write_checkpoint(tmp_path / "d", checkpoint.config, settings, layers, others, checkpoint.folder)
+    parts = CheckpointParts(checkpoint.config, settings, layers, others)
+    changed = write_checkpoint(tmp_path / "d", parts, companions=checkpoint.folder)
     bundle = export_onnx(changed, tmp_path / "b", dtype=dtype, portable=not KERNEL)
     ids = np.random.default_rng(8).integers(0, 320, (1, 12))
     close(Decoder(bundle, kernel=KERNEL).feed(ids), reference_logits(reference_model(changed), ids), dtype)

@@ -15,7 +15,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.formats.checkpoint import Checkpoint, TensorFile, true_bits_per_weight, write_checkpoint
+from nanoquant_edge.formats.checkpoint import (
+    Checkpoint,
+    CheckpointParts,
+    TensorFile,
+    true_bits_per_weight,
+    write_checkpoint,
+)
 from tests.tiny import random_layer, tiny_checkpoint
 
 GOLDEN = Path(__file__).parents[2] / "data/golden_checkpoint"
@@ -47,7 +53,8 @@ def test_golden_checkpoint(tmp_path: Path) -> None:
 def test_written_words_are_the_golden_ones(tmp_path: Path) -> None:
     golden = Checkpoint(_golden(tmp_path))
     layer = golden.layer("layer")
-    write_checkpoint(tmp_path / "again", {"model_type": "llama"}, golden.settings, {"layer": layer}, {})
+    parts = CheckpointParts({"model_type": "llama"}, golden.settings, {"layer": layer}, {})
+    write_checkpoint(tmp_path / "again", parts)
     tensors = load_file(tmp_path / "again/nanoquant.safetensors")
     assert tensors["layer.u_packed"].tobytes().hex() == "0200000003000000"
     assert tensors["layer.v_packed"].tobytes().hex() == "0100000006000000"
@@ -62,9 +69,8 @@ def test_round_trip(tmp_path: Path, dtype: Any, shard_bytes: int) -> None:
     layers = {name: first.layer(name) for name in first.layers}
     inside = tuple(f"{name}." for name in layers)
     others = {name: first.tensor(name) for name in first.tensor_names() if not name.startswith(inside)}
-    again = write_checkpoint(
-        tmp_path / "again", first.config, first.settings, layers, others, first.folder, shard_bytes=shard_bytes
-    )
+    parts = CheckpointParts(first.config, first.settings, layers, others)
+    again = write_checkpoint(tmp_path / "again", parts, companions=first.folder, shard_bytes=shard_bytes)
     assert sorted(again.tensor_names()) == sorted(first.tensor_names())
     for name in first.tensor_names():
         assert again.tensor(name).dtype == first.tensor(name).dtype
@@ -171,7 +177,8 @@ def test_a_configuration_that_is_not_an_object(tmp_path: Path) -> None:
 def _sharded(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     golden = Checkpoint(_golden(tmp_path))
     folder = tmp_path / "sharded"
-    write_checkpoint(folder, {}, golden.settings, {"layer": golden.layer("layer")}, {}, shard_bytes=16)
+    parts = CheckpointParts({}, golden.settings, {"layer": golden.layer("layer")}, {})
+    write_checkpoint(folder, parts, shard_bytes=16)
     return folder, json.loads((folder / "nanoquant.safetensors.index.json").read_text())
 
 
@@ -180,7 +187,7 @@ def _sharded(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     [
         (None, "NQ-CKPT", "no weight_map"),
         ({"layer.u_packed": 3}, "NQ-CKPT", "no weight_map"),
-        ({"layer.u_packed": "../golden/nanoquant.safetensors"}, "NQ-PATH", "leads outside"),
+        ({"layer.u_packed": "../golden/nanoquant.safetensors"}, "NQ-PATH", "not a file name inside"),
         ({"layer.u_packed": "/etc/passwd"}, "NQ-PATH", "not a file name inside"),
         ({"layer.u_packed": "nanoquant-00001-of-00002.safetensors"}, "NQ-CKPT", "disagree about tensor layer.v"),
         ({"layer.u_packed": "absent.safetensors"}, "NQ-CKPT", "not a readable safetensors"),
