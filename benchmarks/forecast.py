@@ -51,7 +51,7 @@ def dense_tps(gpu: Gpu, model: ModelFacts, bits: float, head_bits: float, contex
     launches = 4 * (HANDOFF_US[gpu.architecture >= 90] + LOAD_CYCLES / gpu.ghz / 1e3) + BLOCK_US * slower
     weights = model.body_weights * bits / 8 / (gpu.gbs * DENSE_SHARE) / 1e3
     head = model.table_elements * head_bits / 8 / (gpu.gbs * DENSE_SHARE) / 1e3
-    cache = gpu_step(gpu, model, context)["cache"]
+    cache = gpu_step(gpu, model, context=context)["cache"]
     return 1e6 / (model.config.num_layers * launches + weights + head + cache)
 
 
@@ -65,13 +65,13 @@ def measured_rows(folder: Path) -> list[dict[str, Any]]:
         if row["weights"] == "nanoquant" and row["batch"] == 1 and not row["host_embedding"]:
             newest[row["model"], row["target_bpw"], row["new"]] = row
     for (name, bpw, new), row in sorted(newest.items()):
-        found = forecast(h200, model_named(name, bpw), row["prompt"] + new // 2)
+        found = forecast(h200, model_named(name, bpw), context=row["prompt"] + new // 2)
         role = "fitted" if (name, new) in FITTED else "held out"
         source = f"docs/figures/gpu_decode.json, {role}"
         rows.append(_row("h200", name, bpw, found.decode, row["tps"], source, "measured", new))
     for (name, bpw, new), row in sorted(newest.items()):
         if new == 128:
-            prompt = forecast(h200, model_named(name, bpw), row["prompt"]).prefill
+            prompt = forecast(h200, model_named(name, bpw), context=row["prompt"]).prefill
             known = round(1e3 * row["prompt"] / row["ttft_ms"], 1)
             source = "docs/figures/gpu_decode.json, first token after 128, fitted"
             rows.append(_row("h200", name, bpw, prompt, known, source, "measured prompt", 0))
@@ -79,10 +79,10 @@ def measured_rows(folder: Path) -> list[dict[str, Any]]:
     for row in cpu_measurements(folder):
         facts = model_named("smollm2-135m", row["bpw"], row["table"])
         name = f"smollm2-135m, {row['table']} tables"
-        found = forecast(cpu, facts, row["context"])
+        found = forecast(cpu, facts, context=row["context"])
         rows.append(_row(_CORES, name, row["bpw"], found.decode, row["decode"], row["source"], "measured", 64))
         if row["prefill"]:
-            prompt = forecast(cpu, facts, 256).prefill
+            prompt = forecast(cpu, facts, context=256).prefill
             rows.append(_row(_CORES, name, row["bpw"], prompt, row["prefill"], row["source"], "measured prompt", 0))
     return rows
 
@@ -92,7 +92,7 @@ def memory_rows(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for row in cpu_measurements(folder):
         sizes, extra = sizes_of(model_named("smollm2-135m", row["bpw"], row["table"]), _this_cpu())
-        needed = check_fit(_this_cpu(), sizes, row["context"], extra).needed / 1e6
+        needed = check_fit(_this_cpu(), sizes, capacity=row["context"], extra=extra).needed / 1e6
         entry = {"device": _CORES, "model": f"smollm2-135m, {row['table']} tables", "target_bpw": row["bpw"]}
         entry |= {"predicted_mb": round(needed, 1), "measured_mb": row["mb"], "source": row["source"]}
         rows.append({**entry, "kind": "measured memory", "predicted_over_known": round(needed / row["mb"], 2)})
@@ -133,7 +133,7 @@ def published_rows() -> list[dict[str, Any]]:
     """Others: predicted against published."""
     rows = []
     for device, name, bpw, new, tps, source in OFFICIAL:
-        found = forecast(target_named(device), model_named(name, bpw), 128 + new // 2)
+        found = forecast(target_named(device), model_named(name, bpw), context=128 + new // 2)
         rows.append(_row(device, name, bpw, found.decode, tps, source, "other kernels", new))
     for device, mode, name, bits, head_bits, context, tps, source in OTHERS:
         target = target_named(device)

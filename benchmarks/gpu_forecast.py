@@ -97,8 +97,8 @@ def model_rows(name_of_device: str, gpu: Gpu, code: Code) -> list[dict[str, Any]
         for group in shapes:
             # A group's halves run together: as one matrix with the rows of all.
             ranks = [rank_for_rate(out, into, 1.0) for out, into in group]
-            total += half_us(gpu, code, sum(ranks), group[0][1], BANDWIDTH_SHARE)
-            total += half_us(gpu, code, sum(out for out, _ in group), max(ranks), BANDWIDTH_SHARE)
+            total += half_us(gpu, code, rows=sum(ranks), columns=group[0][1], share=BANDWIDTH_SHARE)
+            total += half_us(gpu, code, rows=sum(out for out, _ in group), columns=max(ranks), share=BANDWIDTH_SHARE)
         us = layers * total
         rows.append(
             {"device": name_of_device, "model": name, "target_bpw": 1.0, "linears_us": round(us), "kind": "forecast"}
@@ -129,7 +129,9 @@ def main(append: bool, folder: Path) -> None:
             click.echo(f"{device}: {code}")
             for name, out, into, rank in LAYERS:
                 row = {"device": device, "layer": name, "kind": "forecast"}
-                row["predicted_us"] = round(layer_us(gpu, code, out, into, rank, BANDWIDTH_SHARE), 2)
+                row["predicted_us"] = round(
+                    layer_us(gpu, code, out=out, into=into, rank=rank, share=BANDWIDTH_SHARE), 2
+                )
                 if device == "h200" and name in known:
                     row["measured_us"] = known[name]
                     row["predicted_over_measured"] = round(row["predicted_us"] / known[name], 2)

@@ -33,7 +33,18 @@ FLOORS = [
 WITH_TORCH = ("models/", "importers/", "hf/", "compression/", "validation/", "runtimes/torch/")
 
 #: Packages whose public functions take few parameters; what has more is missing a concept.
-WITH_FEW_PARAMETERS = ("bench", "compression", "exporters", "formats", "runtimes", "validation")
+WITH_FEW_PARAMETERS = (
+    "bench",
+    "cli",
+    "compression",
+    "deploy",
+    "devices",
+    "exporters",
+    "formats",
+    "runtimes",
+    "system",
+    "validation",
+)
 MOST_PARAMETERS = 7
 
 Name = tuple[str, ...]

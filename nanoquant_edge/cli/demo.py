@@ -47,16 +47,28 @@ class _Clock:
 
 
 @click.command("demo")
-@click.option("--output", type=OutputPath(), default=Path("build/demo"), show_default=True)
 @click.option(
-    "--model", type=click.Path(path_type=Path), help="Another model [default: SmolLM2-135M from its package]."
+    "--output",
+    type=OutputPath(),
+    default=Path("build/demo"),
+    show_default=True,
+    help="The folder that keeps everything.",
 )
-@click.option("--texts", type=click.Path(path_type=Path), help=f"Folder with {CALIBRATION_TEXT} and {TEST_TEXT}.")
-@click.option("--bpw", type=float, default=2.0, show_default=True)
-@click.option("--preset", default="quick", show_default=True)
-@click.option("--prompt", default=PROMPT, show_default=True)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Another model, a folder or a .gguf file [default: SmolLM2-135M-Instruct, which is fetched].",
+)
+@click.option(
+    "--texts",
+    type=click.Path(path_type=Path),
+    help=f"A folder with {CALIBRATION_TEXT} and {TEST_TEXT} [default: the model writes its own texts].",
+)
+@click.option("--bpw", type=float, default=2.0, show_default=True, help="Bits per weight of the compressed layers.")
+@click.option("--preset", default="quick", show_default=True, help="The recipe of the compression.")
+@click.option("--prompt", default=PROMPT, show_default=True, help="The beginning of the text that is generated.")
 def command(output: Path, model: Path | None, texts: Path | None, bpw: float, preset: str, prompt: str) -> None:
-    """Compress, export, validate and run SmolLM2-135M; takes minutes, leaves everything in OUTPUT."""
+    """Compress, export, validate and run SmolLM2-135M, and print what came out; takes minutes."""
     from .demo_model import fetch_model
 
     if model is not None:

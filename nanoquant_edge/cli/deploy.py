@@ -19,18 +19,20 @@ __all__ = ["command"]
 
 @click.command(name="deploy")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--device", "-d", required=True, help="A board of `nq-edge devices`, x86-laptop, or `this`.")
-@click.option("--output", type=OutputPath(), required=True, help="Folder to write.")
+@click.option("--device", "-d", required=True, help="The board: a name of `nq-edge devices`, or `this`.")
+@click.option("--output", type=OutputPath(), required=True, help="The folder to write.")
 @click.option(
     "--wheels/--no-wheels",
     default=True,
     help="Fetch the wheels now, so that the board needs no network. Without them the board fetches the same versions.",
 )
-@click.option("--native", type=click.Path(path_type=Path), help="Folder with libraries that were built for the board.")
+@click.option(
+    "--native", type=click.Path(path_type=Path), help="A folder with libraries that were built for the board."
+)
 @click.option("--no-native", is_flag=True, help="Leave building the operator's library to the board.")
 @click.option("--python", help="The board's version of Python, such as 3.10 [default: that of its system].")
 @click.option("--overwrite", is_flag=True, help="Replace a deployment that stands at --output.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(bundle: Path, device: str, output: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Write all that a board needs to run BUNDLE into one folder.
 

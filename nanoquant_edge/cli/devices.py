@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,10 +18,10 @@ __all__ = ["command", "named"]
 
 
 @click.group(name="devices", cls=SuggestingGroup, invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
-    """List boards and GPUs; `show` one, or ask whether a model will `fit` one."""
+    """List the boards and GPUs that are known; `show` one of them, or ask whether a model will `fit` it."""
     if context.invoked_subcommand is not None:
         return
     from ..devices import TARGETS, describe_machine, recognise
@@ -50,9 +50,9 @@ def command(context: click.Context, as_json: bool) -> None:
     console.print(f"Engines are built for any GPU of a kind too: {', '.join(generic)}.")
 
 
-@command.command(name="show")
+@command.command(name="show", short_help="Show all that is known of a device.")
 @click.argument("device")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def show(device: str, as_json: bool) -> None:
     """Show all that is known of DEVICE (`this` for the machine at hand), and where each number is from."""
     from .devices_report import print_device
@@ -64,29 +64,28 @@ def show(device: str, as_json: bool) -> None:
         print_device(target)
 
 
-@command.command(name="fit")
+@command.command(name="fit", short_help="Say whether a model fits a device, and how fast it will be.")
 @click.argument("model")
-@click.option("--device", "-d", required=True, help="A name of `nq-edge devices`, or `this`.")
-@click.option("--context", type=click.IntRange(min=1), help="Tokens of prompt and text [default: 2048].")
-@click.option("--bpw", type=float, help="Bits per weight [default: what is stored, or 1.0].")
+@click.option("--device", "-d", required=True, help="The device: a name of `nq-edge devices`, or `this`.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Tokens of prompt and text together [default: 2048, or what the model has].",
+)
+@click.option("--bpw", type=float, help="Bits per weight of the compressed layers [default: what is stored, or 1.0].")
 @click.option(
     "--table",
     type=click.Choice(["float16", "int8", "int4"]),
-    help="Storage of embedding and head [default: what is stored, or float16].",
+    help="Storage of the embedding and the head [default: what is stored, or float16].",
 )
-@click.option("--batch", type=click.IntRange(1, 256), default=1, show_default=True, help="Sequences at once.")
-@click.option("--power-mode", help="A power mode of the device [default: the highest].")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def fit(
-    model: str,
-    device: str,
-    context: int | None,
-    bpw: float | None,
-    table: str | None,
-    batch: int,
-    power_mode: str | None,
-    as_json: bool,
-) -> None:
+@click.option(
+    "--batch", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of sequences that run at once."
+)
+@click.option(
+    "--power-mode", help="Power mode of the device, as `nq-edge devices show` lists them [default: the highest]."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def fit(model: str, device: str, context: int | None, as_json: bool, **options: Any) -> None:
     """Say whether MODEL fits a device, with how much context, and how fast it will probably be.
 
     MODEL is a bundle, a checkpoint, a folder with a Hugging Face config.json, or a hub id, of which config.json alone
@@ -96,9 +95,9 @@ def fit(
 
     target = named(device)
     check_kind(model, "bundle", "engine", "checkpoint", "model", code="NQ-MODEL")
-    facts = open_model(model, bpw, table)
+    facts = open_model(model, options["bpw"], options["table"])
     wanted = min(2048, facts.config.max_positions) if context is None else context
-    found = assess(facts, target, wanted, batch, power_mode)
+    found = assess(facts, target, context=wanted, batch=options["batch"], power_mode=options["power_mode"])
     if as_json:
         echo_json(found.to_dict())
     else:

@@ -18,7 +18,7 @@ _STYLES = {"ok": "green", "note": "yellow", "problem": "red"}
 
 
 @click.command(name="doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(as_json: bool) -> None:
     """Look at this machine: device, Python packages, ONNX Runtime, our libraries, GPU, TensorRT, power sensors.
 

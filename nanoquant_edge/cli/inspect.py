@@ -21,10 +21,14 @@ __all__ = ["command", "describe_bundle", "describe_checkpoint"]
 
 @click.command(name="inspect")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--layers", is_flag=True, help="List every compressed layer, not only each type.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--layers", is_flag=True, help="List every compressed layer instead of each type of layer.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(folder: Path, layers: bool, as_json: bool) -> None:
-    """Show a checkpoint's layers, ranks, true bits per weight and where its bytes are (or a bundle's contents)."""
+    """Show what FOLDER holds, a checkpoint or a bundle, and where its bytes are.
+
+    Of a checkpoint: compressed layers, their ranks and true bits per weight, how it was made. Of a bundle: what runs
+    it, its context and cache, its files. Only headers are read.
+    """
     from ..formats.bundle import MANIFEST_FILE
 
     check_kind(folder, "checkpoint", "bundle", "engine", "build folder", code="NQ-CKPT")

@@ -153,9 +153,9 @@ def _assessed(source: Bundle, target: Target) -> Assessment | None:
         return None
     model = open_model(str(source.folder))
     context = min(2048, source.kv.capacity)
-    found = assess(model, target, context)
+    found = assess(model, target, context=context)
     if not found.fit.fits and found.largest_context >= 256:
-        return assess(model, target, found.largest_context)
+        return assess(model, target, context=found.largest_context)
     if not found.fit.fits:
         raise NqEdgeError(
             "NQ-FIT",

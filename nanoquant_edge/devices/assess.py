@@ -80,7 +80,7 @@ class Assessment:
 
 
 def assess(
-    model: ModelFacts, target: Target, context: int = 2048, batch: int = 1, power_mode: str | None = None
+    model: ModelFacts, target: Target, *, context: int = 2048, batch: int = 1, power_mode: str | None = None
 ) -> Assessment:
     """Look at a model on a device.
 
@@ -105,11 +105,11 @@ def assess(
         model = model.at(table="float16")
     sizes, extra = sizes_of(model, target, batch)
     fits = [rate for rate in RATES if _fit(model.at(rate), target, batch, context).fits]
-    speed = None if target.bandwidth_gbs is None else forecast(target, model, context, power_mode)
+    speed = None if target.bandwidth_gbs is None else forecast(target, model, context=context, power_mode=power_mode)
     return Assessment(
         model=model,
-        fit=check_fit(target, sizes, context, extra),
-        largest_context=largest_capacity(target, sizes, limit, extra),
+        fit=check_fit(target, sizes, capacity=context, extra=extra),
+        largest_context=largest_capacity(target, sizes, limit=limit, extra=extra),
         best_bpw=fits[-1] if fits else None,
         quality=tuple(quality_rows(model.config)),
         speed=speed,
@@ -138,4 +138,4 @@ def sizes_of(model: ModelFacts, target: Target, batch: int = 1) -> tuple[ModelSi
 
 def _fit(model: ModelFacts, target: Target, batch: int, context: int) -> Fit:
     sizes, extra = sizes_of(model, target, batch)
-    return check_fit(target, sizes, context, extra)
+    return check_fit(target, sizes, capacity=context, extra=extra)

@@ -28,13 +28,13 @@ _STREAM, _CORE_GBS = 0.6, 6.0
 _BLOCK_US = 20.0
 
 
-def step_parts(cpu: Cpu, gbs: float, model: ModelFacts, context: int) -> dict[str, float]:
+def step_parts(cpu: Cpu, model: ModelFacts, *, gbs: float, context: int) -> dict[str, float]:
     """Microseconds of a decode step, part by part.
 
     Args:
         cpu: the processor; all its cores compute.
-        gbs: GB/s of the memory.
         model: at the rate in question.
+        gbs: GB/s of the memory.
         context: tokens in the cache, which is float32.
     """
     config = model.config

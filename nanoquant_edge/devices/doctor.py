@@ -3,21 +3,15 @@
 
 from __future__ import annotations
 
-import platform
 import re
-import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import import_module, metadata
 from typing import Any
 
 from ..errors import NqEdgeError, first_line
-from ..system import native
 from ..system.extras import install_command
-from ..system.memory import memory_available
 from ..system.versions import release
-from .power import find_sources
+from .probes import Probes
 from .profile import Target
 from .recognise import Machine, describe_machine, recognise
 
@@ -59,12 +53,22 @@ class Report:
 class _Here:
     machine: Machine
     target: Target | None
+    probes: Probes
 
 
-def examine(machine: Machine | None = None) -> Report:
-    """Look at this machine; nothing is changed, and a check that fails in an unforeseen way is a problem itself."""
+def examine(machine: Machine | None = None, probes: Probes | None = None) -> Report:
+    """Look at a machine; nothing is changed, and a check that fails in an unforeseen way is a problem itself.
+
+    Args:
+        machine: what it says of itself; None asks this one.
+        probes: how it is looked at; None looks at this one.
+
+    Example:
+        >>> isinstance(examine().healthy, bool)
+        True
+    """
     here = machine or describe_machine()
-    known = _Here(here, recognise(here))
+    known = _Here(here, recognise(here), probes or Probes())
     checks: list[Check] = []
     for check in _CHECKS:
         name = check.__name__.strip("_").replace("_", " ")
@@ -84,14 +88,14 @@ def _machine(here: _Here) -> Iterator[Check]:
         parts += [] if machine.memory_limit is None else [f"{machine.memory_limit / 1e9:.1f} GB of memory"]
         advice = "Affinity, or the limits of a container or service; forecasts for `this` count what is allowed."
         yield Check("limits of this process", NOTE, " and ".join(parts), advice)
-    free = memory_available()
+    free = here.probes.free_memory()
     if free is not None:
         low = free < 500_000_000
         advice = "End other programs; a desktop alone takes about 800 MB of a board." if low else ""
         yield Check("free memory", NOTE if low else OK, f"{free / 1e9:.1f} GB", advice)
-    version = platform.python_version()
-    old = sys.version_info < (3, 10)
-    yield Check("Python", PROBLEM if old else OK, version, "Install Python 3.10 or newer." if old else "")
+    version, old = here.probes.python, here.probes.python < (3, 10)
+    advice = "Install Python 3.10 or newer." if old else ""
+    yield Check("Python", PROBLEM if old else OK, ".".join(map(str, version)), advice)
     if target and target.jetpack and machine.l4t:
         series = {row["l4t"].split(".")[0] for row in target.software if "l4t" in row}
         known = machine.l4t.split(".")[0] in series
@@ -100,37 +104,33 @@ def _machine(here: _Here) -> Iterator[Check]:
         yield Check("Jetson Linux", OK if known else NOTE, f"L4T {machine.l4t}", advice)
 
 
-def _requirements(_here: _Here) -> Iterator[Check]:
-    try:
-        lines = metadata.requires("nanoquant-edge") or []
-    except metadata.PackageNotFoundError:
+def _requirements(here: _Here) -> Iterator[Check]:
+    lines = here.probes.requirements()
+    if lines is None:
         yield Check("nanoquant-edge", NOTE, "runs without being installed", "pip install .")
         return
-    yield Check("nanoquant-edge", OK, metadata.version("nanoquant-edge"))
+    yield Check("nanoquant-edge", OK, here.probes.version("nanoquant-edge") or "of unknown version")
     for line in lines:
         match = re.match(r"^([\w-]+)\s*>=\s*([\d.]+)[^;]*$", line)
         if match is not None:
-            yield _package(match[1], match[2], PROBLEM)
+            yield _package(here, match[1], match[2])
 
 
-def _onnxruntime(_here: _Here) -> Iterator[Check]:
-    found = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
-    installed = [f"{name} {version}" for name, version in found.items() if version]
+def _onnxruntime(here: _Here) -> Iterator[Check]:
+    found = {name: here.probes.version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+    installed = [name for name, version in found.items() if version]
     if len(installed) == 2:
         advice = "They overwrite each other's files: pip uninstall both, then install one of them."
-        yield Check("ONNX Runtime", PROBLEM, " and ".join(installed), advice)
+        yield Check("ONNX Runtime", PROBLEM, " and ".join(f"{name} {found[name]}" for name in installed), advice)
         return
     if not installed:
         advice = f"{install_command('cpu')}, unless only TensorRT engines run here."
         yield Check("ONNX Runtime", NOTE, "not installed", advice)
         return
-    name = next(name for name, version in found.items() if version)
-    yield _package(name, "1.23", PROBLEM)
-    ort = import_module("onnxruntime")
-    yield Check("its providers", OK, ", ".join(ort.get_available_providers()))
+    yield _package(here, installed[0], "1.23")
+    yield Check("its providers", OK, ", ".join(here.probes.providers()))
     try:
-        options = ort.SessionOptions()
-        options.register_custom_ops_library(str(native.ort_library_path()))
+        here.probes.register()
     except NqEdgeError:
         return  # the library's own check says so
     except Exception as error:  # ONNX Runtime raises several types
@@ -140,13 +140,13 @@ def _onnxruntime(_here: _Here) -> Iterator[Check]:
     yield Check("operator in ONNX Runtime", OK, "registers")
 
 
-def _operator_library(_here: _Here) -> Iterator[Check]:
+def _operator_library(here: _Here) -> Iterator[Check]:
     try:
-        info = native.ort_library_info()
+        info = here.probes.operator_library()
     except NqEdgeError as error:
         yield Check("operator's library", PROBLEM, error.message, error.hint)
         return
-    own = _version("nanoquant-edge")
+    own = here.probes.version("nanoquant-edge")
     isa = info.get("isa") or "none"
     found = f"{isa} kernels, version {info.get('version')}, {info['path']}"
     if isa == "none":
@@ -161,37 +161,40 @@ def _operator_library(_here: _Here) -> Iterator[Check]:
 
 
 def _gpus(here: _Here) -> Iterator[Check]:
-    machine, target = here.machine, here.target
-    board = bool(target and target.jetpack and target.flavour != "none")
-    if _version("nvidia-ml-py") is None and not board:
-        advice = f"{install_command('devices')} to see GPUs and their energy." if shutil.which("nvidia-smi") else ""
+    machine, target, probes = here.machine, here.target, here.probes
+    board = target is not None and bool(target.jetpack) and target.flavour != "none"
+    driver = probes.program("nvidia-smi") is not None
+    if probes.version("nvidia-ml-py") is None and not board:
+        advice = f"{install_command('devices')} to see GPUs and their energy." if driver else ""
         yield Check("NVIDIA GPU", NOTE, "not looked for: nvidia-ml-py is not installed", advice)
     elif not machine.gpus and not board:
-        driver = "a driver is there, but shows no GPU" if shutil.which("nvidia-smi") else "none"
-        yield Check("NVIDIA GPU", OK if driver == "none" else NOTE, driver)
+        shown = "a driver is there, but shows no GPU" if driver else "none"
+        yield Check("NVIDIA GPU", NOTE if driver else OK, shown)
     for gpu in machine.gpus:
         yield Check("NVIDIA GPU", OK, f"{gpu.name}, compute capability {gpu.capability}, driver {gpu.driver}")
-    capabilities = {gpu.capability for gpu in machine.gpus} | (
-        {target.compute_capability} if board and target else set()
-    )
-    if not capabilities:
-        return
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    yield Check(
-        "nvcc", OK if nvcc else NOTE, nvcc or "not found", "" if nvcc else "Needed only to build our libraries."
-    )
-    for name, ask in (("CUDA kernels", native.cuda_library_info), ("TensorRT plugin", native.tensorrt_library_info)):
-        yield _gpu_library(name, ask, capabilities)
-    for name in ("tensorrt", "tensorrt_rtx"):
-        found = _module_version(name)
-        if found is not None:
-            good = release(found) >= ((10, 0) if name == "tensorrt" else (1, 7))
+    capabilities = {gpu.capability for gpu in machine.gpus}
+    if board and target is not None:
+        capabilities.add(target.compute_capability)
+    if capabilities:
+        yield from _gpu_software(probes, capabilities, board)
+
+
+def _gpu_software(probes: Probes, capabilities: set[str], board: bool) -> Iterator[Check]:
+    nvcc = probes.program("nvcc") or probes.program("/usr/local/cuda/bin/nvcc")
+    advice = "" if nvcc else "Needed only to build our libraries."
+    yield Check("nvcc", OK if nvcc else NOTE, nvcc or "not found", advice)
+    yield _gpu_library("CUDA kernels", probes.cuda_library, capabilities)
+    yield _gpu_library("TensorRT plugin", probes.tensorrt_library, capabilities)
+    found = {name: probes.module_version(name) for name in ("tensorrt", "tensorrt_rtx")}
+    for name, version in found.items():
+        if version is not None:
+            good = release(version) >= ((10, 0) if name == "tensorrt" else (1, 7))
             advice = "" if good else "TensorRT 10.0 or newer has the plugin interface that ours needs."
-            yield Check(name, OK if good else PROBLEM, found, advice)
-    if not any(_module_version(name) for name in ("tensorrt", "tensorrt_rtx")):
+            yield Check(name, OK if good else PROBLEM, version, advice)
+    if not any(found.values()):
         install = "sudo apt-get install nvidia-jetpack" if board else install_command("rtx")
         yield Check("TensorRT", NOTE, "its Python package is not there", f"For engines: {install}.")
-    binding = _version("cuda-python") or _version("cuda-bindings")
+    binding = probes.version("cuda-python") or probes.version("cuda-bindings")
     advice = "" if binding else f"For engines: {install_command('tensorrt')}."
     yield Check("CUDA's Python binding", OK if binding else NOTE, binding or "not installed", advice)
 
@@ -212,8 +215,8 @@ def _gpu_library(name: str, ask: Callable[[], dict[str, Any]], capabilities: set
     return Check(name, PROBLEM, found, f"Build it for {', '.join(missing)}: make native CUDA_ARCHS={missing[0]}.")
 
 
-def _power(_here: _Here) -> Iterator[Check]:
-    sources, absent = find_sources()
+def _power(here: _Here) -> Iterator[Check]:
+    sources, absent = here.probes.power()
     for source in sources:
         source.close()
     if sources:
@@ -222,27 +225,13 @@ def _power(_here: _Here) -> Iterator[Check]:
         yield Check("power sensors", NOTE, "; ".join(absent.values()), "nq-edge bench --power will report no energy.")
 
 
-def _package(name: str, lowest: str, missing: str) -> Check:
-    found = _version(name)
+def _package(here: _Here, name: str, lowest: str) -> Check:
+    found = here.probes.version(name)
     if found is None:
-        return Check(name, missing, "not installed", f"pip install '{name}>={lowest}'")
+        return Check(name, PROBLEM, "not installed", f"pip install '{name}>={lowest}'")
     if release(found) < release(lowest):
         return Check(name, PROBLEM, f"{found} is older than {lowest}", f"pip install --upgrade '{name}>={lowest}'")
     return Check(name, OK, found)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _module_version(name: str) -> str | None:
-    try:
-        return str(import_module(name).__version__)
-    except Exception:  # a TensorRT without its libraries raises OSError, one for another Python ImportError
-        return None
 
 
 _CHECKS: tuple[Callable[[_Here], Iterable[Check]], ...] = (

@@ -150,7 +150,7 @@ class Fit:
         }
 
 
-def check_fit(target: Target, sizes: ModelSizes, capacity: int, extra: dict[str, int] | None = None) -> Fit:
+def check_fit(target: Target, sizes: ModelSizes, *, capacity: int, extra: dict[str, int] | None = None) -> Fit:
     """Memory needed and available at one capacity; `extra` names further parts and their bytes."""
     parts = {
         "weights": sizes.weights,
@@ -164,7 +164,7 @@ def check_fit(target: Target, sizes: ModelSizes, capacity: int, extra: dict[str,
     return Fit(target, capacity, parts, target.memory_bytes)
 
 
-def fit_capacity(targets: list[Target], sizes: ModelSizes, wanted: int | None, usual: int) -> list[Fit]:
+def fit_capacity(targets: list[Target], sizes: ModelSizes, *, wanted: int | None, usual: int) -> list[Fit]:
     """Choose the number of cache slots, the same for all targets.
 
     Args:
@@ -184,24 +184,24 @@ def fit_capacity(targets: list[Target], sizes: ModelSizes, wanted: int | None, u
             "NQ-OPTION", f"capacity {wanted} is not between 1 and the model's {sizes.max_positions} positions."
         )
     limit = sizes.max_positions if wanted == 0 else min(usual, sizes.max_positions)
-    largest = min(largest_capacity(target, sizes, wanted or limit) for target in targets)
+    largest = min(largest_capacity(target, sizes, limit=wanted or limit) for target in targets)
     if wanted and largest < wanted:
         worst = _worst(targets, sizes, wanted)
         raise NqEdgeError("NQ-FIT", f"{_figures(worst)}.", _advice(worst, sizes, largest))
     if not wanted and largest < min(_SMALLEST_CAPACITY, limit):
         worst = _worst(targets, sizes, min(_SMALLEST_CAPACITY, limit))
         raise NqEdgeError("NQ-FIT", f"{_figures(worst)}.", _advice(worst, sizes, 0))
-    return [check_fit(target, sizes, largest) for target in targets]
+    return [check_fit(target, sizes, capacity=largest) for target in targets]
 
 
-def largest_capacity(target: Target, sizes: ModelSizes, limit: int, extra: dict[str, int] | None = None) -> int:
+def largest_capacity(target: Target, sizes: ModelSizes, *, limit: int, extra: dict[str, int] | None = None) -> int:
     """Most slots up to `limit` that fit, `limit` itself or a multiple of SLOTS; 0 when not even SLOTS fit."""
-    if check_fit(target, sizes, limit, extra).fits:
+    if check_fit(target, sizes, capacity=limit, extra=extra).fits:
         return limit
     low, high = 0, -(-limit // SLOTS)
     while low + 1 < high:
         middle = (low + high) // 2
-        if check_fit(target, sizes, middle * SLOTS, extra).fits:
+        if check_fit(target, sizes, capacity=middle * SLOTS, extra=extra).fits:
             low = middle
         else:
             high = middle
@@ -210,7 +210,7 @@ def largest_capacity(target: Target, sizes: ModelSizes, limit: int, extra: dict[
 
 def _worst(targets: list[Target], sizes: ModelSizes, capacity: int) -> Fit:
     return max(
-        (check_fit(target, sizes, capacity) for target in targets),
+        (check_fit(target, sizes, capacity=capacity) for target in targets),
         key=lambda fit: fit.needed - (fit.available or 1 << 60),
     )
 
@@ -239,6 +239,7 @@ def _advice(fit: Fit, sizes: ModelSizes, largest: int) -> str:
 def check_host(
     weights: int,
     code: int,
+    *,
     folder: Path,
     builds: bool = True,
     available: int | None = None,

@@ -74,7 +74,7 @@ class Forecast:
         return None if self.watts is None else self.watts / self.decode.middle
 
 
-def forecast(target: Target, model: ModelFacts, context: int, power_mode: str | None = None) -> Forecast:
+def forecast(target: Target, model: ModelFacts, *, context: int, power_mode: str | None = None) -> Forecast:
     """Predict a model on a device.
 
     Args:
@@ -95,8 +95,9 @@ def forecast(target: Target, model: ModelFacts, context: int, power_mode: str | 
     tokens = min(512, context)
     if target.multiprocessors is not None and target.compute_capability:
         gpu = gpu_of(target, ghz, gbs)
-        parts = gpu_step(gpu, model, context)
-        decode = Range(*(1e6 / sum(gpu_step(gpu, model, context, end).values()) for end in (_SLOW, (1, 1, 1), _FAST)))
+        parts = gpu_step(gpu, model, context=context)
+        steps = [sum(gpu_step(gpu, model, context=context, end=end).values()) for end in (_SLOW, (1, 1, 1), _FAST)]
+        decode = Range(*(1e6 / step for step in steps))
         macs = tokens * sum(_signs(model)) * _PLANES
         blocks = model.config.num_layers * _PREFILL_BLOCK_US * _H200_GHZ / gpu.ghz
         seconds = (sum(parts.values()) + blocks) / 1e6 + macs / (int8_rate(gpu) * _PREFILL_SHARE)
@@ -105,7 +106,7 @@ def forecast(target: Target, model: ModelFacts, context: int, power_mode: str | 
         return Forecast("GPU", decode, Range(middle / 2.5, middle, middle * 1.8), parts, watts, basis)
     if target.cpu is None:
         raise NqEdgeError("NQ-TARGET", f"nothing is known of {target.name}'s processor.", "Name another device.")
-    parts = cpu_parts(target.cpu, gbs, model, context)
+    parts = cpu_parts(target.cpu, model, gbs=gbs, context=context)
     step = 1e6 / sum(parts.values())
     # Kernels of other instruction sets than the measured one are counted at an assumed rate.
     spread = 1.5 if target.cpu.isa == "avx512" else 2.0
@@ -123,7 +124,7 @@ def gpu_of(target: Target, ghz: float | None = None, gbs: float | None = None) -
 
 
 def gpu_step(
-    gpu: Gpu, model: ModelFacts, context: int, end: tuple[float, float, float] = (1, 1, 1)
+    gpu: Gpu, model: ModelFacts, *, context: int, end: tuple[float, float, float] = (1, 1, 1)
 ) -> dict[str, float]:
     """Microseconds of a decode step, part by part; `end` scales bandwidth share, layers and the rest of a block."""
     config, code = model.config, Code.typical(gpu.bits)
@@ -132,8 +133,8 @@ def gpu_step(
     for group in linear_groups(config):
         # Layers that share their input run together: as one matrix with the rows of all.
         ranks = [rank_for_rate(out, into, model.bpw) for out, into in group]
-        linears += half_us(gpu, code, sum(ranks), group[0][1], share)
-        linears += half_us(gpu, code, sum(out for out, _ in group), max(ranks), share)
+        linears += half_us(gpu, code, rows=sum(ranks), columns=group[0][1], share=share)
+        linears += half_us(gpu, code, rows=sum(out for out, _ in group), columns=max(ranks), share=share)
     slower = _H200_GHZ / gpu.ghz
     cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2 * context
     return {

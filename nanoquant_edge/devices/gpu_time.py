@@ -76,7 +76,7 @@ class Code:
         return cls({1: (65.0, 2.0), 2: (34.0, 2.0)}, 369) if bits else cls({1: (91.0, 16.0), 2: (48.0, 16.0)}, 369)
 
 
-def half_us(gpu: Gpu, code: Code, rows: int, columns: int, share: float | None = None) -> float:
+def half_us(gpu: Gpu, code: Code, *, rows: int, columns: int, share: float | None = None) -> float:
     """One half of a layer for one token: a sign matrix of rows x columns.
 
     Args:
@@ -96,9 +96,10 @@ def half_us(gpu: Gpu, code: Code, rows: int, columns: int, share: float | None =
     return HANDOFF_US[gpu.architecture >= 90] + chain + max(memory, issue, tensor)
 
 
-def layer_us(gpu: Gpu, code: Code, out: int, into: int, rank: int, share: float | None = None) -> float:
+def layer_us(gpu: Gpu, code: Code, *, out: int, into: int, rank: int, share: float | None = None) -> float:
     """Both halves of a layer for one token."""
-    return half_us(gpu, code, rank, into, share) + half_us(gpu, code, out, rank, share)
+    first = half_us(gpu, code, rows=rank, columns=into, share=share)
+    return first + half_us(gpu, code, rows=out, columns=rank, share=share)
 
 
 def int8_rate(gpu: Gpu) -> float:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,21 +112,24 @@ def test_devices_import_neither_torch_nor_the_compression() -> None:
 
 
 def test_what_fits_and_what_does_not() -> None:
-    found = assess(model(), target_named("orin-nano-4gb"), 2048)
+    found = assess(model(), target_named("orin-nano-4gb"), context=2048)
     assert found.fit.fits and found.largest_context >= 2048 and found.best_bpw == 3.0
     assert found.fit.parts["key/value cache"] == 2 * 16 * 8 * 64 * 2 * 2048
-    assert not assess(model(3.0), target_named("orin-nano-4gb"), 131072).fit.fits
-    small = assess(model(), target_named("pi5"), 2048)
+    assert not assess(model(3.0), target_named("orin-nano-4gb"), context=131072).fit.fits
+    small = assess(model(), target_named("pi5"), context=2048)
     assert small.fit.parts["runtime"] and "engine code" not in small.fit.parts
     assert small.fit.parts["key/value cache"] == 2 * found.fit.parts["key/value cache"]  # float32
     big = replace(model(), config=replace(model().config, num_layers=400))
-    none = assess(big.at(1.0), target_named("orin-nano-4gb"), 2048)
+    none = assess(big.at(1.0), target_named("orin-nano-4gb"), context=2048)
     assert not none.fit.fits and none.largest_context == 0 and none.best_bpw is None
-    wide = assess(model(table="int8"), target_named("rtx-3050"), 4096)  # TensorRT graphs hold 16-bit tables
-    assert wide.fit == assess(model(), target_named("rtx-3050"), 4096).fit and "counted as float16" in wide.notes[0]
-    assert assess(model(table="int8"), target_named("pi5"), 4096).notes == ()
-    limit = assess(model(), target_named("rtx-3050"), 4096)
-    assert assess(model(), target_named("rtx-3050"), limit.largest_context).fit.fits
+    wide = assess(model(table="int8"), target_named("rtx-3050"), context=4096)  # TensorRT graphs hold 16-bit tables
+    assert (
+        wide.fit == assess(model(), target_named("rtx-3050"), context=4096).fit
+        and "counted as float16" in wide.notes[0]
+    )
+    assert assess(model(table="int8"), target_named("pi5"), context=4096).notes == ()
+    limit = assess(model(), target_named("rtx-3050"), context=4096)
+    assert assess(model(), target_named("rtx-3050"), context=limit.largest_context).fit.fits
 
 
 def test_known_quality_stands_beside() -> None:
@@ -138,32 +142,37 @@ def test_known_quality_stands_beside() -> None:
 
 def test_forecasts_are_ordered() -> None:
     nano, agx = target_named("orin-nano-8gb"), target_named("agx-orin")
-    speeds = [forecast(nano, model(), 2048).decode, forecast(agx, model(), 2048).decode]
+
+    def decode(context: int, *rate: Any) -> float:
+        return forecast(nano, model(*rate), context=context).decode.middle
+
+    speeds = [forecast(nano, model(), context=2048).decode, forecast(agx, model(), context=2048).decode]
     assert speeds[0].middle < speeds[1].middle and all(one.low < one.middle < one.high for one in speeds)
-    assert forecast(nano, model(0.55), 512).decode.middle > forecast(nano, model(2.0), 512).decode.middle
-    assert forecast(nano, model(1.0, "int4"), 512).decode.middle > 1.5 * forecast(nano, model(), 512).decode.middle
-    assert forecast(nano, model(), 256).decode.middle > forecast(nano, model(), 32768).decode.middle
-    slow = forecast(nano, model(), 512, "15W")
-    assert slow.decode.middle < forecast(nano, model(), 512, "maxn_super").decode.middle and slow.watts == 15
+    assert decode(512, 0.55) > decode(512, 2.0)
+    assert decode(512, 1.0, "int4") > 1.5 * decode(512)
+    assert decode(256) > decode(32768)
+    slow = forecast(nano, model(), context=512, power_mode="15W")
+    fast = forecast(nano, model(), context=512, power_mode="maxn_super")
+    assert slow.decode.middle < fast.decode.middle and slow.watts == 15
     assert slow.kind == "forecast" and slow.joules_per_token == pytest.approx(15 / slow.decode.middle)
     for name in ("pi5", "x86-laptop", "xavier-nx"):
-        found = forecast(target_named(name), model(), 512)
+        found = forecast(target_named(name), model(), context=512)
         assert found.path == "CPU" and found.decode.high > 2 * found.decode.low
 
 
 def test_no_gpu_beats_its_bandwidth() -> None:
     for name in ("orin-nano-8gb", "rtx-3050", "rtx-4090", "rtx-5090", "thor", "h200"):
         target = target_named(name)
-        found = forecast(target, model(), 1)
+        found = forecast(target, model(), context=1)
         assert target.bandwidth_gbs
         assert found.decode.high < target.bandwidth_gbs * 1e9 / (model().body + model().head), name
 
 
 def test_a_half_is_never_faster_than_its_floors() -> None:
     gpu = Gpu(87, 8, 1.02, 102)
-    time = half_us(gpu, Code.typical(True), 8192, 8192)
-    assert time > 8192 * 8192 / 8 / 102e3 and time < half_us(gpu, Code.typical(True), 16384, 8192)
-    assert half_us(gpu, Code.typical(False), 8192, 8192) >= time and not Gpu(120, 170, 2.41, 1792).bits
+    time = half_us(gpu, Code.typical(True), rows=8192, columns=8192)
+    assert time > 8192 * 8192 / 8 / 102e3 and time < half_us(gpu, Code.typical(True), rows=16384, columns=8192)
+    assert half_us(gpu, Code.typical(False), rows=8192, columns=8192) >= time and not Gpu(120, 170, 2.41, 1792).bits
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ class _Build:
         model = Source.open(source)
         planned = plan_graph(model, self.targets, self.toolchain.dialect_of(flavour), self.options)
         plan, graph = planned.plan, planned.options
-        host = check_host(plan.weights, planned.code, self.output, builds=compiles)
+        host = check_host(plan.weights, planned.code, folder=self.output, builds=compiles)
         measured: dict[str, Any] = {"preflight": [fit.to_dict() for fit in planned.fits], "host": host}
         versions = dialect_named(graph.dialect).backend_versions(model.config, graph)
         with new_folder(self.output, self.overwrite) as scratch:
@@ -181,7 +181,7 @@ class _Build:
                 "Copy the folder to the device and run build.sh there.",
             )
         plugin = self._plugin()
-        host = check_host(plan.weights, ModelSizes.code_of(plan.kv.layers), self.output)
+        host = check_host(plan.weights, ModelSizes.code_of(plan.kv.layers), folder=self.output)
         with new_folder(self.output, self.overwrite) as scratch:
             for name in (*COMPANION_FILES, REFERENCE_FILE):
                 if name in prepared.files:

@@ -103,7 +103,7 @@ def plan_graph(source: Source, targets: list[Target], dialect: str, options: Eng
         max_positions=limit,
         in_place=graph.in_place,
     )
-    fits = fit_capacity(targets, sizes, options.capacity, USUAL_CAPACITY)
+    fits = fit_capacity(targets, sizes, wanted=options.capacity, usual=USUAL_CAPACITY)
     capacity = fits[0].capacity
     row = sizes.cache(capacity) // (2 * sizes.layers * sizes.batch)
     if options.batch > 1 and row % _ALIGNMENT:
