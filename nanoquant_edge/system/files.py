@@ -52,6 +52,8 @@ def path_inside(folder: Path, name: str) -> Path:
     """
     if not _is_relative_name(name):
         raise NqEdgeError("NQ-PATH", f"{name[:200]!r} is not a file name inside {folder}.")
+    if ".." in name.replace("\\", "/").split("/"):
+        raise NqEdgeError("NQ-PATH", f"{name!r} has a '..' in it, which leads outside {folder}.")
     root = folder.resolve()
     try:
         above = (root / name).parent
@@ -88,9 +90,8 @@ def _is_relative_name(name: str) -> bool:
     except UnicodeEncodeError:  # lone surrogates, which JSON can hold
         return False
     longest = max(map(len, parts), default=0)  # file systems allow 255 bytes
-    up = ".." in name.replace("\\", "/").split("/")
     control = any(ord(letter) < 32 or ord(letter) == 127 for letter in name)  # a list of checksums has lines
-    return 0 < longest <= 255 and not control and not up and not Path(name).is_absolute()
+    return 0 < longest <= 255 and not control and not Path(name).is_absolute()
 
 
 def read_text(path: Path, code: str) -> str:

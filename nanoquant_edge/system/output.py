@@ -26,7 +26,7 @@ def output_path(path: str | Path) -> Path:
         if found.is_symlink() and not found.exists():
             raise NqEdgeError("NQ-OUTPUT", f"{found} is a link that leads nowhere.", "Remove it, or name its target.")
         found.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # whoever makes it says what stands in the way
         pass
     except OSError as error:
         shown = text if len(text) <= 200 else f"{text[:200]}..."

@@ -55,14 +55,12 @@ def test_json(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "takes hours" not in out.err
 
 
-def test_a_table_and_progress(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_and_a_warning_of_hours(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compress", "m", "--output", "c", "--calibration", "text.txt") == 0
     out = capsys.readouterr()
     true_bpw = Checkpoint(workplace / "c").settings.true_bpw
     assert f"{true_bpw:.4f} stored" in out.out
     assert "balanced, text.txt" in out.out
-    assert "compress" in out.err
-    assert "block 1 of 2" in out.err
     assert "balanced takes hours on a CPU" in out.err
 
 
@@ -157,7 +155,6 @@ def test_weights_are_streamed_when_asked(workplace: Path, capsys: pytest.Capture
     assert run("compress", "m", "--output", "c", "--calibration", "text.txt", way) == 0
     shown = capsys.readouterr()
     words = "read block by block" if way == "--stream-weights" else "in memory"
-    assert f"weights are {words}" in shown.err.replace("the weights", "weights")
     assert words in shown.out
 
 
@@ -200,7 +197,7 @@ def test_overwrite_replaces_only_what_is_ours(workplace: Path, capsys: pytest.Ca
     (workplace / "mine" / "letter.txt").write_text("dear")
     options = ("--calibration", "text.txt", "--overwrite")
     assert "was not written by nq-edge" in refused(workplace, capsys, "m", "--output", "mine", *options)
-    assert "cannot write text.txt/c" in refused(workplace, capsys, "m", "--output", "text.txt/c", *options)
+    assert "is not a folder that can be written" in refused(workplace, capsys, "m", "--output", "text.txt/c", *options)
     tiny_checkpoint(workplace / "c")
     assert run("compress", "m", "--output", "c", *options) == 0
     assert Checkpoint(workplace / "c").settings.calibration["text"] == "text.txt"

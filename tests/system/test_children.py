@@ -104,11 +104,13 @@ def test_the_package_as_a_module_leaves_the_working_folder(stranger: Path) -> No
 
 
 def test_python_is_started_through_the_helper_alone() -> None:
-    """In our code `sys.executable` is used in one place, and every script calls Python isolated, or from the root."""
-    users = [
-        path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "sys.executable" in path.read_text()
-    ]
-    assert users == ["system/children.py"]
+    """Our code starts Python in two places, isolated, and every script calls it isolated, or from the root."""
+    users = [path for path in PACKAGE.rglob("*.py") if "[sys.executable," in path.read_text()]
+    assert {path.relative_to(PACKAGE).as_posix() for path in users} <= {
+        "system/children.py",
+        "runtimes/template_process.py",
+    }
+    assert all(re.findall(r"\[sys\.executable, ([^,]+),", path.read_text()) == ['"-I"'] for path in users)
     call = re.compile(r'(?:\.venv/bin/python"?|"\$python"|"\$candidate"|\bpython3?) (-\w+)(?= )')
     scripts = [path for path in (PACKAGE / "deploy/templates").iterdir() if path.read_text().startswith("#!/bin/sh")]
     calls = [(path.name, flag) for path in scripts for flag in call.findall(path.read_text())]
