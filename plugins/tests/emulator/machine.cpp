@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
@@ -37,7 +38,9 @@ struct Copy {
 struct Fiber {
   int thread;
   State state;
-  ucontext_t context;
+  bool started;
+  ucontext_t start;
+  jmp_buf left;
   std::unique_ptr<char[]> stack;
   int exchanges;
   std::vector<Copy> open;
@@ -46,25 +49,32 @@ struct Fiber {
 
 std::vector<std::unique_ptr<Fiber>> g_fibers;
 Fiber* g_current;
-ucontext_t g_scheduler;
+jmp_buf g_scheduler;
 const std::function<void()>* g_body;
 uint32_t g_slots[32][2][32][kWords];  // warp, parity, lane
 
-void enter() {
-  (*g_body)();
-  g_current->state = State::kDone;
-  swapcontext(&g_current->context, &g_scheduler);
-}
-
+// A context is only there to begin on a stack of its own: between fibers one jumps, since swapping
+// contexts sets the signal mask, a system call, each time.
 void wait_as(State state) {
   g_current->state = state;
-  swapcontext(&g_current->context, &g_scheduler);
+  if (_setjmp(g_current->left) == 0) _longjmp(g_scheduler, 1);
+}
+
+// A fiber runs one thread of every block.
+void enter() {
+  for (;;) {
+    (*g_body)();
+    wait_as(State::kDone);
+  }
 }
 
 void resume(Fiber* fiber) {
   g_current = fiber;
   threadIdx = dim3(static_cast<unsigned>(fiber->thread), 0, 0);
-  swapcontext(&g_scheduler, &fiber->context);
+  if (_setjmp(g_scheduler) != 0) return;
+  if (fiber->started) _longjmp(fiber->left, 1);
+  fiber->started = true;
+  setcontext(&fiber->start);
 }
 
 [[noreturn]] void stuck(int threads) {
@@ -91,6 +101,18 @@ bool release(int begin, int end, State at) {
   return true;
 }
 
+void add_fiber() {
+  g_fibers.push_back(std::make_unique<Fiber>());
+  Fiber* fiber = g_fibers.back().get();
+  fiber->stack.reset(new char[kStackBytes]);
+  fiber->started = false;
+  getcontext(&fiber->start);
+  fiber->start.uc_stack.ss_sp = fiber->stack.get();
+  fiber->start.uc_stack.ss_size = kStackBytes;
+  fiber->start.uc_link = nullptr;
+  makecontext(&fiber->start, enter, 0);
+}
+
 void run_block(int threads) {
   memset(nq_cuda::shared, 0xff, sizeof nq_cuda::shared);
   memset(nq_cuda::mma::ring, 0xff, sizeof nq_cuda::mma::ring);
@@ -101,11 +123,6 @@ void run_block(int threads) {
     fiber->exchanges = 0;
     fiber->open.clear();
     fiber->groups.clear();
-    getcontext(&fiber->context);
-    fiber->context.uc_stack.ss_sp = fiber->stack.get();
-    fiber->context.uc_stack.ss_size = kStackBytes;
-    fiber->context.uc_link = nullptr;
-    makecontext(&fiber->context, enter, 0);
   }
   for (int done = 0; done < threads;) {
     bool progress = false;
@@ -175,10 +192,7 @@ bool run(const dim3& grid, const dim3& block, size_t shared_bytes,
       shared_bytes > shared_limit() || grid.x < 1 || grid.y < 1 || grid.z < 1) {
     return false;
   }
-  while (g_fibers.size() < static_cast<size_t>(threads)) {
-    g_fibers.push_back(std::make_unique<Fiber>());
-    g_fibers.back()->stack.reset(new char[kStackBytes]);
-  }
+  while (g_fibers.size() < static_cast<size_t>(threads)) add_fiber();
   g_body = &body;
   gridDim = grid;
   blockDim = block;
