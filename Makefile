@@ -27,13 +27,14 @@ HEADERS := build/tensorrt-headers
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
-.PHONY: help setup setup-demo native native-cuda-all demo test test-all test-gpu test-lowest lint actionlint format \
-	bench wheel wheel-aarch64 wheel-check clean
+.PHONY: help setup setup-demo native native-cuda-all native-tests demo test test-all sanitize test-gpu test-lowest lint \
+	actionlint format bench wheel wheel-aarch64 wheel-check clean
 
 help:
 	@echo "make demo         compress, export, validate and run a real model (about 8 minutes)"
 	@echo "make test         the tests (minutes)"
 	@echo "make test-all     with the slow ones on the real model"
+	@echo "make sanitize     the native code under the address and undefined-behaviour sanitizers"
 	@echo "make test-gpu     the CUDA kernels' tests, on a machine with an NVIDIA GPU"
 	@echo "make test-lowest  the runtime on the lowest supported versions"
 	@echo "make lint         ruff, mypy, clang-format, and actionlint after make actionlint"
@@ -95,11 +96,19 @@ native-cuda-all:
 demo: setup-demo
 	$(BIN)/nq-edge demo --output build/demo $(if $(wildcard $(TEXTS)),--texts $(TEXTS))
 
-test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(JOBS) --dist loadfile
+# What native tests run is compiled before them: under a test's clock, a slow or busy machine would fail them.
+native-tests: setup
+	$(BIN)/python -m tests.plugins.builds host aarch64
 
-test-all: setup
-	$(BIN)/python -m pytest -q -m "not gpu"
+test: setup native-tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not sanitize" -n $(JOBS) --dist loadfile
+
+test-all: setup native-tests
+	$(BIN)/python -m pytest -q -m "not gpu and not sanitize"
+
+sanitize: setup
+	$(BIN)/python -m tests.plugins.builds sanitized
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "sanitize and not slow" tests/plugins -n $(JOBS)
 
 # Builds for this machine's GPUs; runs in .venv where there is one, and otherwise with the system's PyTorch and pytest.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

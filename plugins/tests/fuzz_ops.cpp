@@ -2,8 +2,8 @@
 //
 // Attacks every CPU operator of the library with nodes that contradict themselves: attributes near
 // 2^63 or missing, words and scales shorter than promised, other types and dimensions, inputs that
-// are gone, any bits as data. Built with sanitizers (tests/plugins/test_build.py), so that an
-// access outside a tensor, an overflow or a leak ends it.
+// are gone, any bits as data. `make sanitize` builds it with sanitizers, so that an access
+// outside a tensor, an overflow or a leak ends it.
 //
 //   nq_fuzz_ops LIBRARY CASES [SEED]     prints one JSON object; exit status 0 when nothing was
 //   found

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from nanoquant_edge.system.native import ort_library_path
+from tests.plugins import builds
 
 ROOT = Path(__file__).parents[2]
 #: Runs a module of this folder on a library: script(name, library=..., python=..., **environment) -> its JSON.
@@ -32,6 +34,20 @@ def lacks(isa: str) -> str | None:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     present = set(next(line for line in lines if line.startswith("flags")).split())
     return None if FLAGS[isa] <= present else f"this processor has no {isa}"
+
+
+def needs(*tools: str) -> None:
+    """Skip the test where a tool is not installed."""
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+def call(*command: str | Path, **environment: str) -> str:
+    """What a command that must succeed says."""
+    done = subprocess.run([*map(str, command)], env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout + done.stderr
 
 
 def check_grid(result: dict[str, Any], cases: int) -> None:
@@ -69,19 +85,34 @@ def script(library: str) -> Script:
     def run(name: str, *, library: str = library, python: str = sys.executable, **environment: str) -> Any:
         command = [python, "-m", f"tests.plugins.{name}", library]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout)
 
     return run
 
 
+def built(name: str) -> Path:
+    """The folder of a native build for tests; the test is skipped where a tool for it is missing."""
+    try:
+        return builds.build(name)
+    except builds.Missing as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
-def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The CUDA library over the emulator, compiled here."""
-    folder = tmp_path_factory.mktemp("emulator")
-    source = ROOT / "plugins" / "tests" / "emulator"
-    for command in (["cmake", "-S", source, "-B", folder], ["cmake", "--build", folder, "-j", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder / "libnanoquant_cuda_emulated.so"
+def emulated_library() -> Path:
+    """The CUDA library over the emulator."""
+    return built("emulator") / "libnanoquant_cuda_emulated.so"
+
+
+@pytest.fixture(scope="session")
+def host_build() -> Path:
+    """The native programs of the tests for this machine, as the product is compiled."""
+    return built("host")
+
+
+@pytest.fixture(scope="session", params=["host", pytest.param("sanitized", marks=pytest.mark.sanitize)])
+def any_build(request: pytest.FixtureRequest) -> Path:
+    """The same, and once more under the address and undefined-behaviour sanitizers (`make sanitize`)."""
+    return built(request.param)

@@ -1,63 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native build: no warnings, what the library exports and needs, sanitizers, another architecture, the headers."""
+"""The native builds: no warnings, what the library exports and needs, sanitizers, another architecture, the headers."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.plugins.conftest import Script
+from tests.plugins import builds
+from tests.plugins.conftest import ROOT, Script, built, call, needs
 
-SOURCE = Path(__file__).parents[2] / "plugins"
-CROSS = "aarch64-linux-gnu-g++"
 CROSS_ROOT = "/usr/aarch64-linux-gnu"
 
 
-def needs(*tools: str) -> None:
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
+def test_kernels_stay_inside_their_buffers(isa: str, any_build: Path) -> None:
+    for selftest in ("nq_selftest", "nq_table_selftest"):
+        log = call(any_build / "tests" / selftest, NQ_CPU_ISA=isa)
+        assert re.search(rf"{isa}: \d+ cases, 0 failures", log), log
 
 
-def call(*command: str | Path, **environment: str) -> str:
-    env = {**os.environ, **environment}
-    done = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return done.stdout + done.stderr
-
-
-def build(folder: Path, *options: str) -> Path:
-    """Configure and build everything but the CUDA kernels and the TensorRT plugin; a warning is a failure."""
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    without = ["-DNQ_CUDA=OFF", "-DNQ_TENSORRT=OFF"]
-    call("cmake", "-S", SOURCE, "-B", folder, *generator, "-DNQ_BUILD_TESTS=ON", *without, *options)
-    log = call("cmake", "--build", folder)
-    assert "warning:" not in log, log[-4000:]
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    needs("cmake", "c++", "ctest")
-    return build(tmp_path_factory.mktemp("sanitized"), "-DNQ_SANITIZE=address,undefined")
-
-
-def test_kernels_stay_inside_their_buffers(sanitized: Path) -> None:
-    log = call("ctest", "--test-dir", sanitized, "--output-on-failure")
-    assert "100% tests passed" in log
-    assert re.search(r"kernels_scalar \.+ +Passed", log), log
-    assert re.search(r"tables_scalar \.+ +Passed", log), log
-
-
-def test_contradicting_nodes_are_refused_or_computed(sanitized: Path) -> None:
-    library = sanitized / "onnxruntime" / "libnanoquant_ort.so"
-    shown = call(sanitized / "tests" / "nq_fuzz_ops", library, "4000", "3")
+def test_contradicting_nodes_are_refused_or_computed(any_build: Path) -> None:
+    library = any_build / "onnxruntime" / "libnanoquant_ort.so"
+    shown = call(any_build / "tests" / "nq_fuzz_ops", library, "4000", "3")
     counts = json.loads(shown.strip().splitlines()[-1])
     assert {"NanoQuantLinear", "NanoQuantLinearGroup", "NanoQuantEmbedding", "NanoQuantHead"} <= set(counts)
     for name, seen in counts.items():
@@ -65,12 +34,13 @@ def test_contradicting_nodes_are_refused_or_computed(sanitized: Path) -> None:
         assert seen["refused"] >= seen["cases"] // 5, f"{name}: damaged nodes must be refused"
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("name", ["one_node", "hostile"])
-def test_operator_stays_inside_its_buffers(name: str, sanitized: Path, script: Script) -> None:
+def test_operator_stays_inside_its_buffers(name: str, script: Script) -> None:
+    library = str(built("sanitized") / "onnxruntime" / "libnanoquant_ort.so")
     runtimes = [call("gcc", f"-print-file-name={lib}").strip() for lib in ("libasan.so", "libubsan.so")]
     if not all(Path(path).is_file() for path in runtimes):
         pytest.skip("the compiler's sanitizer runtimes are not shared libraries here")
-    library = str(sanitized / "onnxruntime" / "libnanoquant_ort.so")
     # The interpreter leaks by design, so only errors of access count here.
     result = script(name, library=library, LD_PRELOAD=" ".join(runtimes), ASAN_OPTIONS="detect_leaks=0")
     if name == "hostile":
@@ -89,13 +59,22 @@ def test_library_exports_three_functions_and_needs_only_libc(library: str) -> No
     assert max(map(int, versions)) <= 35, "JetPack 6 has GLIBC 2.35"
 
 
-def test_neon_kernels_under_emulation(tmp_path: Path) -> None:
-    needs("cmake", CROSS, "qemu-aarch64")
-    target = [f"-DCMAKE_CXX_COMPILER={CROSS}", "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
-    folder = build(tmp_path, *target) / "tests"
+def test_neon_kernels_under_emulation() -> None:
+    needs("qemu-aarch64")
+    folder = built("aarch64") / "tests"
     for selftest in ("nq_selftest", "nq_table_selftest"):
         log = call("qemu-aarch64", "-L", CROSS_ROOT, folder / selftest)
         assert re.search(r"neon: \d+ cases, 0 failures", log), log
+
+
+def test_a_build_that_cannot_be_made_is_told_and_stops_no_other(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.plugins.builds", "aarch64", "host"]
+    done = subprocess.run(command, cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"aarch64: not installed: cmake, {builds.CROSS_COMPILER}",
+        "host: not installed: cmake, c++",
+    ]
 
 
 def header_folder() -> Path | None:
@@ -117,5 +96,5 @@ def test_slots_agree_with_the_real_headers(tmp_path: Path) -> None:
     folder = header_folder()
     if folder is None:
         pytest.skip("no ONNX Runtime C headers; set ONNXRUNTIME_INCLUDE_DIR")
-    check = SOURCE / "tests" / "abi_check.cpp"
+    check = builds.SOURCE / "tests" / "abi_check.cpp"
     call("c++", "-std=c++17", "-fsyntax-only", f"-I{folder}", check)

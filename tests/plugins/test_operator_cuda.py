@@ -17,18 +17,11 @@ import pytest
 
 from tests.plugins import one_node
 from tests.plugins.one_node import BFLOAT16, FLOAT16, FLOAT32
-from tests.plugins.test_build import SOURCE, call, needs
 
 
 @pytest.fixture(scope="module")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> str:
-    needs("cmake", "c++")
-    folder = tmp_path_factory.mktemp("stand-in")
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    call("cmake", "-S", SOURCE, "-B", folder, *generator, "-DNQ_BUILD_TESTS=ON", "-DNQ_CUDA=OFF")
-    log = call("cmake", "--build", folder, "--target", "nanoquant_ort_stand_in", "nq_stand_in_cuda")
-    assert "warning:" not in log, log[-4000:]
-    return str(folder / "tests" / "libnanoquant_ort_stand_in.so")
+def stand_in(host_build: Path) -> str:
+    return str(host_build / "tests" / "libnanoquant_ort_stand_in.so")
 
 
 def error(layer: one_node.Layer, library: str, **options: object) -> str:

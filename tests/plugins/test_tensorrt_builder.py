@@ -18,8 +18,7 @@ import pytest
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.system.native import tensorrt_library_info, tensorrt_library_path
-from tests.plugins.conftest import Script
-from tests.plugins.test_build import call, needs
+from tests.plugins.conftest import Script, call, needs
 
 CREATORS = [["NanoQuantLinear", "1", "com.nanoquant"], ["NanoQuantLinearGroup", "1", "com.nanoquant"]]
 
