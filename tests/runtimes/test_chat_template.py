@@ -218,7 +218,7 @@ def _children() -> set[str]:
 def test_the_process_stays_for_the_next_chat_and_goes_with_the_template() -> None:
     before = _children()
     template = ChatTemplate("{{ messages[0].role }}")
-    assert _children() == before  # it starts with the first chat
+    assert _children() <= before  # it starts with the first chat
     assert template.render(CHAT) == "system"
     started = _children() - before
     assert len(started) == 1
@@ -227,13 +227,13 @@ def test_the_process_stays_for_the_next_chat_and_goes_with_the_template() -> Non
     time.sleep(0.1)
     assert template.render(CHAT) == "system"
     template.close()
-    assert _children() == before
+    assert _children() <= before  # those of other tests may end meanwhile
     template.start()
     begun = _children() - before
     assert len(begun) == 1 and template.render(CHAT) == "system" and _children() - before == begun
     del template
     gc.collect()
-    assert _children() == before
+    assert _children() <= before  # those of other tests may end meanwhile
 
 
 def test_a_fork_has_a_process_of_its_own() -> None:
