@@ -14,18 +14,32 @@ from torch import nn
 from ..formats.checkpoint.layer import PackedLayer
 from ..formats.checkpoint.packing import words_for
 
-__all__ = ["NanoQuantLinear"]
+__all__ = ["NanoQuantLinear", "unpack_words"]
 
 #: Rows are unpacked in pieces of about this many signs, so that the scratch memory stays near 16 MB.
 _PIECE = 1 << 22
 
 
-def _signs(words: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """Signs of packed words: int32 (rows, ceil(columns / 32)) -> `dtype` (rows, columns) of -1 and +1."""
+def unpack_words(words: torch.Tensor, columns: int, dtype: torch.dtype, piece: int = _PIECE) -> torch.Tensor:
+    """Signs of packed words.
+
+    Args:
+        words: int32 (rows, ceil(columns / 32)).
+        columns: signs of a row.
+        dtype: type of the result.
+        piece: about how many signs are unpacked at one time.
+
+    Returns:
+        `dtype` (rows, columns) of -1 and +1.
+
+    Example:
+        >>> unpack_words(torch.tensor([[0b101]], dtype=torch.int32), 3, torch.float32)
+        tensor([[-1.,  1., -1.]])
+    """
     rows, width = words.shape
     signs = torch.empty((rows, columns), dtype=dtype, device=words.device)
     places = torch.arange(32, dtype=torch.int32, device=words.device)
-    step = max(1, _PIECE // (32 * max(1, width)))
+    step = max(1, piece // (32 * max(1, width)))
     for start in range(0, rows, step):
         # An arithmetic shift copies the top bit downwards; the mask removes the copies.
         bits = (words[start : start + step, :, None] >> places) & 1
@@ -40,22 +54,23 @@ class NanoQuantLinear(nn.Module):
     `scale_in` (in,), and where present `scale_mid` (rank,) and `bias` (out,). `.to(dtype)` casts the scales and the
     bias, never the words.
 
-    Memory: the words take `rank * (in + out)` bits. With `sign_cache=torch.int8` the first forward keeps the signs as
-    int8 (8 times the words) and each call converts them to the computing type for its own duration;
-    `torch.float32` keeps them ready to multiply (32 times the words, the fastest); None unpacks at each call.
-
     Args:
         in_features, out_features, rank: sizes n, m, r.
         has_mid: there is a middle scale.
         bias: there is a bias.
         scale_dtype: floating type of the scales and the bias.
-        compute_dtype: type of the arithmetic; the result has the input's type.
-        sign_cache: type in which unpacked signs are kept, or None.
         device: where the buffers are made; "meta" makes shapes only.
+
+    Attributes:
+        compute_dtype: type of the arithmetic; the result has the input's type.
+        sign_cache: type in which unpacked signs are kept. The words take `rank * (in + out)` bits. `torch.int8` keeps
+            the signs of the first forward pass as int8 (8 times the words), and each call converts them to the
+            computing type for its own duration; `torch.float32` keeps them ready to multiply (32 times the words, the
+            fastest); None unpacks at each call.
     """
 
-    #: default of `sign_cache`
-    SIGN_CACHE: torch.dtype | None = torch.int8
+    compute_dtype: torch.dtype = torch.float32
+    sign_cache: torch.dtype | None = torch.int8
 
     u_packed: torch.Tensor
     v_packed: torch.Tensor
@@ -73,13 +88,10 @@ class NanoQuantLinear(nn.Module):
         has_mid: bool = False,
         bias: bool = False,
         scale_dtype: torch.dtype = torch.float32,
-        compute_dtype: torch.dtype = torch.float32,
-        sign_cache: torch.dtype | None = SIGN_CACHE,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.compute_dtype, self.sign_cache = compute_dtype, sign_cache
         words: dict[str, tuple[int, int]] = {
             "u_packed": (out_features, words_for(rank)),
             "v_packed": (rank, words_for(in_features)),
@@ -129,14 +141,14 @@ class NanoQuantLinear(nn.Module):
         if self.sign_cache is None:
             self._cached = None
             return (
-                _signs(self.u_packed, self.rank, self.compute_dtype),
-                _signs(self.v_packed, self.in_features, self.compute_dtype),
+                unpack_words(self.u_packed, self.rank, self.compute_dtype),
+                unpack_words(self.v_packed, self.in_features, self.compute_dtype),
             )
         # Loading, moving or editing the words makes the kept signs stale; all of them change this key.
         key = tuple((words.data_ptr(), words._version, words.device) for words in (self.u_packed, self.v_packed))
         if self._cached is None or self._cached[0] != (key, self.sign_cache):
-            u = _signs(self.u_packed, self.rank, self.sign_cache)
-            v = _signs(self.v_packed, self.in_features, self.sign_cache)
+            u = unpack_words(self.u_packed, self.rank, self.sign_cache)
+            v = unpack_words(self.v_packed, self.in_features, self.sign_cache)
             self._cached = ((key, self.sign_cache), u, v)
         return self._cached[1].to(self.compute_dtype), self._cached[2].to(self.compute_dtype)
 
@@ -160,8 +172,8 @@ class NanoQuantLinear(nn.Module):
 
     def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight this layer stands for, `dtype` (out_features, in_features), computed in float64."""
-        u = _signs(self.u_packed, self.rank, torch.float64)
-        v = _signs(self.v_packed, self.in_features, torch.float64)
+        u = unpack_words(self.u_packed, self.rank, torch.float64)
+        v = unpack_words(self.v_packed, self.in_features, torch.float64)
         if self.scale_mid is not None:
             u = u * self.scale_mid.double()
         return ((u @ v) * self.scale_out.double()[:, None] * self.scale_in.double()).to(dtype)

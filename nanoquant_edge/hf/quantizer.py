@@ -133,10 +133,10 @@ class NanoQuantHfQuantizer(HfQuantizer):
             if found != shape:
                 raise NqEdgeError("NQ-CKPT", f"{name}.{part} has shape {found}, the model needs {shape}.")
         if isinstance(table, nn.Linear):
-            model.set_output_embeddings(QuantizedHead(rows, columns, kind, dtype, "meta"))
+            model.set_output_embeddings(QuantizedHead(rows, columns, kind=kind, dtype=dtype, device="meta"))
             return
         scale = float(getattr(table, "scalar_embed_scale", 1.0))
-        embedding = QuantizedEmbedding(rows, columns, kind, dtype, "meta", scale)
+        embedding = QuantizedEmbedding(rows, columns, kind=kind, dtype=dtype, device="meta", scale=scale)
         model.set_input_embeddings(embedding)
         if model.config.get_text_config().tie_word_embeddings:
             model.set_output_embeddings(TiedHead(embedding))

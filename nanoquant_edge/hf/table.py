@@ -35,6 +35,7 @@ class RowCodes(nn.Module):
         self,
         rows: int,
         columns: int,
+        *,
         kind: str,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
@@ -80,12 +81,13 @@ class QuantizedEmbedding(RowCodes):
         self,
         rows: int,
         columns: int,
+        *,
         kind: str,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         scale: float = 1.0,
     ) -> None:
-        super().__init__(rows, columns, kind, dtype, device)
+        super().__init__(rows, columns, kind=kind, dtype=dtype, device=device)
         self.scale = scale
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Architectures, their configuration, and reading models. Only `loading` and `linear` import PyTorch."""
+"""Architectures and their configuration; models read from folders, GGUF files and the hub as PyTorch models.
+
+What a board needs of it (`config`, `config_reader`, `families`, `rotary`, `rates`) imports no PyTorch.
+"""
 
 from __future__ import annotations
 

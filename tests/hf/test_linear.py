@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoquant_edge.hf.linear import NanoQuantLinear
+from nanoquant_edge.formats.checkpoint import pack_signs
+from nanoquant_edge.hf.linear import NanoQuantLinear, unpack_words
 from tests.tiny import random_layer
 
 
@@ -42,11 +44,11 @@ def test_any_size(m: int, n: int, rank: int, seed: int) -> None:
     np.testing.assert_allclose(module.dense(torch.float64).numpy(), packed.dense(), rtol=1e-12)
 
 
-def test_rows_are_unpacked_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = random_layer(np.random.default_rng(1), 50, 64, 40)
-    whole = NanoQuantLinear.from_packed(packed).dense()
-    monkeypatch.setattr("nanoquant_edge.hf.linear._PIECE", 200)
-    assert torch.equal(NanoQuantLinear.from_packed(packed).dense(), whole)
+@pytest.mark.parametrize("piece", [1, 200, 1 << 20])
+def test_rows_are_unpacked_in_pieces(piece: int) -> None:
+    signs = np.random.default_rng(1).choice([-1.0, 1.0], (50, 70))
+    words = torch.from_numpy(np.array(pack_signs(signs)))
+    np.testing.assert_array_equal(unpack_words(words, 70, torch.float64, piece).numpy(), signs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -82,10 +84,12 @@ def test_kept_signs_follow_the_words() -> None:
 
 
 def test_copies_do_not_carry_the_kept_signs() -> None:
-    module = NanoQuantLinear.from_packed(random_layer(np.random.default_rng(5), 8, 40, 9))
-    module(torch.zeros(1, 40))
-    assert copy.deepcopy(module)._cached is None
-    assert "rank=9" in repr(module)
+    module = NanoQuantLinear.from_packed(random_layer(np.random.default_rng(5), 80, 400, 90))
+    before = len(pickle.dumps(module))
+    module(torch.zeros(1, 400))
+    assert len(pickle.dumps(module)) == before
+    assert torch.equal(copy.deepcopy(module)(torch.ones(1, 400)), module(torch.ones(1, 400)))
+    assert "rank=90" in repr(module)
 
 
 def test_gradient_reaches_the_input() -> None:

@@ -96,8 +96,12 @@ def test_without_the_import_loading_fails(tmp_path: Path, name: str, shard_bytes
     assert result.stdout.startswith("refused"), result.stdout
 
 
-def test_import_is_idempotent() -> None:
+def test_a_second_import_leaves_the_first_one_s_classes(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "model")
     importlib.reload(nanoquant_edge.hf)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert type(model.hf_quantizer) is nanoquant_edge.hf.NanoQuantHfQuantizer
+    assert sum(isinstance(module, NanoQuantLinear) for module in model.modules()) == 14
 
 
 def test_save_pretrained_is_refused(tmp_path: Path) -> None:
