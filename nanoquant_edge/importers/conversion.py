@@ -22,7 +22,7 @@ from ..formats.checkpoint.writer import CheckpointParts, true_bits_per_weight, w
 from ..system.files import check_new_folder
 from ..system.progress import Progress
 from .files import read_foreign
-from .layers import foreign_layers
+from .layers import foreign_layers, is_part
 
 if TYPE_CHECKING:
     from ..models.source import SourceModel
@@ -99,6 +99,12 @@ def _checked(
     layers, scale_dtype = _one_type(fitted)
     tied = dense.decoder.tied
     taken = {name: tensors[name] for name in others if name in tensors}
+    left = sorted(name for name in tensors if name not in taken and not is_part(name, layers))
+    if left:
+        raise NqEdgeError(
+            "NQ-CKPT",
+            f"{source} holds {len(left)} tensors that the model has no place for, the first is {left[0][:200]}.",
+        )
     for name, array in taken.items():
         if tuple(array.shape) != others[name].shape or not np.isfinite(np.asarray(array, np.float32)).all():
             raise NqEdgeError("NQ-CKPT", f"{source}: {name} has shape {tuple(array.shape)} or is not finite.")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import NqEdgeError
 from ..formats.lfs_pointer import check_is_no_pointer
 from ..formats.safetensors_file import TensorFile
-from ..models.gguf.layout import LINEARS, halves
+from ..models.gguf.layout import LINEARS, halves, parameter_name
 from ..system.extras import install_command
 from .layers import PARTS
 
@@ -28,6 +28,8 @@ Arrays = dict[str, NDArray[np.generic]]
 _GGUF_NAME = re.compile(r"blk\.(\d{1,5})\.(\w+)\.(\w+)")
 #: ggml's number of a plain type -> numpy's; 30 is bfloat16.
 _GGUF_DTYPES: dict[int, str] = {0: "float32", 1: "float16", 26: "int32", 30: "bfloat16"}
+#: Tensors that are taken from the dense model, where they are not rounded, or that its configuration describes.
+_FROM_THE_MODEL = ("token_embd.weight", "output.weight", "rope_freqs.weight")
 _PREFIXES = ("module.", "base_model.model.")
 
 
@@ -108,6 +110,8 @@ def _gguf(path: Path, config: DecoderConfig) -> Arrays:
     for name, tensor in header.tensors.items():
         match = _GGUF_NAME.fullmatch(name)
         if match is None or name.rpartition(".")[0] not in packed or match[3] not in PARTS:
+            if name not in _FROM_THE_MODEL:
+                found.update(_norm(path, name, tensor, header.size, config))
             continue
         if match[2] not in LINEARS:
             raise NqEdgeError("NQ-CKPT", f"{path} compresses {name[:200]!r}, which no supported family has.")
@@ -116,6 +120,15 @@ def _gguf(path: Path, config: DecoderConfig) -> Arrays:
             array = _in_halves(array, config.num_heads if match[2] == "attn_q" else config.num_kv_heads)
         found[f"model.layers.{match[1]}.{LINEARS[match[2]]}.{match[3]}"] = array
     return found
+
+
+def _norm(path: Path, name: str, tensor: GgufTensor, size: int, config: DecoderConfig) -> Arrays:
+    """A tensor outside of the packed layers, which must be a norm, under its Hugging Face name."""
+    parameter = parameter_name(name, config.structure)
+    if parameter not in config.norm_shapes():
+        raise NqEdgeError("NQ-CKPT", f"{path} holds {name[:200]!r}, which the model has no place for.")
+    values = np.asarray(_gguf_tensor(path, name, tensor, size), np.float32)
+    return {parameter: values - 1 if config.structure.norm == "rms_plus_one" else values}
 
 
 def _gguf_tensor(path: Path, name: str, tensor: GgufTensor, size: int) -> NDArray[np.generic]:

@@ -9,7 +9,7 @@ input columns exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from ..errors import NqEdgeError
 from ..formats.checkpoint.layer import PackedLayer
 from ..formats.checkpoint.packing import words_for
 
-__all__ = ["PARTS", "foreign_layer_names", "foreign_layers"]
+__all__ = ["PARTS", "foreign_layer_names", "foreign_layers", "is_part"]
 
 #: Suffix -> part of a layer; "exact" stands for columns kept outside the factors.
 PARTS = {
@@ -71,6 +71,11 @@ def foreign_layers(tensors: _Arrays) -> dict[str, PackedLayer]:
                 raise NqEdgeError("NQ-CKPT", f"layer {layer} has two {part}.")
             grouped[layer][part] = array
     return {name: _layer(name, parts) for name, parts in grouped.items()}
+
+
+def is_part(name: str, layers: Container[str]) -> bool:
+    """Whether a tensor belongs to one of the layers of these names."""
+    return _part(name) is not None and name.rpartition(".")[0] in layers
 
 
 def _part(name: str) -> str | None:

@@ -82,10 +82,14 @@ def paired_rows(array: np.ndarray, heads: int) -> np.ndarray:
     return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
 
-def write_gguf_factors(path: Path, foreign: Foreign, architecture: str, exact: bool = False) -> None:
+def write_gguf_factors(
+    path: Path, foreign: Foreign, architecture: str, exact: bool = False, **others: np.ndarray
+) -> None:
     """A GGUF file with the tensors of arelath/NanoQuant (docs/METHOD.md, section 13)."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_uint32("quantization.nanoquant.version", 1)
+    for name, array in others.items():
+        writer.add_tensor(name, array)
     for name, part in foreign.layers.items():
         _, _, block, linear = name.split(".", 3)
         base = f"blk.{block}.{GGUF_NAMES[linear]}"
@@ -223,6 +227,12 @@ FAULTS: dict[str, tuple[Callable[[dict], Any], str, str]] = {
     "other width": (lambda s: s.update(_other_width()), "NQ-CKPT", "is 64 x 39, the model's is (64, 40)"),
     "a bias": (lambda s: s.update({f"{Q}.bias": torch.ones(64)}), "NQ-CKPT", "the model's layer has none"),
     "norm shape": (lambda s: s.update({"model.norm.weight": torch.ones(41)}), "NQ-CKPT", "model.norm.weight has shape"),
+    "an adapter": (
+        lambda s: s.update({f"{Q}.lora_A": torch.ones(2)}),
+        "NQ-CKPT",
+        f"1 tensors that the model has no place for, the first is {Q}.lora_A",
+    ),
+    "a head of its own": (lambda s: s.update({"lm_head.weight": torch.ones(320, 40)}), "NQ-CKPT", "is lm_head.weight"),
     "exact columns": (lambda s: s.update({f"{Q}.salient_idx": torch.ones(1)}), "NQ-CKPT", "keeps some input columns"),
     "nothing": (lambda s: s.clear(), "NQ-CKPT", "holds no packed NanoQuant layers"),
     "a stride of 0": (lambda s: s.update(x=torch.ones(1).expand(1 << 40)), "NQ-CKPT", "plain tensors"),
@@ -257,6 +267,33 @@ def test_exact_columns_of_a_gguf_are_refused(tmp_path: Path, base: Path, model: 
     write_gguf_factors(tmp_path / "f.gguf", Foreign(model, mid=True), "llama", exact=True)
     with pytest.raises(NqEdgeError, match="keeps some input columns exactly"):
         import_checkpoint(tmp_path / "f.gguf", base, tmp_path / "c")
+
+
+def test_norms_of_a_gguf_replace_the_model_s_and_its_tables_do_not(tmp_path: Path, base: Path, model: Any) -> None:
+    foreign = Foreign(model, mid=True)
+    others = {
+        "output_norm.weight": np.full(40, 3, np.float32),
+        "blk.1.ffn_norm.weight": np.full(40, 2, np.float32),
+        "token_embd.weight": np.zeros((320, 40), np.float32),
+    }
+    write_gguf_factors(tmp_path / "f.gguf", foreign, "llama", **others)
+    checkpoint = import_checkpoint(tmp_path / "f.gguf", base, tmp_path / "c")
+    assert (checkpoint.tensor("model.norm.weight") == 3).all()
+    assert (checkpoint.tensor("model.layers.1.post_attention_layernorm.weight") == 2).all()
+    assert (checkpoint.tensor("model.embed_tokens.weight") != 0).any()
+    assert checkpoint.settings.recipe["taken_over"] == [
+        "model.layers.1.post_attention_layernorm.weight", "model.norm.weight",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_q.nq_new", "blk.0.attn_q.weight", "blk.0.attn_sub_norm.weight", "cls.weight"]
+)
+def test_what_a_gguf_holds_besides_is_refused(tmp_path: Path, base: Path, model: Any, name: str) -> None:
+    write_gguf_factors(tmp_path / "f.gguf", Foreign(model, mid=True), "llama", **{name: np.ones(40, np.float32)})
+    with pytest.raises(NqEdgeError, match=f"holds '{name}', which the model has no place for") as caught:
+        import_checkpoint(tmp_path / "f.gguf", base, tmp_path / "c")
+    assert caught.value.code == "NQ-CKPT"
 
 
 class Evil:

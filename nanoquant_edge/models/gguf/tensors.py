@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 
 import numpy as np
@@ -11,13 +10,11 @@ import torch
 from torch import Tensor
 
 from ..config import DecoderConfig
-from ..families import Family
 from .content import GgufContent
-from .layout import LINEARS, halves
+from .layout import halves, parameter_name
 
 __all__ = ["GgufTensors"]
 
-_NAME = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(\w+)\.(weight|bias)")
 #: Factors of frequencies, which are in the configuration.
 _IN_CONFIGURATION = "rope_freqs.weight"
 
@@ -33,7 +30,7 @@ class GgufTensors:
     def __init__(self, content: GgufContent, decoder: DecoderConfig) -> None:
         self._content, self._decoder = content, decoder
         self._stored = {
-            _parameter(name, decoder.structure): name for name in content.tensors if name != _IN_CONFIGURATION
+            parameter_name(name, decoder.structure): name for name in content.tensors if name != _IN_CONFIGURATION
         }
 
     def names(self) -> Collection[str]:
@@ -58,24 +55,3 @@ class GgufTensors:
         if self._decoder.structure.norm == "rms_plus_one" and values.ndim == 1 and name.endswith("norm.weight"):
             values = values - 1
         return torch.from_numpy(np.ascontiguousarray(values)).to(device)
-
-
-def _parameter(name: str, family: Family) -> str:
-    whole = {
-        "token_embd.weight": f"{family.embedding}.weight",
-        "output_norm.weight": f"{family.final_norm}.weight",
-        "output.weight": "lm_head.weight",
-    }
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return whole.get(name, name)
-    norms = {
-        "attn_norm": family.attention_norm,
-        "ffn_norm": family.feed_norm,
-        "post_attention_norm": family.attention_out_norm,
-        "post_ffw_norm": family.feed_out_norm,
-        "attn_q_norm": "self_attn.q_norm" if family.head_norms else "",
-        "attn_k_norm": "self_attn.k_norm" if family.head_norms else "",
-    }
-    module = LINEARS.get(match[2]) or norms.get(match[2])
-    return f"{family.blocks}.{match[1]}.{module}.{match[3]}" if module else name
