@@ -7,11 +7,12 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import NqEdgeError
 from ..formats.checkpoint import (
@@ -33,9 +34,8 @@ from .execution.device import chosen_device, peak_mb
 from .execution.parallel import joined_team, team
 from .options import CompressOptions
 from .packed_layers import pack_factors
-from .preparation import affordable_recipe, calibrated, chosen_ranks
-from .recipe import Recipe
-from .resume import RunState, fingerprint
+from .preparation import affordable_recipe, calibrated, chosen_ranks, recipe_within_positions
+from .resume import RunState, fingerprint, refuse_state, state_folder
 from .run import Run, StageClock
 from .sequence import Reconstructed, reconstruct_blocks
 from .tables import quantized_tables
@@ -80,7 +80,7 @@ def compress(
     """
     options = (options or CompressOptions()).changed(**keywords)
     # What can be refused at once is refused before the model is loaded.
-    check_new_folder(Path(output), options.overwrite)
+    _refuse_output(Path(output), options)
     text = _calibration_text(options)
     with joined_team(chosen_device(options.device)) as (processes, device), contextlib.ExitStack() as stack:
         shown = _progress(progress or report) if processes.first else Progress()
@@ -107,13 +107,19 @@ def compress_source(
 ) -> Checkpoint:
     """`compress` for a model that is loaded already; the dense model is unchanged afterwards."""
     options = (options or CompressOptions()).changed(**keywords)
-    check_new_folder(Path(output), options.overwrite)
+    _refuse_output(Path(output), options)
     text, device = _calibration_text(options), chosen_device(options.device)
     return _compressed(source, Path(output), options, text, device=device, progress=_progress(progress))
 
 
 def _progress(show: Progress | Show | None) -> Progress:
     return Progress() if show is None else Progress(show)
+
+
+def _refuse_output(output: Path, options: CompressOptions) -> None:
+    """Raises NQ-OUTPUT or NQ-RESUME for what stands where the checkpoint or the state is going to be."""
+    check_new_folder(output, options.overwrite)
+    refuse_state(state_folder(output), resume=options.resume, overwrite=options.overwrite)
 
 
 def _calibration_text(options: CompressOptions) -> str | None:
@@ -135,39 +141,91 @@ def _compressed(
         torch.cuda.set_device(device)  # streams and graphs are made on the current device
     _refuse_streaming(source, text)
     with clock.stage("loading and checks"):
+        weights = fingerprint(finite(source.weights()), source.config)
         model = source.place(device)
-        family, decoder = source.family, source.decoder
-        names = family.layer_names(decoder.num_layers)
+        names = source.family.layer_names(source.decoder.num_layers)
         linears = {name: linear_at(model, name) for name in names}
-        recipe, left_out = affordable_recipe(options.schedule, linears, streamed=source.streamed, device=device)
+        recipe, too_long = recipe_within_positions(options.schedule, source.decoder.max_positions)
+        recipe, too_large = affordable_recipe(recipe, linears, streamed=source.streamed, device=device)
+        left_out = too_long + too_large
         for part in left_out:
             progress(0.01, f"without {part}")
-        identity = _identity(source, options, recipe, text, device)
-        others = uncompressed_tensors(source.weights(without=names), decoder.tied)
+        others = uncompressed_tensors(source.weights(without=names), source.decoder.tied)
         if source.streamed:
             return_freed_memory()
+    dtype = options.compute_type(device)
+    identity = {
+        "recipe": recipe.to_dict(),
+        "bpw": options.bpw,
+        "seed": options.seed,
+        "model": weights,
+        "calibration text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        "device": device.type,
+        "compute type": str(dtype),
+    }
     state = RunState(
-        output.absolute().with_name(f"{output.name}.resume"),
-        identity,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        writes=team().first,
+        state_folder(output), identity, resume=options.resume, overwrite=options.overwrite, writes=team().first
     )
     team().wait()
-    run = Run(
-        recipe=recipe,
-        device=device,
-        dtype=options.compute_type(device),
-        seed=options.seed,
-        progress=progress,
-        state=state,
-        clock=clock,
-    )
+    run = Run(recipe, device, dtype, seed=options.seed, progress=progress, state=state, clock=clock)
+    with state.in_use():
+        stages = _through_stages(source, linears, text, bpw=options.bpw, run=run)
+        progress(0.99, "writing the checkpoint")
+        reconstructed = stages.reconstructed
+        layers = {name: pack_factors(name, reconstructed.factors[name], options.scale_dtype) for name in names}
+        tables = {}
+        if options.embedding != "fp16":
+            tables = quantized_tables(model, reconstructed.states, options.embedding, source.decoder.tied)
+        table_type = options.embedding if tables else str(others[embedding_name(model)].dtype)
+        settings = QuantizationSettings(
+            target_bpw=options.bpw,
+            true_bpw=true_bits_per_weight(layers.values()),
+            ranks=stages.ranks,
+            scale_dtype=options.scale_dtype,
+            embedding=table_type,
+            head="tied" if source.decoder.tied else table_type,
+            recipe={
+                **_provenance(run, stages),
+                "left_out": left_out,
+                "streamed": source.streamed,
+                "source": source.name,
+                "source_note": source.note,
+            },
+            calibration={
+                "text": options.calibration_name,
+                "windows": len(stages.windows),
+                "window_length": stages.windows.shape[1],
+                "seed": options.seed,
+            },
+        )
+        if team().first:
+            parts = CheckpointParts(source.config, settings, layers, others, tables)
+            write_checkpoint(output, parts, companions=source.companions, overwrite=options.overwrite)
+            state.finish()
+    team().wait()
+    return Checkpoint(output)
+
+
+@dataclass
+class _Stages:
+    """What the stages of a compression made."""
+
+    windows: Tensor
+    ranks: dict[str, int]
+    reconstructed: Reconstructed
+    distilled: Outcome
+
+
+def _through_stages(
+    source: SourceModel, linears: dict[str, nn.Linear], text: str | None, *, bpw: float, run: Run
+) -> _Stages:
+    """All stages in order, each with its part of the progress and of the clock."""
+    model, recipe, clock = source.model, run.recipe, run.clock
     with clock.stage("importances"):
         windows, importances = calibrated(source, linears, text, run.part(0.02, 0.10))
     measured_until = 0.14 if recipe.rank_sensitivity else 0.10
     measuring = run.part(0.10, measured_until, "sensitivities")
-    ranks = chosen_ranks(source, linears, importances, bpw=options.bpw, run=measuring)
+    ranks = chosen_ranks(source, linears, importances, bpw=bpw, run=measuring)
     fitted_until = measured_until + (0.06 if recipe.curvature else 0.0)
     if recipe.curvature:
         # Not kept for --resume: it is larger than the model, and three passes give it again.
@@ -176,46 +234,19 @@ def _compressed(
             importances = with_curvature(model, linears, windows, importances, fitting)
     with clock.stage("blocks"):
         reconstructed = reconstruct_blocks(source, windows, importances, ranks, run.part(fitted_until, 0.88))
-    progress(0.88, "distilling scales")
-    with clock.stage("distillation"), source.opened(family.blocks, without=names):
+    run.progress(0.88, "distilling scales")
+    blocks = source.family.blocks
+    with clock.stage("distillation"), source.opened(blocks, without=linears):
         distilled = distill_scales(
             model,
-            model.get_submodule(family.blocks),
+            model.get_submodule(blocks),
             reconstructed.factors,
             windows=windows,
             teacher=reconstructed.states,
             run=run.part(0.88, 0.99, "distilling scales"),
             packed=source.streamed,
         )
-    progress(0.99, "writing the checkpoint")
-    layers = {name: pack_factors(name, reconstructed.factors[name], options.scale_dtype) for name in names}
-    tables = {}
-    if options.embedding != "fp16":
-        tables = quantized_tables(model, reconstructed.states, options.embedding, decoder.tied)
-    table_type = options.embedding if tables else str(others[embedding_name(model)].dtype)
-    provenance = _provenance(run, reconstructed, distilled)
-    settings = QuantizationSettings(
-        target_bpw=options.bpw,
-        true_bpw=true_bits_per_weight(layers.values()),
-        ranks=ranks,
-        scale_dtype=options.scale_dtype,
-        embedding=table_type,
-        head="tied" if decoder.tied else table_type,
-        recipe={
-            **provenance,
-            "left_out": left_out,
-            "streamed": source.streamed,
-            "source": source.name,
-            "source_note": source.note,
-        },
-        calibration=_calibration(options, windows),
-    )
-    if team().first:
-        parts = CheckpointParts(source.config, settings, layers, others, tables)
-        write_checkpoint(output, parts, companions=source.companions, overwrite=options.overwrite)
-        state.finish()
-    team().wait()
-    return Checkpoint(output)
+    return _Stages(windows, ranks, reconstructed, distilled)
 
 
 def _refuse_streaming(source: SourceModel, text: str | None) -> None:
@@ -226,27 +257,9 @@ def _refuse_streaming(source: SourceModel, text: str | None) -> None:
         raise NqEdgeError("NQ-OPTION", message, f"Pass --calibration, {hint}")
 
 
-def _identity(
-    source: SourceModel, options: CompressOptions, recipe: Recipe, text: str | None, device: torch.device
-) -> dict[str, Any]:
-    """JSON that tells this run from others, so that --resume continues no other run's state.
-
-    Raises:
-        NqEdgeError: NQ-NUMERIC for a weight that is not finite; all of them are read here.
-    """
-    return {
-        "recipe": recipe.to_dict(),
-        "bpw": options.bpw,
-        "seed": options.seed,
-        "model": fingerprint(finite(source.weights())),
-        "calibration text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
-        "device": device.type,
-        "compute type": str(options.compute_type(device)),
-    }
-
-
-def _provenance(run: Run, reconstructed: Reconstructed, distilled: Outcome) -> dict[str, Any]:
+def _provenance(run: Run, stages: _Stages) -> dict[str, Any]:
     """How the checkpoint came about, as JSON: the recipe, where it ran, how long it took, and what became of losses."""
+    distilled, reconstructed = stages.distilled, stages.reconstructed
     return {
         **run.recipe.to_dict(),
         "seed": run.seed,
@@ -258,14 +271,4 @@ def _provenance(run: Run, reconstructed: Reconstructed, distilled: Outcome) -> d
         "block_errors": reconstructed.errors,
         "undone": reconstructed.undone + (["scale distillation"] if distilled.undone else []),
         "kd_loss": [loss for loss in (distilled.first, distilled.last) if math.isfinite(loss)],
-    }
-
-
-def _calibration(options: CompressOptions, windows: Tensor) -> dict[str, Any]:
-    """The calibration windows, as JSON."""
-    return {
-        "text": options.calibration_name,
-        "windows": len(windows),
-        "window_length": windows.shape[1],
-        "seed": options.seed,
     }

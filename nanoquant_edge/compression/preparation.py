@@ -23,7 +23,7 @@ from .kept_results import keep_sensitivities, keep_start, kept_sensitivities, ke
 from .recipe import Recipe
 from .run import Run
 
-__all__ = ["affordable_recipe", "calibrated", "chosen_ranks"]
+__all__ = ["affordable_recipe", "calibrated", "chosen_ranks", "recipe_within_positions"]
 
 
 def affordable_recipe(
@@ -51,6 +51,15 @@ def affordable_recipe(
     if not int(lacking):
         return recipe, []
     return replace(recipe, curvature=False), [f"curvature, for want of memory ({reason or 'in the first process'})"]
+
+
+def recipe_within_positions(recipe: Recipe, positions: int) -> tuple[Recipe, list[str]]:
+    """The recipe with windows that a model of so many positions can read, and what was left out."""
+    if recipe.window_length <= positions:
+        return recipe, []
+    asked = recipe.window_length
+    left_out = f"calibration windows of more than {positions} tokens, the model's longest text ({asked} were asked for)"
+    return replace(recipe, window_length=positions), [left_out]
 
 
 def calibrated(

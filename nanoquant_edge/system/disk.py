@@ -69,7 +69,14 @@ def remove(path: Path) -> None:
 
 
 def lock(folder: Path) -> int | None:
-    """Mark a scratch folder as in use for as long as this process lives; None where that cannot be told."""
+    """Mark a folder as in use until the descriptor is closed, at the latest when this process ends.
+
+    Returns:
+        A descriptor to close; None where folders cannot be locked (Windows, some network file systems).
+
+    Raises:
+        BlockingIOError: when another process, or another part of this one, holds the lock.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -77,6 +84,9 @@ def lock(folder: Path) -> int | None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
     except OSError:
         os.close(descriptor)
         return None
@@ -91,6 +101,9 @@ def scratch_prefix(path: Path) -> str:
 def remove_stale(path: Path) -> None:
     """Remove scratch folders of `path` that killed runs left behind: those that no process holds a lock on."""
     for left in path.parent.glob(glob.escape(scratch_prefix(path)) + "????????"):
-        if left.is_dir() and not left.is_symlink() and (held := lock(left)) is not None:
-            remove(left)
-            os.close(held)
+        if not left.is_dir() or left.is_symlink():
+            continue
+        with contextlib.suppress(BlockingIOError):
+            if (held := lock(left)) is not None:
+                remove(left)
+                os.close(held)

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import NqEdgeError
 from .disk import disk_trouble, exchange, lock, remove, remove_stale, scratch_prefix, sync_folder
 from .output import output_path
+from .written import foreign_content, mark_written
 
 __all__ = [
     "check_new_folder",
@@ -156,31 +157,21 @@ def _sync_tree(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _written_by_us(folder: Path) -> bool:
-    """Whether a folder is empty, a bundle, or a NanoQuant checkpoint, and so safe to replace."""
-    if any((folder / name).is_file() for name in ("nq_bundle.json", "nq_deploy.json")) or not any(folder.iterdir()):
-        return True
-    config = folder / "config.json"
-    return config.is_file() and "quantization_config" in read_json(config, "NQ-OUTPUT")
-
-
 def check_new_folder(path: Path, overwrite: bool = False) -> None:
     """Refuse an output path before the work for it begins.
 
     Raises:
-        NqEdgeError: NQ-OUTPUT when `path` exists and `overwrite` is false, when it is not a folder that this
-            package wrote, or when no folder can be made there.
+        NqEdgeError: NQ-OUTPUT when `path` exists and `overwrite` is false, when it is, or holds, anything that this
+            program did not write, or when no folder can be made there.
     """
     path = output_path(path)
     if path.exists():
         if not overwrite:
             raise NqEdgeError("NQ-OUTPUT", f"{path} exists already.")
-        ours = path.is_dir() and _written_by_us(path)
-        if not ours:
+        reason = foreign_content(path)
+        if reason:
             raise NqEdgeError(
-                "NQ-OUTPUT",
-                f"{path} exists and was not written by nq-edge, so it is not replaced.",
-                "Choose another --output.",
+                "NQ-OUTPUT", f"{path} {reason}, so it is not replaced.", "Choose another --output, or move it away."
             )
     above = next(parent for parent in path.parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
@@ -192,8 +183,8 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A scratch folder beside `path` that takes its name when the block ends well, and vanishes when it does not.
 
     Raises:
-        NqEdgeError: NQ-OUTPUT when `path` exists and `overwrite` is false, when it is not a folder that this
-            package wrote (`config.json` or `nq_bundle.json` inside, or empty), or when it cannot be written.
+        NqEdgeError: NQ-OUTPUT when `path` exists and `overwrite` is false, when it is, or holds, anything that this
+            program did not write, or when it cannot be written.
     """
     path = output_path(path)
     check_new_folder(path, overwrite)
@@ -208,6 +199,7 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         raise NqEdgeError("NQ-OUTPUT", f"cannot write beside {path}: {error.strerror}.") from error
     try:
         yield scratch
+        mark_written(scratch)
         _sync_tree(scratch)
         _take_place(scratch, path)
         sync_folder(path.parent)

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nanoquant_edge.compression import compress
@@ -147,22 +149,130 @@ def test_another_run_s_state_is_not_continued(run: Run, interrupted: str, change
     assert message in refused(run, interrupted, resume=True, **changes).message
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "shape", "names", "json"])
-def test_a_damaged_state_is_refused(run: Run, interrupted: str, damage: str) -> None:
+def change_norm(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.01}))
+
+
+def change_order(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    name = "model.layers.2.mlp.down_proj.weight"
+    save_file({**tensors, name: tensors[name].flip(0).contiguous()}, model / "model.safetensors", {"format": "pt"})
+
+
+def change_one_bit(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"].view(torch.int32)[3] ^= 1
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("change", [change_norm, change_order, change_one_bit])
+def test_another_model_s_state_is_not_continued(
+    run: Run, interrupted: str, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    shutil.copytree(run.model, tmp_path / "m")
+    change(tmp_path / "m")
+    options = {"recipe": short_recipe(refresh_inputs=True), "calibration": run.text, "device": "cpu", "bpw": 2.0}
+    with pytest.raises(NqEdgeError, match="belongs to another run: model was") as caught:
+        compress(tmp_path / "m", run.folder / interrupted, compute_dtype="float32", resume=True, **options)
+    assert caught.value.code == "NQ-RESUME"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "shape", "names", "values", "note", "other block"])
+def test_a_damaged_block_is_refused(run: Run, interrupted: str, damage: str) -> None:
     folder = run.state(interrupted)
     path = folder / "block-0000.safetensors"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-9])
     elif damage == "empty":
         path.write_bytes(b"")
-    elif damage == "json":
-        (folder / "run.json").write_text("{")
+    elif damage == "other block":
+        shutil.copy(folder / "block-0001.safetensors", path)
     else:
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata()
         tensors = load_file(path)
-        name = next(iter(tensors))
-        tensors[name if damage == "shape" else "other"] = torch.zeros(3)
-        save_file(tensors, path)
-    refused(run, interrupted, resume=True)
+        name = "self_attn.q_proj.scale_in"
+        if damage == "shape":
+            tensors[name] = torch.zeros(3)
+        elif damage == "names":
+            tensors["other"] = torch.zeros(3)
+        elif damage == "values":
+            tensors[name][0] += 1
+        else:
+            notes["error"] = "0.5"
+        save_file(tensors, path, notes)
+    assert "block-0000.safetensors is damaged" in refused(run, interrupted, resume=True).message
+
+
+def test_a_block_of_another_run_is_refused(run: Run, interrupted: str) -> None:
+    with pytest.raises(Killed):
+        run.compress("other", seed=1, progress=stop_at("block 2 of 3"))
+    shutil.copy(run.state("other") / "block-0000.safetensors", run.state(interrupted) / "block-0000.safetensors")
+    assert (
+        "block-0000.safetensors is damaged or belongs to another run" in refused(run, interrupted, resume=True).message
+    )
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", 1), ("format", 1), ("sha256", "0" * 64)])
+def test_a_state_whose_description_was_changed_is_refused(run: Run, interrupted: str, key: str, value: object) -> None:
+    path = run.state(interrupted) / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    assert "holds something else, or that of another version" in refused(run, interrupted, resume=True).message
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "run.json"])
+def test_what_is_no_state_of_ours_stays_as_it_is(run: Run, tmp_path: Path, kind: str, overwrite: bool) -> None:
+    mine = run.state(tmp_path.name)
+    if kind == "file":
+        mine.write_text("dear")
+    elif kind == "link":
+        mine.symlink_to(tmp_path)
+    else:
+        mine.mkdir()
+        (mine / ("letter" if kind == "folder" else "run.json")).write_text("{}")
+    before = sorted(mine.rglob("*"))
+    for resume in (False, True):
+        refused(run, tmp_path.name, overwrite=overwrite, resume=resume)
+    assert sorted(mine.rglob("*")) == before
+    assert kind != "file" or mine.read_text() == "dear"
+
+
+def test_only_files_of_the_state_are_removed(run: Run, interrupted: str) -> None:
+    letter = run.state(interrupted) / "letter.txt"
+    letter.write_text("dear")
+    run.compress(interrupted, resume=True)
+    assert run.weights(interrupted) == run.weights("whole")
+    assert list(run.state(interrupted).iterdir()) == [letter]
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_two_runs_do_not_share_a_state(run: Run, interrupted: str, options: dict[str, bool]) -> None:
+    state = RunState(run.state(interrupted), {}, overwrite=True)
+    with state.in_use():
+        message = refused(run, interrupted, **options).message
+        assert "is in use: another run for the same output goes on" in message
+    assert not run.state(interrupted).exists()  # it kept nothing
+
+
+def test_a_second_run_that_began_at_the_same_moment_is_refused(run: Run, tmp_path: Path) -> None:
+    first, second = (RunState(tmp_path / "c.resume", {"seed": seed}) for seed in range(2))
+    with first.in_use():
+        first.write("start.safetensors", {"windows": torch.zeros(2)})
+        with pytest.raises(NqEdgeError, match="is in use") as caught, second.in_use():
+            pass
+        assert caught.value.code == "NQ-RESUME"
+    assert (tmp_path / "c.resume" / "start.safetensors").is_file()
+    with pytest.raises(NqEdgeError, match="holds an interrupted run"), second.in_use():
+        pass
+
+
+def test_a_run_that_kept_nothing_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(NqEdgeError, match="need at least"):
+        options = {"recipe": short_recipe(windows=4000), "calibration": run.text, "device": "cpu"}
+        compress(run.model, tmp_path / "deep" / "er" / "c", **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_a_file_is_never_taken_for_a_whole_one(run: Run, interrupted: str) -> None:

@@ -24,6 +24,7 @@ from nanoquant_edge.deploy.requirements import hashed_lines, index_lines
 from nanoquant_edge.devices import describe_machine, target_named, this_target
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
+from nanoquant_edge.system.written import MARKER
 from tests.tiny import tiny_checkpoint
 
 SHELLCHECK = shutil.which("shellcheck") or str(Path(sys.executable).parent / "shellcheck")
@@ -65,7 +66,7 @@ def test_the_checksums_are_those_of_all_files(orin: Path) -> None:
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=orin, check=True)
     listed = {line.split("  ", 1)[1] for line in (orin / "SHA256SUMS").read_text().splitlines()}
     there = {path.relative_to(orin).as_posix() for path in orin.rglob("*") if path.is_file()}
-    assert listed == there - {"SHA256SUMS"}
+    assert listed == there - {"SHA256SUMS", MARKER}
 
 
 def test_scripts_are_lint_free(orin: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.system import files
 from nanoquant_edge.system.files import new_folder, path_inside, read_json, sha256_of, write_json
+from nanoquant_edge.system.written import MARKER, sealed
 
 
 def test_sha256(tmp_path: Path) -> None:
@@ -99,8 +102,8 @@ def _fail(*_arguments: object) -> None:
 
 
 def _ours(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "nq_bundle.json").write_text("{}")
+    with new_folder(folder) as scratch:
+        (scratch / "nq_bundle.json").write_text("{}")
     return folder
 
 
@@ -125,28 +128,90 @@ def test_overwriting(tmp_path: Path) -> None:
         pass
     with new_folder(tmp_path / "out", overwrite=True) as scratch:
         (scratch / "new").write_text("1")
-    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["new"]
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == [MARKER, "new"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
-def test_only_our_folders_are_replaced(tmp_path: Path) -> None:
+def _gptq(folder: Path) -> None:
+    write_json(folder / "config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+
+
+def _a_manifest_of_ours(folder: Path) -> None:
+    write_json(folder / "nq_bundle.json", {"bundle_version": 1})
+
+
+def _a_marker_by_hand(folder: Path) -> None:
+    write_json(folder / MARKER, {"written_by": "nanoquant-edge", "files": ["letter.txt"], "sha256": "0" * 64})
+    (folder / "letter.txt").write_text("dear")
+
+
+def _a_marker_that_is_no_list(folder: Path) -> None:
+    write_json(folder / MARKER, sealed({"written_by": "nanoquant-edge", "files": None}))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _gptq,
+        lambda folder: write_json(folder / "config.json", {"quantization_config": None}),
+        lambda folder: write_json(folder / "config.json", {"model_type": "llama"}),
+        lambda folder: (folder / "sub").mkdir(),
+        lambda folder: (folder / MARKER).write_text("{"),
+        _a_manifest_of_ours,
+        _a_marker_by_hand,
+        _a_marker_that_is_no_list,
+    ],
+)
+def test_a_folder_of_somebody_else_is_never_replaced(tmp_path: Path, make: Callable[[Path], Any]) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    make(folder)
+    before = sorted(folder.iterdir())
+    with pytest.raises(NqEdgeError, match="was not written by nq-edge") as caught, new_folder(folder, overwrite=True):
+        pass
+    assert caught.value.code == "NQ-OUTPUT"
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["letter.txt", "deep/letter.txt", "deep/engine"])
+def test_a_folder_of_ours_with_something_else_inside_is_not_replaced(tmp_path: Path, name: str) -> None:
+    folder = _ours(tmp_path / "out")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("dear")
+    with (
+        pytest.raises(NqEdgeError, match=f"holds {name}, which was not written by nq-edge"),
+        new_folder(folder, overwrite=True),
+    ):
+        pass
+    assert (folder / name).read_text() == "dear"
+
+
+def test_a_link_in_a_folder_of_ours_is_somebody_else_s(tmp_path: Path) -> None:
+    folder = _ours(tmp_path / "out")
+    (tmp_path / "letters").mkdir()
+    (folder / "letters").symlink_to(tmp_path / "letters")
+    with pytest.raises(NqEdgeError, match="holds letters"), new_folder(folder, overwrite=True):
+        pass
+
+
+def test_what_our_own_programs_add_does_not_hinder(tmp_path: Path) -> None:
+    folder = _ours(tmp_path / "out")
+    for name in (".nq_verified", "reference.safetensors", ".venv/bin/python", "local/lib.so", "engine/engine"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("ours")
+    with new_folder(folder, overwrite=True):
+        pass
+    assert [path.name for path in folder.iterdir()] == [MARKER]
+
+
+def test_an_empty_folder_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with new_folder(tmp_path / "empty", overwrite=True):
         pass
-    (tmp_path / "checkpoint").mkdir()
-    write_json(tmp_path / "checkpoint/config.json", {"quantization_config": {}})
-    with new_folder(tmp_path / "checkpoint", overwrite=True):
-        pass
-    (tmp_path / "model").mkdir()
-    write_json(tmp_path / "model/config.json", {})
     (tmp_path / "file").write_text("x")
-    for name in ("model", "file"):
-        with (
-            pytest.raises(NqEdgeError, match="was not written by nq-edge"),
-            new_folder(tmp_path / name, overwrite=True),
-        ):
-            pass
-    assert (tmp_path / "model/config.json").is_file()
+    with pytest.raises(NqEdgeError, match="is no folder"), new_folder(tmp_path / "file", overwrite=True):
+        pass
+    assert (tmp_path / "file").read_text() == "x"
 
 
 def test_a_crash_while_writing_leaves_the_old_folder(tmp_path: Path) -> None:
@@ -233,5 +298,5 @@ def test_a_full_disk_is_found_in_what_a_library_says(tmp_path: Path, wrapped: bo
 
 def test_an_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(NqEdgeError, match="cannot write beside"), new_folder(tmp_path / "file/out"):
+    with pytest.raises(NqEdgeError, match="cannot write"), new_folder(tmp_path / "file/out"):
         pass
