@@ -90,9 +90,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def random_checkpoint(shape: str, bpw: float, folder: Path) -> Path:
-    """Write a checkpoint of random signs at the ranks that `compress` takes at `bpw` bits a weight."""
-    config = {**SHAPES[shape], "dtype": "float16"}
+def random_checkpoint(shape: str, bpw: float, folder: Path, **changes: Any) -> Path:
+    """Write a checkpoint of random signs at the ranks that `compress` takes at `bpw` bits a weight.
+
+    `changes` go into config.json.
+    """
+    config = {**SHAPES[shape], "dtype": "float16", **changes}
     decoder, family = read_config(config), family_of(config)
     rng = np.random.default_rng(0)
 

@@ -91,24 +91,34 @@ def test_an_embedded_plugin_is_in_the_file(checkpoint: Checkpoint, tmp_path: Pat
     assert grown > 0.9 * tensorrt_library_path().stat().st_size
 
 
+def planned(source: Path, folder: Path) -> Path:
+    """A folder with a graph and its plan, as the compiler gets it."""
+    folder.mkdir(exist_ok=True)
+
+    class Keeping(Toolchain):
+        def compile(self, graph: Path, *_rest: Any) -> dict[str, Any]:
+            graph.rename(folder / "graph")
+            raise NqEdgeError("NQ-ENGINE", "stopped here.")
+
+    with pytest.raises(NqEdgeError, match="stopped here"):
+        build_engine(source, folder / "e", target="sm_86", options=SMALL, toolchain=Keeping())
+    assert not (folder / "e").exists()
+    return folder / "graph"
+
+
 def test_a_bundle_gives_the_same_graph_without_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
     export_onnx(checkpoint, tmp_path / "onnx", portable=True)
-    graphs: list[dict[str, str]] = []
-
-    class Noting(Toolchain):
-        def compile(self, folder: Path, *rest: Any) -> dict[str, Any]:
-            graphs.append({path.name: sha256_of(path) for path in folder.iterdir()})
-            return super().compile(folder, *rest)
-
-    build_engine(checkpoint.folder, tmp_path / "a", target="sm_86", options=SMALL, toolchain=Noting())
-    build_engine(tmp_path / "onnx", tmp_path / "b", target="sm_86", options=SMALL, toolchain=Noting())
-    assert graphs[0] == graphs[1] and set(graphs[0]) == {"model.onnx", "model.onnx.data", "nq_build.json"}
+    graphs = [planned(checkpoint.folder, tmp_path / "a"), planned(tmp_path / "onnx", tmp_path / "b")]
+    hashes = [{path.name: sha256_of(path) for path in graph.iterdir()} for graph in graphs]
+    assert hashes[0] == hashes[1] and set(hashes[0]) == {"model.onnx", "model.onnx.data", "nq_build.json"}
     script = (
         "import sys\nfrom nanoquant_edge import build_engine\n"
-        "build_engine(sys.argv[1], sys.argv[2], target='sm_86')\nassert 'torch' not in sys.modules"
+        "from nanoquant_edge.exporters.tensorrt import EngineOptions\n"
+        "options = EngineOptions(capacity=64, prefill=32)\n"
+        "build_engine(sys.argv[1], sys.argv[2], target='sm_86', options=options)\nassert 'torch' not in sys.modules"
     )
     arguments = [str(tmp_path / "onnx"), str(tmp_path / "c")]
-    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert Bundle.open(tmp_path / "c").engine is not None
 
@@ -119,22 +129,8 @@ def test_tensorrt_parses_the_decomposed_dialect(checkpoint: Checkpoint, tmp_path
     assert bundle.engine is not None and not bundle.engine.kv.in_place and bundle.engine.compressed_linears == 14
 
 
-def planned(checkpoint: Checkpoint, folder: Path) -> Path:
-    """A folder with a graph and its plan, as the compiler gets it."""
-
-    class Keeping(Toolchain):
-        def compile(self, graph: Path, *_rest: Any) -> dict[str, Any]:
-            graph.rename(folder / "graph")
-            raise NqEdgeError("NQ-ENGINE", "stopped here.")
-
-    with pytest.raises(NqEdgeError, match="stopped here"):
-        build_engine(checkpoint.folder, folder / "e", target="sm_86", options=SMALL, toolchain=Keeping())
-    assert not (folder / "e").exists()
-    return folder / "graph"
-
-
 def test_numbers_that_differ_stop_the_build(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    graph = planned(checkpoint, tmp_path)
+    graph = planned(checkpoint.folder, tmp_path)
     replace(BuildPlan.read(graph), compressed_linears=15).write(graph)
     with pytest.raises(NqEdgeError, match="8 plugin layers with 14 compressed layers, the graph 8 with 15") as caught:
         run_compiler(graph, tmp_path / "model.engine", tensorrt_library_path())
@@ -142,7 +138,7 @@ def test_numbers_that_differ_stop_the_build(checkpoint: Checkpoint, tmp_path: Pa
 
 
 def test_a_broken_graph_is_refused_in_the_parsers_words(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    graph = planned(checkpoint, tmp_path)
+    graph = planned(checkpoint.folder, tmp_path)
     whole = (graph / "model.onnx").read_bytes()
     (graph / "model.onnx").write_bytes(whole[:-1000])
     with pytest.raises(NqEdgeError, match="not a valid ONNX") as caught:
@@ -159,7 +155,7 @@ def test_lent_weights_make_the_same_engine(checkpoint: Checkpoint, tmp_path: Pat
 
     The files are not equal: TensorRT orders some outputs by addresses.
     """
-    graph = planned(checkpoint, tmp_path)
+    graph = planned(checkpoint.folder, tmp_path)
     run_compiler(graph, tmp_path / "lent.engine", tensorrt_library_path())
     script = (
         "import sys, nanoquant_edge.exporters.tensorrt.compile as compile\n"

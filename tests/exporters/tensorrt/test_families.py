@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,13 +60,23 @@ def test_few_heads_are_built_without_a_fused_kernel(heads: int, tmp_path: Path) 
     assert build_engine(checkpoint.folder, tmp_path / "e", target=TARGET, options=options).engine is not None
 
 
-@needs_builder
-@pytest.mark.parametrize("shape", ["smollm2-135m", pytest.param("gemma-3-270m", marks=pytest.mark.slow)])
-def test_real_shapes_at_one_bit_with_random_signs(shape: str, tmp_path: Path) -> None:
+def build_real_shape(shape: str, folder: Path, **changes: Any) -> tuple[int, int]:
+    """Plugin layers and compressed linears of an engine of a real model's sizes with random signs."""
     from benchmarks.engine_build import random_checkpoint
 
-    source = random_checkpoint(shape, 1.0, tmp_path)
-    engine = build_engine(source, tmp_path / "e", target=TARGET, options=EngineOptions(dtype="bfloat16")).engine
-    blocks = {"smollm2-135m": 30, "gemma-3-270m": 18}[shape]
-    assert engine is not None and (engine.plugin_layers, engine.compressed_linears) == (4 * blocks, 7 * blocks)
-    assert engine.compute_capabilities == ("8.6", "8.9", "12.0")
+    source = random_checkpoint(shape, 1.0, folder, **changes)
+    engine = build_engine(source, folder / "e", target=TARGET, options=EngineOptions(dtype="bfloat16")).engine
+    assert engine is not None and engine.compute_capabilities == ("8.6", "8.9", "12.0")
+    return engine.plugin_layers, engine.compressed_linears
+
+
+@needs_builder
+def test_real_widths_at_one_bit_with_random_signs(tmp_path: Path) -> None:
+    assert build_real_shape("smollm2-135m", tmp_path, num_hidden_layers=2, vocab_size=4096) == (8, 14)
+
+
+@needs_builder
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "blocks"), [("smollm2-135m", 30), ("gemma-3-270m", 18)])
+def test_real_shapes_at_one_bit_with_random_signs(shape: str, blocks: int, tmp_path: Path) -> None:
+    assert build_real_shape(shape, tmp_path) == (4 * blocks, 7 * blocks)
