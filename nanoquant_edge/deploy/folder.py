@@ -36,7 +36,7 @@ _GLIBC = {"Ubuntu 20.04": 31, "Ubuntu 22.04": 35, "Raspberry Pi OS 12": 36, "Ubu
 #: Oldest Python that this package runs on.
 _OLDEST = (3, 10)
 #: Backend of a bundle -> its folder.
-_PLACES = {ONNXRUNTIME: "bundle", "tensorrt": "engine", BOARD_BUILD: "graph"}
+_FOLDERS = {ONNXRUNTIME: "bundle", "tensorrt": "engine", BOARD_BUILD: "graph"}
 
 
 def deploy(
@@ -69,7 +69,7 @@ def deploy(
     options, progress = options or DeployOptions(), progress or Progress()
     progress(0.0, "checking the bundle")
     source = Bundle.open(bundle, verify=True)
-    if target.architecture == "any" or source.backend not in _PLACES:
+    if target.architecture == "any" or source.backend not in _FOLDERS:
         raise NqEdgeError(
             "NQ-DEPLOY",
             f"deployment folders are for boards and processors, not for {target.title} with a {source.backend} bundle.",
@@ -78,13 +78,13 @@ def deploy(
     system = target.software[0] if target.software else {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
     python = options.python or _usable(system["python"])
     glibc = _GLIBC.get(system.get("os", "")) or _own_glibc()
-    own = _own_version()
+    version = _own_version()
     found = _assessed(source, target)
     with new_folder(Path(output), overwrite) as scratch:
-        place = scratch / _PLACES[source.backend]
+        run_folder = scratch / _FOLDERS[source.backend]
         progress(0.05, "copying the bundle")
-        _copy_bundle(source, place)
-        graph = place.name == "graph"
+        _copy_bundle(source, run_folder)
+        graph = run_folder.name == "graph"
         if target.flavour == "standard" and source.backend == ONNXRUNTIME:
             progress(0.15, "writing the TensorRT graph")
             graph = _write_graph(source, target, scratch / "graph")
@@ -92,7 +92,7 @@ def deploy(
         libraries: list[str] = []
         if options.build_native:
             libraries = provide_library(
-                scratch / "native", target.architecture, glibc=glibc, version=own, given=options.native
+                scratch / "native", target.architecture, glibc=glibc, version=version, given=options.native
             )
         if not copy_sources(scratch / "plugins") and not libraries:
             raise NqEdgeError(
@@ -101,7 +101,7 @@ def deploy(
                 "Pass --native with a folder of libraries, or install nanoquant-edge from a whole wheel.",
             )
         progress(0.4, "fetching wheels" if options.wheels else "writing this package's wheel")
-        cuda = system.get("cuda", "") if graph or place.name == "engine" else ""
+        cuda = system.get("cuda", "") if graph or run_folder.name == "engine" else ""
         wheels = _write_requirements(scratch, index_lines(python, cuda), options.wheels, (python, target, glibc))
         progress(0.9, "writing scripts and checksums")
         made = Deployment(
@@ -116,7 +116,7 @@ def deploy(
             graph=graph,
             found=found,
         )
-        write_scripts(scratch, made, own)
+        write_scripts(scratch, made, version)
         write_json(scratch / DEPLOY_FILE, made.to_dict())
         _write_sums(scratch)
         progress(1.0, "done")
@@ -166,14 +166,14 @@ def _assessed(source: Bundle, target: Target) -> Assessment | None:
     return found
 
 
-def _copy_bundle(source: Bundle, place: Path) -> None:
+def _copy_bundle(source: Bundle, folder: Path) -> None:
     for name in [*source.files, MANIFEST_FILE]:
-        read, written = path_inside(source.folder, name), path_inside(place, name)
+        read, written = path_inside(source.folder, name), path_inside(folder, name)
         written.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(read, written)
 
 
-def _write_graph(source: Bundle, target: Target, place: Path) -> bool:
+def _write_graph(source: Bundle, target: Target, folder: Path) -> bool:
     """Write the graph that the board builds its engine from; False where the packages for it are missing here."""
     if not isinstance(source.source_model.get("config"), dict):
         return False
@@ -181,7 +181,7 @@ def _write_graph(source: Bundle, target: Target, place: Path) -> bool:
         from ..exporters.tensorrt import build_engine
     except ModuleNotFoundError:
         return False
-    return build_engine(source.folder, place, target=(target.name,)).backend == BOARD_BUILD
+    return build_engine(source.folder, folder, target=(target.name,)).backend == BOARD_BUILD
 
 
 def _write_sums(folder: Path) -> None:

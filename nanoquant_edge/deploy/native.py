@@ -28,9 +28,9 @@ def provide_library(
 
     Args:
         target: folder to write to.
-        architecture: of the board, as `uname -m` says it.
+        architecture: the board's architecture, as `uname -m` says it.
         glibc: minor version of the board's GLIBC 2.x; newer libraries are refused.
-        version: of this package.
+        version: version of this package.
         given: folder with libraries that the user built.
 
     Returns:

@@ -20,7 +20,7 @@ class DeployOptions:
         wheels: fetch wheels for the board now; otherwise it installs the same versions from an index itself.
         native: folder with libraries built for the board; None takes the installed ones or cross-compiles.
         build_native: False leaves building the operator's library to the board.
-        python: of the board, such as "3.10"; None takes that of the board's system.
+        python: the board's version of Python, such as "3.10"; None takes that of the board's system.
 
     Raises:
         NqEdgeError: NQ-OPTION for a Python that this package does not run on, or for libraries that are given and not

@@ -36,8 +36,8 @@ def index_lines(python: str, cuda: str = "") -> list[str]:
     """Requirements that come from an index: what this package needs on a board, at exact versions.
 
     Args:
-        python: of the board, such as "3.10".
-        cuda: of the board, such as "12.6", when an engine runs there; "" otherwise.
+        python: the board's version of Python, such as "3.10".
+        cuda: the board's version of CUDA, such as "12.6", when an engine runs there; "" otherwise.
     """
     pins = {**_COMMON, **PINS.get(python, PINS[""])}
     lines = [f"{name}=={pin}" for name, pin in sorted(pins.items())]
@@ -68,10 +68,10 @@ def fetch_wheels(folder: Path, lines: list[str], *, python: str, architecture: s
     """Download the wheels of requirements, and of what they require, for a board.
 
     Args:
-        folder: where to.
-        lines: of `index_lines`.
-        python: of the board.
-        architecture: of the board.
+        folder: folder that the wheels go to.
+        lines: what `index_lines` returns.
+        python: the board's version of Python.
+        architecture: the board's architecture, as `uname -m` says it.
         glibc: minor version of the board's GLIBC 2.x.
 
     Returns:

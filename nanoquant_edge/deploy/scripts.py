@@ -34,15 +34,15 @@ def write_scripts(folder: Path, made: Deployment, version: str) -> None:
     """Fill the templates in.
 
     Args:
-        folder: of the deployment.
+        folder: folder of the deployment.
         made: what it holds.
-        version: of this package.
+        version: version of this package.
     """
     words = _words(made, version)
-    for template, place in _FILES.items():
+    for template, name in _FILES.items():
         text = (_TEMPLATES / template).read_text(encoding="utf-8")
         filled = re.sub(r"@([A-Z_]+)@", lambda match: words[match[1]], text)
-        path = folder / place
+        path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(filled, encoding="utf-8", newline="\n")
         if filled.startswith("#!"):

@@ -89,7 +89,7 @@ def assess(
         target: the device.
         context: tokens of prompt and text together.
         batch: sequences at once.
-        power_mode: of the device, for the forecast.
+        power_mode: power mode of the device that the forecast is for; None takes the highest.
 
     Raises:
         NqEdgeError: NQ-OPTION for a context beyond the model's positions, and as `forecast`.

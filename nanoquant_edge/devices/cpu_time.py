@@ -14,7 +14,7 @@ from ..models.rates import rank_for_rate
 from .model import ModelFacts, linear_groups
 from .profile import Cpu
 
-__all__ = ["SIGNS_PER_CYCLE", "prefill_tps", "step_parts"]
+__all__ = ["SIGNS_PER_CYCLE", "cpu_prefill_tps", "cpu_step"]
 
 #: sign additions of one row that a core does in a cycle, from its cache, by kernel
 SIGNS_PER_CYCLE = {"avx512": 37.0, "avx2": 21.0, "neon": 10.0, "scalar": 5.8}
@@ -28,7 +28,7 @@ _STREAM, _CORE_GBS = 0.6, 6.0
 _BLOCK_US = 20.0
 
 
-def step_parts(cpu: Cpu, model: ModelFacts, *, gbs: float, context: int) -> dict[str, float]:
+def cpu_step(cpu: Cpu, model: ModelFacts, *, gbs: float, context: int) -> dict[str, float]:
     """Microseconds of a decode step, part by part.
 
     Args:
@@ -54,7 +54,7 @@ def step_parts(cpu: Cpu, model: ModelFacts, *, gbs: float, context: int) -> dict
     }
 
 
-def prefill_tps(cpu: Cpu, model: ModelFacts, tokens: int) -> float:
+def cpu_prefill_tps(cpu: Cpu, model: ModelFacts, tokens: int) -> float:
     """Tokens a second of a prompt: signs over the kernels' rate with many rows, and one step of everything else."""
     layers = [layer for group in linear_groups(model.config) for layer in group]
     signs = model.config.num_layers * sum((m + n) * rank_for_rate(m, n, model.bpw) for m, n in layers)

@@ -146,14 +146,14 @@ def _operator_library(here: _Here) -> Iterator[Check]:
     except NqEdgeError as error:
         yield Check("operator's library", PROBLEM, error.message, error.hint)
         return
-    own = here.probes.version("nanoquant-edge")
+    package = here.probes.version("nanoquant-edge")
     isa = info.get("isa") or "none"
     found = f"{isa} kernels, version {info.get('version')}, {info['path']}"
     if isa == "none":
         advice = "NQ_CPU_ISA names kernels that this processor lacks: unset it."
         yield Check("operator's library", PROBLEM, found, advice)
-    elif own and info.get("version") not in (own, "0+unknown"):
-        yield Check("operator's library", NOTE, found, f"The package is {own}: build or install the library again.")
+    elif package and info.get("version") not in (package, "0+unknown"):
+        yield Check("operator's library", NOTE, found, f"The package is {package}: build or install the library again.")
     elif isa == "scalar":
         yield Check("operator's library", NOTE, found, "Neither AVX2 nor NEON was found: texts will be slow.")
     else:

@@ -48,7 +48,7 @@ class ModelSizes:
 
     Attributes:
         weights: bytes of all initializers of its graph.
-        layers, kv_heads, head_dim, heads, hidden, intermediate, vocabulary: of the decoder.
+        layers, kv_heads, head_dim, heads, hidden, intermediate, vocabulary: sizes of the decoder.
         batch: sequences at once.
         prefill: tokens of a prompt that pass through at once.
         positions: rows of logits at once.
@@ -169,7 +169,7 @@ def fit_capacity(targets: list[Target], sizes: ModelSizes, *, wanted: int | None
 
     Args:
         targets: devices that the engine serves.
-        sizes: of the model.
+        sizes: what the memory of the engine depends on.
         wanted: slots asked for; None takes `usual`, or what fits if that is less; 0 takes all that fits.
         usual: slots when nothing is asked for.
 
@@ -250,7 +250,7 @@ def check_host(
     Args:
         weights: bytes of the graph's initializers.
         code: bytes of the engine besides them.
-        folder: where it is written; its nearest existing parent is looked at.
+        folder: folder that is written; its nearest existing parent is looked at.
         builds: an engine is built here; otherwise only a graph is written.
         available: bytes of free host memory; None asks the system.
         free: bytes of free disk space; None asks the system.

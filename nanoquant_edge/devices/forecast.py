@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 from ..errors import NqEdgeError
 from ..models.rates import rank_for_rate
-from .cpu_time import prefill_tps as cpu_prefill
-from .cpu_time import step_parts as cpu_parts
+from .cpu_time import cpu_prefill_tps, cpu_step
 from .gpu_time import BLOCK_US, LINEARS, Code, Gpu, half_us, int8_rate
 from .model import ModelFacts, linear_groups
 from .profile import Target
@@ -53,10 +52,10 @@ class Forecast:
 
     Attributes:
         path: "GPU" or "CPU".
-        decode: with `context` tokens in the cache.
-        prefill: for a prompt of 512 tokens, or the context if that is shorter.
+        decode: tokens a second while a text is written, with `context` tokens in the cache.
+        prefill: tokens a second of a prompt of 512 tokens, or of the context if that is shorter.
         step_us: part of a decode step -> microseconds, at the middle.
-        watts: of the power mode, where one is known.
+        watts: power of the power mode, where it is known.
         basis: what the constants come from.
     """
 
@@ -106,11 +105,11 @@ def forecast(target: Target, model: ModelFacts, *, context: int, power_mode: str
         return Forecast("GPU", decode, Range(middle / 2.5, middle, middle * 1.8), parts, watts, basis)
     if target.cpu is None:
         raise NqEdgeError("NQ-TARGET", f"nothing is known of {target.name}'s processor.", "Name another device.")
-    parts = cpu_parts(target.cpu, model, gbs=gbs, context=context)
+    parts = cpu_step(target.cpu, model, gbs=gbs, context=context)
     step = 1e6 / sum(parts.values())
     # Kernels of other instruction sets than the measured one are counted at an assumed rate.
     spread = 1.5 if target.cpu.isa == "avx512" else 2.0
-    middle = cpu_prefill(target.cpu, model, tokens)
+    middle = cpu_prefill_tps(target.cpu, model, tokens)
     basis = "rates of our kernels on two AVX-512 cores; other instruction sets assumed from their width"
     prefill = Range(middle / spread, middle, middle * spread)
     return Forecast("CPU", Range(step / spread, step, step * spread), prefill, parts, watts, basis)

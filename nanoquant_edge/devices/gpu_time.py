@@ -80,10 +80,10 @@ def half_us(gpu: Gpu, code: Code, *, rows: int, columns: int, share: float | Non
     """One half of a layer for one token: a sign matrix of rows x columns.
 
     Args:
-        gpu: where.
-        code: of the kernels.
-        rows, columns: of the matrix.
-        share: of the bandwidth; None takes `Gpu.stream`.
+        gpu: the GPU that computes.
+        code: what the kernels' machine code holds.
+        rows, columns: size of the matrix.
+        share: share of the memory bandwidth that is reached; None takes `Gpu.stream`.
     """
     column_tiles = math.ceil(columns / 256)
     tiles = math.ceil(rows / 16) * column_tiles

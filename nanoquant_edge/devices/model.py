@@ -28,7 +28,7 @@ class ModelFacts:
     """A model at one rate.
 
     Attributes:
-        name: for people.
+        name: name of the model, for people.
         kind: "checkpoint", "bundle", "configuration" or "hub".
         config: its decoder.
         bpw: bits per weight asked for.

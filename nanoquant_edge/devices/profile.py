@@ -45,7 +45,7 @@ class Target:
 
     Attributes:
         name: on the command line.
-        title: for people.
+        title: name for people.
         compute_capability: such as "8.6"; "" where no GPU is used.
         memory_gb: GB of GPU memory, on boards shared with the CPU; None for an architecture, whose cards differ.
         bandwidth_gbs: GB/s of that memory at the highest power mode; None for an architecture.
@@ -53,13 +53,13 @@ class Target:
         jetpack: the JetPack whose TensorRT is meant, "" for anything but a Jetson.
         reserved_gb: memory that is not the model's: on a PC the CUDA context and the desktop, on a board the
             operating system too. Assumptions, not measured.
-        multiprocessors, gpu_ghz: of the GPU, at the highest power mode.
+        multiprocessors, gpu_ghz: number of multiprocessors and clock of the GPU, at the highest power mode.
         cpu: the processor, where it is known.
         power_modes: in rising order of power.
         software: versions that a system image brings, newest last: jetpack, l4t, cuda, tensorrt, python, os.
         architecture: processor architecture as `uname -m` says it; "any" for a graphics card.
         backend: what runs a bundle there: "onnxruntime", "tensorrt", "tensorrt-rtx", "pytorch"; "" for an architecture.
-        dialect: of the graph that this backend takes.
+        dialect: dialect of the graphs that this backend takes.
         family: the profile file's family.
         recognise: substrings of the device tree's `compatible`.
         notes: what a user of the device must know.
@@ -121,15 +121,15 @@ def load_profiles() -> dict[str, Target]:
     found: dict[str, Target] = {}
     for path in sorted(_FOLDER.glob("*.json")):
         family = json.loads(path.read_text(encoding="utf-8"))
-        for name, own in family["devices"].items():
+        for name, fields_of_device in family["devices"].items():
             if name in found:
                 raise ValueError(f"{path.name} names {name} again")
-            found[name] = _target(name, family, own)
+            found[name] = _target(name, family, fields_of_device)
     return found
 
 
-def _target(name: str, family: dict[str, Any], own: dict[str, Any]) -> Target:
-    entry = {**family["defaults"], **own}
+def _target(name: str, family: dict[str, Any], device: dict[str, Any]) -> Target:
+    entry = {**family["defaults"], **device}
     cited = {**family["cited"], **entry.pop("cited", {})}
     entry["sources"] = {key: family["sources"][cited[key]] for key in cited if key in entry}
     entry["cpu"] = Cpu(**entry["cpu"]) if "cpu" in entry else None

@@ -43,7 +43,7 @@ class Machine:
         compatible: strings of the device tree; empty on a PC.
         model: the board's or the processor's name.
         l4t: Jetson Linux release, such as "36.4.3"; "" elsewhere.
-        isa, cores, ghz: of the processor; ghz is 0 where it is not told.
+        isa, cores, ghz: kernels, number of cores and clock of the processor; ghz is 0 where it is not told.
         memory: bytes; 0 where it is not told.
         gpus: NVIDIA GPUs that NVML sees.
         usable_cores: processors that this process may use (affinity, quota); None where that is all of them.

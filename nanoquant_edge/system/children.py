@@ -37,7 +37,7 @@ def python_command(module: str, *arguments: str | Path) -> list[str]:
 
     Args:
         module: dotted name, such as "nanoquant_edge" or "pip".
-        arguments: of the program.
+        arguments: arguments of the program.
     """
     return [sys.executable, "-I", "-c", _BEGIN, json.dumps(import_path()), module, *map(str, arguments)]
 
@@ -67,7 +67,7 @@ def run_python(module: str, *arguments: str | Path, **options: Any) -> subproces
 
     Args:
         module: dotted name.
-        arguments: of the program; paths must be absolute.
+        arguments: arguments of the program; paths must be absolute.
         options: further ones of `subprocess.run`, such as `capture_output` or `timeout`.
 
     Returns:

@@ -30,7 +30,7 @@ def plain(text: object, style: str = "") -> Text:
 
     Args:
         text: anything that `str` makes a text of.
-        style: of rich, such as "bold".
+        style: a style of rich, such as "bold".
     """
     from rich.text import Text
 
