@@ -77,11 +77,15 @@ class NanoQuantHfQuantizer(HfQuantizer):
             self._replace(model, name, rank, shapes, dtype or torch.get_default_dtype())
         for name, kind in self.quantization_config.settings.tables.items():
             self._replace_table(model, name, kind, shapes, dtype or torch.get_default_dtype())
-        # Transformers fills what is missing with random numbers and a log line; here it is an error.
+        # Transformers fills what is missing with random numbers, drops what is left over, and logs a line of it.
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})
         missing = sorted(set(model.state_dict()) - set(shapes) - tied)
         if missing:
             raise NqEdgeError("NQ-CKPT", f"the checkpoint has no tensor {missing[0]} ({len(missing)} missing).")
+        odd = sorted(set(shapes) - set(model.state_dict()))
+        if odd:
+            message = f"the checkpoint has the tensor {odd[0]}, which the model has no place for ({len(odd)} in all)."
+            raise NqEdgeError("NQ-CKPT", message)
         return model
 
     @staticmethod

@@ -143,6 +143,14 @@ def test_missing_tensors_are_an_error(tmp_path: Path, drop: str, message: str) -
         AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
 
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.bias", "model.norm.bias", "adapter.weight"])
+def test_tensors_left_over_are_an_error(tmp_path: Path, name: str) -> None:
+    tiny_checkpoint(tmp_path / "model")
+    _edit(tmp_path / "model", **{name: np.ones(3, np.float16)})
+    with pytest.raises(NqEdgeError, match=f"has the tensor {name}, which the model has no place for"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [("model.layers.9.mlp.up_proj", "no layer model.layers.9"), ("model.norm", "no linear layer")],
