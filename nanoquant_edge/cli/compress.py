@@ -28,16 +28,25 @@ __all__ = ["command"]
     "--recipe",
     "--preset",
     "recipe",
-    type=click.Choice(["quick", "balanced", "full", "official"]),
+    type=click.Choice(["quick", "balanced", "full", "max", "official"]),
     default="balanced",
     show_default=True,
     help="quick: minutes on a CPU, for trying; balanced: minutes on a GPU; full: the same with 16 times the steps, the "
-    "paper's schedule; official: as the official code.",
+    "paper's schedule; max: full, and then all scales tuned from end to end on 3 million tokens; official: as the "
+    "official code.",
 )
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path),
-    help="UTF-8 text like what the model will see [default: text that the model writes itself].",
+    multiple=True,
+    metavar="PATH[=WEIGHT]",
+    help="Text like what the model will see: a file, or a folder of .txt, .raw, .md and .jsonl files, also with .xz or "
+    ".zst. May be repeated, with weights [default: text that the model writes itself].",
+)
+@click.option(
+    "--chat-share",
+    type=click.FloatRange(0, 1),
+    help="Share of the calibration windows that hold conversations which the model writes in its own chat format "
+    "[default: the preset's, half for a model that has one, none in official].",
 )
 @click.option(
     "--seed",
@@ -92,7 +101,7 @@ def command(model: Path, output: Path, as_json: bool, **options: Any) -> None:
     if output.exists() and not options["overwrite"]:
         raise NqEdgeError("NQ-OUTPUT", f"{output} exists already.")
     try:
-        from ..compression import CompressOptions, compress
+        from ..compression import CompressOptions, Recipe, compress
         from ..compression.execution.device import chosen_device
     except ModuleNotFoundError as error:
         from ..system.extras import install_command
@@ -100,10 +109,13 @@ def command(model: Path, output: Path, as_json: bool, **options: Any) -> None:
         hint = f"Install it: {install_command('compress')}."
         raise NqEdgeError("NQ-MISSING", f"compress needs the package {error.name}.", hint) from error
 
-    chosen = CompressOptions(**options)
+    share, calibration = options.pop("chat_share"), options.pop("calibration")
+    if share is not None:
+        options["recipe"] = Recipe.preset(options["recipe"], chat_share=share)
+    chosen = CompressOptions(**options, calibration=calibration or None)
     first = os.environ.get("RANK", "0") == "0"  # of several processes that torchrun started, the first one reports
-    if first and chosen.recipe != "quick" and chosen_device(chosen.device).type == "cpu":
-        hours = f"{chosen.recipe} takes hours on a CPU, even for a small model; --preset quick takes minutes."
+    if first and chosen.schedule.name != "quick" and chosen_device(chosen.device).type == "cpu":
+        hours = f"{chosen.schedule.name} takes hours on a CPU, even for a small model; --preset quick takes minutes."
         click.echo(hours, err=True)
     with shown_progress("compress", hidden=as_json or not first) as progress:
         checkpoint = compress(model, output, chosen, progress=progress)

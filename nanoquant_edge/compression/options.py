@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ..errors import NqEdgeError
 from ..formats.checkpoint import TABLE_FORMATS
 from ..formats.checkpoint.settings import SCALE_DTYPES
 from ..models.rates import rank_for_rate
+from .calibrate.sources import TextSource
 from .execution.device import chosen_device
 from .execution.precision import preferred_dtype
 from .recipe import Recipe
@@ -31,7 +33,8 @@ class CompressOptions:
     Attributes:
         bpw: target bits per weight of the compressed layers, 0.05 to 8.
         recipe: a preset's name ("quick", "balanced", "full", "official") or a Recipe.
-        calibration: UTF-8 text file that calibration windows are taken from; None lets the model write its own text.
+        calibration: where calibration windows are taken from: a file or folder of text, PATH=WEIGHT, or several of
+            them; None lets the model write its own text.
         seed: random seed for the calibration windows, the initial factors and the order of samples.
         device: "auto", "cpu", "cuda" or "cuda:N".
         compute_dtype: "auto", "float32" or "bfloat16", for matrix products while tuning; "auto" takes bfloat16 where
@@ -56,7 +59,7 @@ class CompressOptions:
 
     bpw: float = 1.0
     recipe: str | Recipe = "balanced"
-    calibration: str | Path | None = None
+    calibration: str | Path | Sequence[str | Path] | None = None
     seed: int = 0
     device: str = "auto"
     compute_dtype: str = "auto"
@@ -73,6 +76,7 @@ class CompressOptions:
         if not 0 <= self.seed < 1 << 63:
             raise NqEdgeError("NQ-OPTION", f"seed must lie between 0 and 2^63 - 1, not {self.seed}.")
         chosen_device(self.device)
+        _ = self.sources
         for name, allowed in (
             ("compute_dtype", ("auto", *_COMPUTE_DTYPES)),
             ("scale_dtype", SCALE_DTYPES),
@@ -89,9 +93,17 @@ class CompressOptions:
         return Recipe.preset(self.recipe) if isinstance(self.recipe, str) else self.recipe
 
     @property
+    def sources(self) -> tuple[TextSource, ...]:
+        """The sources of calibration text; none where the model writes its own."""
+        if self.calibration is None:
+            return ()
+        named = [self.calibration] if isinstance(self.calibration, (str, Path)) else self.calibration
+        return tuple(TextSource.parse(str(name)) for name in named)
+
+    @property
     def calibration_name(self) -> str:
         """What the checkpoint calls its calibration text."""
-        return "self-generated" if self.calibration is None else Path(self.calibration).name
+        return ", ".join(source.path.name for source in self.sources) or "self-generated"
 
     def changed(self, **changes: Any) -> CompressOptions:
         """These options with some values changed, and checked again."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,18 +27,20 @@ from ..system.files import check_new_folder
 from ..system.memory import return_freed_memory
 from ..system.progress import Progress
 from .calibrate.curvature import with_curvature
+from .calibrate.sources import CalibrationText
 from .calibrate.streamed_gradients import resident_limit
-from .calibrate.text import read_text
+from .calibrate.windows import chat_windows, fresh_windows
 from .execution.device import chosen_device, peak_mb
 from .execution.parallel import joined_team, team
 from .options import CompressOptions
 from .packed_layers import pack_factors
-from .preparation import affordable_recipe, calibrated, chosen_ranks, recipe_within_positions
+from .preparation import affordable_recipe, calibrated, chosen_ranks, recipe_with_text, recipe_within_positions
 from .resume import RunState, fingerprint, refuse_state, state_folder
 from .run import Run, StageClock
 from .sequence import Reconstructed, reconstruct_blocks
 from .tables import quantized_tables
 from .tune.distillation import distill_scales
+from .tune.end_to_end import tune_end_to_end
 from .tune.optimizer import Outcome
 
 __all__ = ["compress", "compress_source"]
@@ -81,7 +82,7 @@ def compress(
     options = (options or CompressOptions()).changed(**keywords)
     # What can be refused at once is refused before the model is loaded.
     _refuse_output(Path(output), options)
-    text = _calibration_text(options)
+    text = CalibrationText.read(options.sources)
     with joined_team(chosen_device(options.device)) as (processes, device), contextlib.ExitStack() as stack:
         shown = _progress(progress or report) if processes.first else Progress()
         shown(0.0, "loading the model")
@@ -108,7 +109,7 @@ def compress_source(
     """`compress` for a model that is loaded already; the dense model is unchanged afterwards."""
     options = (options or CompressOptions()).changed(**keywords)
     _refuse_output(Path(output), options)
-    text, device = _calibration_text(options), chosen_device(options.device)
+    text, device = CalibrationText.read(options.sources), chosen_device(options.device)
     return _compressed(source, Path(output), options, text, device=device, progress=_progress(progress))
 
 
@@ -122,15 +123,11 @@ def _refuse_output(output: Path, options: CompressOptions) -> None:
     refuse_state(state_folder(output), resume=options.resume, overwrite=options.overwrite)
 
 
-def _calibration_text(options: CompressOptions) -> str | None:
-    return None if options.calibration is None else read_text(options.calibration)
-
-
 def _compressed(
     source: SourceModel,
     output: Path,
     options: CompressOptions,
-    text: str | None,
+    text: CalibrationText | None,
     *,
     device: torch.device,
     progress: Progress,
@@ -147,7 +144,8 @@ def _compressed(
         linears = {name: linear_at(model, name) for name in names}
         recipe, too_long = recipe_within_positions(options.schedule, source.decoder.max_positions)
         recipe, too_large = affordable_recipe(recipe, linears, streamed=source.streamed, device=device)
-        left_out = too_long + too_large
+        recipe, too_little = recipe_with_text(recipe, text, streamed=source.streamed)
+        left_out = too_long + too_large + too_little
         for part in left_out:
             progress(0.01, f"without {part}")
         others = uncompressed_tensors(source.weights(without=names), source.decoder.tied)
@@ -159,7 +157,7 @@ def _compressed(
         "bpw": options.bpw,
         "seed": options.seed,
         "model": weights,
-        "calibration text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        "calibration text": None if text is None else text.digest(),
         "device": device.type,
         "compute type": str(dtype),
     }
@@ -194,6 +192,7 @@ def _compressed(
             calibration={
                 "text": options.calibration_name,
                 "windows": len(stages.windows),
+                "conversations": chat_windows(source, recipe.chat_share, len(stages.windows)),
                 "window_length": stages.windows.shape[1],
                 "seed": options.seed,
             },
@@ -214,10 +213,11 @@ class _Stages:
     ranks: dict[str, int]
     reconstructed: Reconstructed
     distilled: Outcome
+    tuned: Outcome
 
 
 def _through_stages(
-    source: SourceModel, linears: dict[str, nn.Linear], text: str | None, *, bpw: float, run: Run
+    source: SourceModel, linears: dict[str, nn.Linear], text: CalibrationText | None, *, bpw: float, run: Run
 ) -> _Stages:
     """All stages in order, each with its part of the progress and of the clock."""
     model, recipe, clock = source.model, run.recipe, run.clock
@@ -243,13 +243,21 @@ def _through_stages(
             reconstructed.factors,
             windows=windows,
             teacher=reconstructed.states,
-            run=run.part(0.88, 0.99, "distilling scales"),
+            run=run.part(0.88, 0.95 if recipe.end_to_end_tokens else 0.99, "distilling scales"),
             packed=source.streamed,
         )
-    return _Stages(windows, ranks, reconstructed, distilled)
+    tuned = Outcome(math.nan, math.nan)
+    if recipe.end_to_end_tokens and text is not None:
+        tuning = run.part(0.95, 0.99, "tuning scales from end to end")
+        with clock.stage("end to end"):
+            fresh = fresh_windows(source, text, tuning)
+            tuned = tune_end_to_end(
+                model, model.get_submodule(blocks), reconstructed.factors, windows=fresh, run=tuning
+            )
+    return _Stages(windows, ranks, reconstructed, distilled, tuned)
 
 
-def _refuse_streaming(source: SourceModel, text: str | None) -> None:
+def _refuse_streaming(source: SourceModel, text: CalibrationText | None) -> None:
     """Raises NQ-OPTION for what needs all weights in memory, where they are streamed."""
     hint = "or --no-stream-weights where the model fits in memory."
     if source.streamed and text is None:
@@ -260,6 +268,7 @@ def _refuse_streaming(source: SourceModel, text: str | None) -> None:
 def _provenance(run: Run, stages: _Stages) -> dict[str, Any]:
     """How the checkpoint came about, as JSON: the recipe, where it ran, how long it took, and what became of losses."""
     distilled, reconstructed = stages.distilled, stages.reconstructed
+    whole = [("scale distillation", distilled), ("tuning from end to end", stages.tuned)]
     return {
         **run.recipe.to_dict(),
         "seed": run.seed,
@@ -269,6 +278,7 @@ def _provenance(run: Run, stages: _Stages) -> dict[str, Any]:
         "stage_seconds": run.clock.to_dict(),
         "peak_mb": peak_mb(run.device),
         "block_errors": reconstructed.errors,
-        "undone": reconstructed.undone + (["scale distillation"] if distilled.undone else []),
+        "undone": reconstructed.undone + [name for name, outcome in whole if outcome.undone],
+        "end_to_end_loss": round(stages.tuned.last, 4) if math.isfinite(stages.tuned.last) else None,
         "kd_loss": [loss for loss in (distilled.first, distilled.last) if math.isfinite(loss)],
     }

@@ -9,21 +9,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..errors import NqEdgeError
 from ..models.source import SourceModel
 from ..system.memory import return_freed_memory
 from .calibrate.curvature import no_room
 from .calibrate.importances import Importance, collect_importances
 from .calibrate.ranks import allocate_ranks
 from .calibrate.sensitivities import measured_errors, rank_shares
+from .calibrate.sources import CalibrationText
 from .calibrate.streamed_gradients import gradient_pass_by_blocks
-from .calibrate.text import sampled_windows, text_windows
+from .calibrate.windows import calibration_windows
 from .execution.parallel import team
 from .kept_results import keep_sensitivities, keep_start, kept_sensitivities, kept_start
 from .recipe import Recipe
 from .run import Run
 
-__all__ = ["affordable_recipe", "calibrated", "chosen_ranks", "recipe_within_positions"]
+__all__ = ["affordable_recipe", "calibrated", "chosen_ranks", "recipe_with_text", "recipe_within_positions"]
 
 
 def affordable_recipe(
@@ -62,8 +62,16 @@ def recipe_within_positions(recipe: Recipe, positions: int) -> tuple[Recipe, lis
     return replace(recipe, window_length=positions), [left_out]
 
 
+def recipe_with_text(recipe: Recipe, text: CalibrationText | None, *, streamed: bool) -> tuple[Recipe, list[str]]:
+    """The recipe without tuning from end to end where there is no text for it, or where weights are streamed."""
+    if not recipe.end_to_end_tokens or (text is not None and not streamed):
+        return recipe, []
+    reason = "weights that are streamed are never all in memory" if streamed else "it needs --calibration"
+    return replace(recipe, end_to_end_tokens=0), [f"tuning from end to end ({reason})"]
+
+
 def calibrated(
-    source: SourceModel, linears: dict[str, nn.Linear], text: str | None, run: Run
+    source: SourceModel, linears: dict[str, nn.Linear], text: CalibrationText | None, run: Run
 ) -> tuple[Tensor, dict[str, Importance]]:
     """Windows int64 (windows, length) and the importances of all layers, from the run's state where it has them.
 
@@ -82,7 +90,7 @@ def calibrated(
         run.progress(0.25, run.state.describe())
         return kept
     run.progress(0.0, "drawing calibration windows")
-    windows = _windows(source, text, run)
+    windows = calibration_windows(source, text, run.part(0.0, 0.25))
     run.progress(0.25, "importances")
     importances = collect_importances(
         source.model,
@@ -95,27 +103,6 @@ def calibrated(
     if source.streamed:
         return_freed_memory()
     return windows, importances
-
-
-def _windows(source: SourceModel, text: str | None, run: Run) -> Tensor:
-    """Calibration windows int64 (windows, length), the same in all processes."""
-    recipe = run.recipe
-    count, length = recipe.windows, recipe.window_length
-    if text is None:
-        windows = sampled_windows(source.model, count, length, seed=run.seed, start_id=source.start_token)
-    else:
-        source.tokenizers.check(text, source.name)
-        windows = text_windows(
-            source.tokenizer, text, windows=count, length=length, seed=run.seed, choice=recipe.window_choice
-        )
-    if int(windows.max()) >= source.decoder.vocab_size:
-        raise NqEdgeError(
-            "NQ-MODEL",
-            f"the tokenizer makes id {int(windows.max())}, the vocabulary has {source.decoder.vocab_size} entries.",
-        )
-    shared = windows.to(run.device)  # a GPU's messages are a GPU's tensors
-    team().take_first([shared])
-    return shared.cpu()
 
 
 def chosen_ranks(

@@ -14,8 +14,14 @@ from .factorize.settings import AdmmSettings
 
 __all__ = ["PRESETS", "REDUCED", "Recipe"]
 
-_COUNTS = ("windows", "window_length", "admm_steps", "svid_steps", "fp_batch", "ste_batch", "kd_batch")
-_RATES = ("fp_epochs", "ste_epochs", "kd_epochs", "fp_lr", "ste_lr", "ste_scale_lr", "kd_lr", "rank_depth")
+_COUNTS = (
+    *("windows", "window_length", "admm_steps", "svid_steps"),
+    *("fp_batch", "ste_batch", "kd_batch", "end_to_end_batch"),
+)
+_RATES = (
+    *("fp_epochs", "ste_epochs", "kd_epochs", "end_to_end_tokens"),
+    *("fp_lr", "ste_lr", "ste_scale_lr", "kd_lr", "end_to_end_lr", "rank_depth"),
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Recipe:
         windows, window_length: calibration windows and their length in tokens.
         window_choice: "distinct" draws without repetition; "random" as the official code does, at random offsets and
             then with replacement, which repeats 39 % of them; "spread" takes evenly spaced ones off the grid.
+        chat_share: share of the windows that hold conversations which the dense model writes in its own chat format
+            (`calibrate.conversations`); without effect on a model that has none.
         gamma: shrinkage of the importances toward their mean (section 4). The paper has 0.2 for Llama and Qwen and 0.6
             for Gemma-3, the official code 0.4 for all.
         refresh_inputs: measure the input importances of a block again on the compressed stream (section 4).
@@ -42,6 +50,9 @@ class Recipe:
         ste_epochs, ste_lr, ste_batch: TuneLatentSTE (section 7), learning rate of the latent signs.
         ste_scale_lr: learning rate of the scales and the bias in TuneLatentSTE.
         kd_epochs, kd_lr, kd_batch: scale distillation (section 9).
+        end_to_end_tokens, end_to_end_lr, end_to_end_batch: tuning of all scales on that many tokens of fresh text
+            (section 9), learning rate relative to each scale vector's root mean square; 0 tokens leave it out.
+        end_to_end_chat_share: share of those windows that hold conversations.
         relative_lr: learning rates of weights, latents and scales are multiples of the trained tensor's own root mean
             square instead of absolute numbers. Short schedules need it: an absolute 1e-5 moves nothing in 16 steps.
     """
@@ -50,6 +61,7 @@ class Recipe:
     windows: int = 128
     window_length: int = 2048
     window_choice: str = "random"
+    chat_share: float = 0.0
     gamma: float = 0.2
     refresh_inputs: bool = False
     rank_depth: float = 0.0
@@ -69,8 +81,12 @@ class Recipe:
     kd_epochs: int = 8
     kd_lr: float = 1e-5
     kd_batch: int = 1
+    end_to_end_tokens: int = 0
+    end_to_end_lr: float = 0.01
+    end_to_end_batch: int = 8
+    end_to_end_chat_share: float = 0.1
     relative_lr: bool = False
-    version: int = 3
+    version: int = 4
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -83,8 +99,9 @@ class Recipe:
             raise NqEdgeError("NQ-OPTION", f"admm_ridge must be above 0, not {self.admm_ridge}.")
         if self.window_length < 8:
             raise NqEdgeError("NQ-OPTION", f"window_length must be at least 8 tokens, not {self.window_length}.")
-        if not 0 <= self.gamma <= 1:
-            raise NqEdgeError("NQ-OPTION", f"gamma must lie between 0 and 1, not {self.gamma}.")
+        for name in ("gamma", "chat_share", "end_to_end_chat_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise NqEdgeError("NQ-OPTION", f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
         if self.window_choice not in ("distinct", "random", "spread"):
             raise NqEdgeError(
                 "NQ-OPTION", f"window_choice must be distinct, random or spread, not {self.window_choice!r}."
@@ -121,6 +138,7 @@ class Recipe:
 
 #: What the default recipe does otherwise than the official code, whatever the schedule.
 _DEFAULT: dict[str, Any] = {
+    "chat_share": 0.5,
     "window_choice": "distinct",
     "refresh_inputs": True,
     "curvature": True,
@@ -153,6 +171,9 @@ REDUCED: dict[str, dict[str, Any]] = {
     },
 }
 
+#: The default recipe on the paper's schedule.
+_FULL: dict[str, Any] = {"fp_lr": 0.004, "ste_lr": 0.008, "ste_scale_lr": 0.002, "kd_lr": 0.0005, **_DEFAULT}
+
 PRESETS: dict[str, Recipe] = {
     # Sized for about five minutes of SmolLM2-135M on two CPU cores; rates screened in docs/figures/quality_quick.json.
     "quick": Recipe(
@@ -172,18 +193,13 @@ PRESETS: dict[str, Recipe] = {
         kd_lr=0.005,
         kd_batch=4,
         window_choice="distinct",
+        chat_share=0.5,
         admm_unit_size=True,
         relative_lr=True,
     ),
     # The default recipe on the reduced schedule: what docs/QUALITY.md calls `default`.
     "balanced": Recipe(name="balanced", **{**_DEFAULT, **REDUCED["default"]}),
-    "full": Recipe(
-        name="full",
-        fp_lr=0.004,
-        ste_lr=0.008,
-        ste_scale_lr=0.002,
-        kd_lr=0.0005,
-        **_DEFAULT,
-    ),
+    "full": Recipe(name="full", **_FULL),
+    "max": Recipe(name="max", end_to_end_tokens=3_000_000, **_FULL),
     "official": Recipe(),
 }

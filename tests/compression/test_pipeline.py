@@ -140,6 +140,7 @@ def test_without_a_text_the_model_writes_its_own(tmp_path: Path) -> None:
     assert checkpoint.settings.calibration == {
         "text": "self-generated",
         "windows": 4,
+        "conversations": 0,
         "window_length": 32,
         "seed": 0,
     }

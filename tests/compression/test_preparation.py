@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from nanoquant_edge.compression import Recipe, compress
-from nanoquant_edge.compression.preparation import affordable_recipe, recipe_within_positions
+from nanoquant_edge.compression.calibrate.sources import CalibrationText
+from nanoquant_edge.compression.preparation import affordable_recipe, recipe_with_text, recipe_within_positions
 from tests.compression.support import family_folder, short_recipe, write_text
 
 CPU = torch.device("cpu")
@@ -43,3 +44,12 @@ def test_a_model_with_a_table_of_positions_is_calibrated_within_it(tmp_path: Pat
     made = compress(model, tmp_path / "c", recipe=recipe, calibration=text, device="cpu", bpw=2.0).settings
     assert made.calibration["window_length"] < 1024
     assert "were asked for" in made.recipe["left_out"][0]
+
+
+def test_tuning_from_end_to_end_needs_text_and_all_weights() -> None:
+    recipe, text = Recipe(end_to_end_tokens=1000), CalibrationText(("some text",))
+    assert recipe_with_text(recipe, text, streamed=False) == (recipe, [])
+    for given, streamed, reason in ((None, False, "--calibration"), (text, True, "streamed")):
+        changed, left_out = recipe_with_text(recipe, given, streamed=streamed)
+        assert changed.end_to_end_tokens == 0 and reason in left_out[0]
+    assert recipe_with_text(Recipe(), None, streamed=True) == (Recipe(), [])

@@ -14,13 +14,15 @@ from nanoquant_edge.errors import NqEdgeError
 
 
 def test_presets_are_named_after_themselves_and_grow() -> None:
-    assert list(PRESETS) == ["quick", "balanced", "full", "official"]
+    assert list(PRESETS) == ["quick", "balanced", "full", "max", "official"]
     for name, recipe in PRESETS.items():
         assert Recipe.preset(name) == recipe
         assert recipe.name == name
     work = [r.windows * r.window_length * (r.fp_epochs + r.ste_epochs + r.kd_epochs) for r in PRESETS.values()]
     assert work == sorted(work)
-    assert len(set(work)) == 3  # the full schedule, in both recipes
+    assert len(set(work)) == 3  # the full schedule, in three recipes
+    assert [name for name, recipe in PRESETS.items() if recipe.end_to_end_tokens] == ["max"]
+    assert [name for name, recipe in PRESETS.items() if not recipe.chat_share] == ["official"]
 
 
 def test_official_is_the_published_schedule() -> None:
@@ -58,7 +60,7 @@ def test_the_dictionary_is_json_and_complete() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("best", {}, "'best' is unknown; there are quick, balanced, full, official"),
+        ("best", {}, "'best' is unknown; there are quick, balanced, full, max, official"),
         ("quick", {"windowz": 3}, "no setting 'windowz'"),
     ],
 )

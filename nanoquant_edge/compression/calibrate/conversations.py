@@ -25,8 +25,8 @@ _TEMPERATURE = 0.8
 _LONGEST_ANSWER = 256
 #: One conversation in so many goes on with a second question.
 _SECOND_QUESTION_EVERY = 4
-#: Conversations that are answered at the same time, on a CPU and on a GPU.
-_AT_ONCE = {"cpu": 16, "cuda": 96}
+#: Conversations that are answered at the same time: on a CPU, and at most on a GPU.
+_CPU_AT_ONCE, _GPU_AT_ONCE = 16, 1024
 
 Messages = list[dict[str, str]]
 
@@ -79,7 +79,8 @@ def _conversations(
     model: Any, tokenizer: Any, turns: Iterator[str], questions: Iterator[str], longest_answer: int
 ) -> Iterator[list[int]]:
     """Token ids of whole conversations, without end."""
-    at_once = _AT_ONCE[model.device.type]
+    at_once = _at_once(model)
+    ending = _ending(model, tokenizer)
     while True:
         chats: list[Messages] = [[{"role": "user", "content": next(turns)}] for _ in range(at_once)]
         prompts = [_rendered(tokenizer, chat) for chat in chats]
@@ -93,7 +94,20 @@ def _conversations(
         for index, answer in zip(longer, second, strict=True):
             answers[index] = answer
         for prompt, answer in zip(prompts, answers, strict=True):
-            yield prompt + answer
+            yield prompt + answer + ending
+
+
+def _at_once(model: Any) -> int:
+    """Conversations whose caches take a quarter of a GPU's free memory, 1024 at most; 16 on a CPU."""
+    if model.device.type != "cuda":
+        return _CPU_AT_ONCE
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * 4 * config.num_hidden_layers * heads * width * 2 * _LONGEST_ANSWER
+    logits = 3 * 4 * config.vocab_size
+    free = torch.cuda.mem_get_info(model.device)[0]
+    return int(max(1, min(_GPU_AT_ONCE, free // 4 // (cache + logits))))
 
 
 def _rendered(tokenizer: Any, chat: Messages) -> list[int]:
@@ -105,6 +119,17 @@ def _rendered(tokenizer: Any, chat: Messages) -> list[int]:
     return [int(token) for token in ids]
 
 
+def _ending(model: Any, tokenizer: Any) -> list[int]:
+    """What a template puts behind the token that ends an answer: most have a line break there."""
+    chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except Exception:  # a template that takes no finished answers has nothing behind them
+        return []
+    ids = tokenizer(text.rpartition("Hi")[2], add_special_tokens=False)["input_ids"]
+    return list(ids[1:]) if ids and ids[0] in _end_tokens(model, tokenizer) else []
+
+
 @torch.no_grad()
 def _answers(model: Any, tokenizer: Any, prompts: Sequence[list[int]], longest: int) -> list[list[int]]:
     """An answer to each prompt, sampled, with the token that ends it where it ended by itself."""
@@ -113,6 +138,7 @@ def _answers(model: Any, tokenizer: Any, prompts: Sequence[list[int]], longest: 
     ends = _end_tokens(model, tokenizer)
     padding = ends[0] if ends else 0
     width = max(map(len, prompts))
+    longest = max(1, min(longest, _positions(model) - width))
     ids = torch.full((len(prompts), width), padding, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
@@ -129,6 +155,11 @@ def _answers(model: Any, tokenizer: Any, prompts: Sequence[list[int]], longest: 
     )
     written = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings)
     return [_until_end(row, ends) for row in written[:, width:].tolist()]
+
+
+def _positions(model: Any) -> int:
+    """The longest text that the model was made for, in tokens."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

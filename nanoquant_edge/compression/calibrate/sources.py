@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from ...errors import NqEdgeError
 from ...formats.corpus import join_rows
 
-__all__ = ["TextSource", "read_source", "shared_out"]
+__all__ = ["CalibrationText", "TextSource", "read_source", "shared_out"]
 
 #: Decompressed bytes of all files of one source; more text than any calibration reads.
 _MOST_BYTES = 1 << 30
@@ -58,6 +59,38 @@ class TextSource:
                 f"{weight!r} in {text!r} is no weight.",
                 "Write PATH or PATH=WEIGHT, such as notes.txt=0.5.",
             ) from error
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """The texts of all sources.
+
+    Attributes:
+        texts: the text of each source.
+        weights: of each source; equal ones where there are none.
+    """
+
+    texts: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            object.__setattr__(self, "weights", (1.0,) * len(self.texts))
+
+    @classmethod
+    def read(cls, sources: Sequence[TextSource]) -> CalibrationText | None:
+        """Read all sources; None where there are none. Errors are those of `read_source`."""
+        if not sources:
+            return None
+        return cls(tuple(map(read_source, sources)), tuple(source.weight for source in sources))
+
+    def digest(self) -> str:
+        """Hex SHA-256 that changes with every text and weight."""
+        digest = hashlib.sha256()
+        for text, weight in zip(self.texts, self.weights, strict=True):
+            digest.update(f"{weight} {len(text)} ".encode())
+            digest.update(text.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
 
 
 def shared_out(windows: int, weights: Sequence[float]) -> list[int]:

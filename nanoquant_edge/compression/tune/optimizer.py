@@ -14,7 +14,7 @@ from ...system.progress import Progress
 from ..execution.capture import WARM_UP, captured
 from ..execution.parallel import team
 
-__all__ = ["Outcome", "ParameterGroup", "Tuner"]
+__all__ = ["Cosine", "Outcome", "ParameterGroup", "Tuner"]
 
 _BETAS = (0.9, 0.99)
 _ADAM_EPS = 1e-6
@@ -42,6 +42,31 @@ class Outcome:
     undone: bool = False
 
 
+@dataclass(frozen=True)
+class Cosine:
+    """A learning rate that rises in equal steps and falls along half a cosine.
+
+    Attributes:
+        final: fraction of the learning rate at which it ends.
+        warm_up: share of the steps in which it rises.
+    """
+
+    final: float = _FINAL_FRACTION
+    warm_up: float = 0.0
+
+    def fractions(self, steps: int) -> list[float]:
+        """The fraction of the learning rate that each of some steps has.
+
+        Example:
+            >>> [round(fraction, 2) for fraction in Cosine(final=0.0, warm_up=0.5).fractions(4)]
+            [0.33, 0.57, 0.5, 0.15]
+        """
+        found = [self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * k / steps)) for k in range(steps)]
+        rising = round(self.warm_up * steps)
+        found[:rising] = [fraction * (k + 1) / (rising + 1) for k, fraction in enumerate(found[:rising])]
+        return found
+
+
 class Tuner:
     """A tuning stage that can be run again on new values of the same tensors: its step reads only tables and counters.
 
@@ -54,7 +79,7 @@ class Tuner:
         step_loss: takes sample indices, runs forward and backward for the mean loss over them, returns it detached.
             Unless `capture` is off it must touch only tensors that keep their addresses.
         weight_decay: AdamW's.
-        final_fraction: the cosine ends at this fraction of the learning rate.
+        decay: how the learning rate rises and falls.
         capture: make CUDA graphs on a CUDA device.
         parts_of: the parts in which the optimizer is given a tensor; they share its memory.
 
@@ -75,12 +100,12 @@ class Tuner:
         step_loss: Callable[[Tensor], Tensor],
         *,
         weight_decay: float = 0.0,
-        final_fraction: float = _FINAL_FRACTION,
+        decay: Cosine | None = None,
         capture: bool = True,
         parts_of: Callable[[Tensor], list[Tensor]] | None = None,
     ) -> None:
         self.tensors = [tensor for group in groups for tensor in group.tensors]
-        self.batch, self.step_loss, self.final_fraction = batch, step_loss, final_fraction
+        self.batch, self.step_loss, self.decay = batch, step_loss, decay or Cosine()
         # An optimizer launch of a group takes all its tensors; those with rates of their own need their own groups.
         self._groups: list[ParameterGroup] = []
         for group in groups:
@@ -165,9 +190,7 @@ class Tuner:
         self._order[: epochs * samples] = torch.cat(
             [torch.randperm(samples, generator=generator) for _ in range(epochs)]
         ).to(self.device)
-        final = self.final_fraction
-        fractions = [final + (1 - final) * 0.5 * (1 + math.cos(math.pi * k / steps)) for k in range(steps)]
-        self._fractions[:steps] = torch.tensor(fractions, device=self.device)
+        self._fractions[:steps] = torch.tensor(self.decay.fractions(steps), device=self.device)
         self._samples = samples
         self._rewind()
         self._keep()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanoquant_edge.compression.tune.optimizer import Outcome, ParameterGroup, Tuner
+from nanoquant_edge.compression.tune.optimizer import Cosine, Outcome, ParameterGroup, Tuner
 from nanoquant_edge.system.progress import Progress
 
 
@@ -83,7 +83,7 @@ def test_the_rate_follows_a_cosine(final_fraction: float, relative: bool) -> Non
         return loss.detach()
 
     group = ParameterGroup([x], 0.01, relative)
-    train(group, step_loss, samples=1, batch=1, epochs=10, final_fraction=final_fraction)
+    train(group, step_loss, samples=1, batch=1, epochs=10, decay=Cosine(final_fraction))
     moves = [a - b for a, b in zip(values[1:], [*values[2:], float(x)], strict=True)]
     base = 1.0 if relative else 0.01  # relative: times the tensor's root mean square at the start
     cosine = [final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * k / 10)) for k in range(10)]
@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_undoes_its_epoch_and_ends_the_stage(bad: floa
 
         # A constant rate, so that two epochs of four are the same as two of two.
         group = ParameterGroup([x], 0.1)
-        return train(group, step_loss, samples=4, batch=2, epochs=epochs, final_fraction=1.0), x
+        return train(group, step_loss, samples=4, batch=2, epochs=epochs, decay=Cosine(1.0)), x
 
     outcome, x = tuned(4, at)
     assert outcome.undone
