@@ -11,7 +11,14 @@ import click
 
 from ..system.output import steady_output
 
-__all__ = ["OutputPath"]
+__all__ = ["InputPath", "OutputPath"]
+
+
+class InputPath(click.Path):
+    """A file or folder that is read. Whether it can be is said by its reader, with a code."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False, path_type=Path)
 
 
 class OutputPath(click.Path):

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import NqEdgeError
+from ..errors import NqEdgeError, printable
 from ..system.children import run_python
+from .arguments import InputPath
 from .opening import opening_options
 from .paths import check_kind
 from .streams import echo_json
@@ -33,8 +35,8 @@ def _lengths(_context: click.Context, _option: click.Parameter, text: str) -> tu
 
 
 @click.command("bench")
-@click.argument("bundle", type=click.Path())
-@click.option("--against", type=click.Path(), help="Measure a second bundle in turn with the first.")
+@click.argument("bundle", type=InputPath())
+@click.option("--against", type=InputPath(), help="Measure a second bundle in turn with the first.")
 @click.option("--lengths", default="32,256", show_default=True, callback=_lengths, help="Prompt lengths, tokens.")
 @click.option("-n", "--new-tokens", type=int, default=64, show_default=True, help="Tokens decoded after a prompt.")
 @click.option("-r", "--repetitions", type=int, default=5, show_default=True, help="Of every length.")
@@ -42,7 +44,7 @@ def _lengths(_context: click.Context, _option: click.Parameter, text: str) -> tu
 @click.option("--power", is_flag=True, help="Read the machine's energy counters, if it has any.")
 @click.option("--profile", is_flag=True, help="Show where a decoded token's time goes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: str, against: str | None, profile: bool, as_json: bool, **options: Any) -> None:
+def command(bundle: Path, against: Path | None, profile: bool, as_json: bool, **options: Any) -> None:
     """Measure BUNDLE: prefill and decode, first token, loading, memory, and the floor that this machine sets.
 
     Prompts are random tokens, decoding is greedy; figures are medians with the least and the most. The floor is
@@ -57,14 +59,16 @@ def command(bundle: str, against: str | None, profile: bool, as_json: bool, **op
         check_kind(path, "bundle", "engine", code="NQ-BUNDLE")
     for remark in remarks(Bundle.open(bundle, verify=False), chosen):
         click.echo(f"note: {remark}", err=True)
+    # Lines instead of a bar, which would take processor time from what is measured.
+    say = (lambda _text: None) if as_json else (lambda text: click.echo(f"bench: {text}", err=True))
     if against is None:
-        report = _measure(bundle, chosen)
+        report = _measure(bundle, chosen, say)
         if as_json:
             echo_json(report, indent=2)
         else:
             _print(report, profile)
         return
-    reports = _in_turn([bundle, against], chosen)
+    reports = _in_turn([bundle, against], chosen, say)
     ratios = [
         {
             "prompt": one["prompt"],
@@ -84,11 +88,12 @@ def command(bundle: str, against: str | None, profile: bool, as_json: bool, **op
         )
 
 
-def _measure(folder: str, options: BenchOptions) -> dict[str, Any]:
+def _measure(folder: Path, options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
     """Times first: what the floor's own measurements hold must not count as the bundle's memory."""
     from ..bench import floor_of, machine_rates, measure_bundle, profile_step
     from ..formats.bundle import Bundle
 
+    say(f"prefill and decode, {options.repetitions} runs of {len(options.lengths)} prompt lengths")
     report = measure_bundle(folder, options)
     bundle = Bundle.open(folder, verify=False)
     if bundle.backend != "onnxruntime" or options.provider != "cpu" or report["kernel"] != "nanoquant":
@@ -96,6 +101,7 @@ def _measure(folder: str, options: BenchOptions) -> dict[str, Any]:
     from ..system.native import ort_library_info
     from ..system.processors import default_threads
 
+    say("rates of this machine, and where a token's time goes")
     report["isa"] = ort_library_info()["isa"]
     rates = machine_rates(options.running_threads or default_threads())
     context = max(options.lengths) + options.new_tokens // 2
@@ -107,7 +113,7 @@ def _measure(folder: str, options: BenchOptions) -> dict[str, Any]:
     return report
 
 
-def _in_turn(folders: list[str], options: BenchOptions) -> list[dict[str, Any]]:
+def _in_turn(folders: list[Path], options: BenchOptions, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Both bundles in processes of their own that take turns, so that what else the machine does falls on both."""
     arguments = ["--lengths", ",".join(map(str, options.lengths)), "--provider", options.provider, "--json"]
     arguments += ["-n", str(options.new_tokens), "-r", str(options.repetitions)]
@@ -120,13 +126,14 @@ def _in_turn(folders: list[str], options: BenchOptions) -> list[dict[str, Any]]:
     }
     arguments += [flag for flag, wanted in flags.items() if wanted]
     found: list[list[dict[str, Any]]] = [[] for _ in folders]
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
         for index, folder in enumerate(folders):
-            done = run_python("nanoquant_edge", "bench", Path(folder).absolute(), *arguments, capture_output=True)
+            say(f"round {turn + 1} of {_ROUNDS}: {printable(str(folder))}")
+            done = run_python("nanoquant_edge", "bench", folder.absolute(), *arguments, capture_output=True)
             if done.returncode != 0:
                 click.echo(done.stderr.rstrip(), err=True)
                 sys.exit(done.returncode)
-            found[index].append({**json.loads(done.stdout), "bundle": folder})
+            found[index].append({**json.loads(done.stdout), "bundle": str(folder)})
     return [merged(reports) for reports in found]
 
 

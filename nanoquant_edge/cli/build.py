@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .arguments import OutputPath
+from .arguments import InputPath, OutputPath
 from .engine_options import engine_options, make_engine
 from .paths import check_kind
 
@@ -16,7 +16,7 @@ __all__ = ["command"]
 
 
 @click.command(name="build")
-@click.argument("source", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="BUNDLE", type=InputPath())
 @click.option("--output", type=OutputPath(), required=True, help="Bundle folder to write.")
 @click.option(
     "--dtype", type=click.Choice(["float16", "bfloat16"]), help="Type of activations and cache [default: float16]."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .arguments import OutputPath
+from .arguments import InputPath, OutputPath
 from .paths import check_kind
 from .progress import shown_progress
 from .streams import echo_json
@@ -21,7 +21,7 @@ __all__ = ["command"]
 
 
 @click.command("compress")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=InputPath())
 @click.option("--bpw", type=float, default=1.0, show_default=True, help="Bits per weight of the compressed layers.")
 @click.option("--output", type=OutputPath(), required=True, help="Checkpoint folder to write.")
 @click.option(

@@ -17,7 +17,7 @@ import click
 from ..errors import printable
 from ..system.children import run_python
 from ..system.progress import Progress
-from .arguments import OutputPath
+from .arguments import InputPath, OutputPath
 from .paths import check_kind
 from .progress import shown_progress
 
@@ -58,12 +58,12 @@ class _Clock:
 )
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help="Another model, a folder or a .gguf file [default: SmolLM2-135M-Instruct, which is fetched].",
 )
 @click.option(
     "--texts",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help=f"A folder with {CALIBRATION_TEXT} and {TEST_TEXT} [default: the model writes its own texts].",
 )
 @click.option("--bpw", type=float, default=2.0, show_default=True, help="Bits per weight of the compressed layers.")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import printable
-from .arguments import OutputPath
+from .arguments import InputPath, OutputPath
 from .paths import check_kind
 from .progress import shown_progress
 from .streams import echo_json
@@ -18,7 +18,7 @@ __all__ = ["command"]
 
 
 @click.command(name="deploy")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=InputPath())
 @click.option("--device", "-d", required=True, help="The board: a name of `nq-edge devices`, or `this`.")
 @click.option("--output", type=OutputPath(), required=True, help="The folder to write.")
 @click.option(
@@ -26,9 +26,7 @@ __all__ = ["command"]
     default=True,
     help="Fetch the wheels now, so that the board needs no network. Without them the board fetches the same versions.",
 )
-@click.option(
-    "--native", type=click.Path(path_type=Path), help="A folder with libraries that were built for the board."
-)
+@click.option("--native", type=InputPath(), help="A folder with libraries that were built for the board.")
 @click.option("--no-native", is_flag=True, help="Leave building the operator's library to the board.")
 @click.option("--python", help="The board's version of Python, such as 3.10 [default: that of its system].")
 @click.option("--overwrite", is_flag=True, help="Replace a deployment that stands at --output.")

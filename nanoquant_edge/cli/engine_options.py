@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import printable
+from .arguments import InputPath
 from .layout import figures
 from .streams import echo_json
 
@@ -29,7 +30,7 @@ _OPTIONS = (
     click.option("--version-compatible", is_flag=True, help="Newer TensorRT may load it (standard TensorRT)."),
     click.option("--embed-plugin", is_flag=True, help="Put the plugin library into the engine."),
     click.option("--debug-outputs", type=click.Choice(["blocks", "layers"]), help="Return inner values as well."),
-    click.option("--timing-cache", type=click.Path(path_type=Path), help="Kernel times, kept from build to build."),
+    click.option("--timing-cache", type=InputPath(), help="Kernel times, kept from build to build."),
     click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT's builder level."),
     click.option("--workspace", type=click.IntRange(min=1), help="Most scratch memory of TensorRT's kernels, in MB."),
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..formats.graph import ACTIVATION_DTYPES, DIALECTS, ROWS_ONLY_DIALECTS
-from .arguments import OutputPath
+from .arguments import InputPath, OutputPath
 from .engine_options import engine_options, make_engine
 from .paths import check_kind
 from .progress import shown_progress
@@ -33,7 +33,7 @@ _KINDS = {
 
 
 @click.command(name="export")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=InputPath())
 @click.option(
     "--to",
     "kind",
@@ -61,7 +61,7 @@ _KINDS = {
 )
 @click.option(
     "--custom-ops-library",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help="genai: libnanoquant_ort.so of the device's architecture [default: the one installed here].",
 )
 @engine_options

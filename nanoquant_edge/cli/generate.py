@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import NqEdgeError
+from .arguments import InputPath
 from .opening import OPENING, opening_options
 from .paths import check_kind
 from .streams import echo_json
@@ -20,13 +22,13 @@ MAX_PROMPT_BYTES = 64 << 20
 
 
 @click.command("generate")
-@click.argument("bundle", type=click.Path())
+@click.argument("bundle", type=InputPath())
 @click.option(
     "-p",
     "--prompt",
     help="The prompt. Without it and without --prompt-file it is asked for, or read from standard input.",
 )
-@click.option("--prompt-file", type=click.Path(dir_okay=False), help="Read the prompt from a UTF-8 file.")
+@click.option("--prompt-file", type=InputPath(), help="Read the prompt from a UTF-8 file.")
 @click.option("--chat", is_flag=True, help="Pass the prompt through the model's chat template.")
 @click.option("--system", help="System message of the chat (implies --chat).")
 @click.option("-n", "--max-new-tokens", type=int, default=256, show_default=True, help="Most new tokens.")
@@ -41,7 +43,7 @@ MAX_PROMPT_BYTES = 64 << 20
 @click.option("--max-context", type=int, help="Most tokens of prompt and text together.")
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
-def command(bundle: str, **options: Any) -> None:
+def command(bundle: Path, **options: Any) -> None:
     """Generate text with BUNDLE.
 
     The text goes to standard output as it comes, a line of figures to standard error.
@@ -84,7 +86,7 @@ def command(bundle: str, **options: Any) -> None:
     )
 
 
-def _read_prompt(prompt: str | None, path: str | None) -> str:
+def _read_prompt(prompt: str | None, path: Path | None) -> str:
     """The prompt from the option, the file or standard input.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..errors import printable
-from .arguments import OutputPath
+from .arguments import InputPath, OutputPath
 from .paths import check_kind
 from .progress import shown_progress
 from .streams import echo_json
@@ -17,7 +17,7 @@ __all__ = ["command"]
 
 
 @click.command("import")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=InputPath())
 @click.option("--base", required=True, help="The dense model it was made from: folder, .gguf file or hub id.")
 @click.option("--output", type=OutputPath(), required=True, help="Checkpoint folder to write.")
 @click.option("--allow-pickle", is_flag=True, help="Read --base from pytorch_model.bin, tensors only, running no code.")

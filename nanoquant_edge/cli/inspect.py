@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .arguments import InputPath
 from .paths import check_kind
 from .streams import echo_json
 
@@ -20,7 +21,7 @@ __all__ = ["command", "describe_bundle", "describe_checkpoint"]
 
 
 @click.command(name="inspect")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=InputPath())
 @click.option("--layers", is_flag=True, help="List every compressed layer instead of each type of layer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(folder: Path, layers: bool, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .arguments import InputPath
 from .opening import opening_options
 from .paths import check_kind
 from .progress import shown_progress
@@ -18,14 +19,14 @@ __all__ = ["command"]
 
 
 @click.command("validate")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=InputPath())
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help="Checkpoint to compare with, through PyTorch; without it the bundle's recorded reference is used.",
 )
 @click.option("--record", is_flag=True, help="Store PyTorch's side in the bundle, for boards without PyTorch.")
-@click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text; without it the model writes its own.")
+@click.option("--text", type=InputPath(), help="UTF-8 text; without it the model writes its own.")
 @click.option("--windows", type=click.IntRange(1, 4096), default=16, show_default=True, help="Windows of text.")
 @click.option(
     "--length",

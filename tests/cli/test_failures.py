@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -256,3 +257,35 @@ def test_too_little_memory_is_called_so(tmp_path: Path) -> None:
     done = command("generate", str(bundle), "--prompt", "x", preexec_fn=little)
     assert done.returncode == 2 and ONE_MESSAGE.fullmatch(done.stderr), done.stderr
     assert "[NQ-MEMORY]" in done.stderr
+
+
+def without_the_rights_of_root() -> None:
+    """Root reads whatever it likes; without these two capabilities it is refused like anybody."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities are Linux's")
+@pytest.mark.parametrize(
+    ("verb", "locked"),
+    [
+        (["inspect", "{bundle}"], "nq_bundle.json"),
+        (["inspect", "{bundle}"], "."),
+        (["generate", "{bundle}", "-p", "x"], "."),
+        (["generate", "{bundle}", "--prompt-file", "{bundle}/model.onnx"], "model.onnx"),
+        (["devices", "fit", "{bundle}", "-d", "pi5"], "."),
+        (["deploy", "{bundle}", "-d", "pi5", "--no-wheels", "--output", "{bundle}-board"], "model.onnx"),
+    ],
+    ids=str,
+)
+def test_what_may_not_be_read_is_one_message(verb: list[str], locked: str, tmp_path: Path) -> None:
+    bundle = _bundle(tmp_path / "bundle").folder
+    words = [word.format(bundle=bundle) for word in verb]
+    (bundle / locked).chmod(0)
+    try:
+        done = command(*words, preexec_fn=without_the_rights_of_root)
+    finally:
+        (bundle / locked).chmod(0o755)
+    assert done.returncode == 2 and ONE_MESSAGE.fullmatch(done.stderr), done.stderr
+    assert "ermission" in done.stderr
