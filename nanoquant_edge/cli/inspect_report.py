@@ -160,6 +160,8 @@ def _calibration(calibration: dict[str, Any]) -> str:
     text = str(calibration.get("text", "unknown text"))
     if "windows" in calibration and "window_length" in calibration:
         text += f": {calibration['windows']} windows of {calibration['window_length']} tokens"
+    if calibration.get("conversations"):
+        text += f", {calibration['conversations']} of them conversations that the model wrote"
     return text
 
 

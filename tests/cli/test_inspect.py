@@ -79,7 +79,7 @@ RECIPE = {
     "source": "/home/me/models/SmolLM2-135M-Instruct.Q4_1.gguf",
     "source_note": "weights dequantised from GGUF",
 }
-CALIBRATION = {"text": "wikitext2-train-part.raw", "windows": 64, "window_length": 512, "seed": 3}
+CALIBRATION = {"text": "wikitext2-train-part.raw", "windows": 64, "window_length": 512, "seed": 3, "conversations": 32}
 
 
 def remembered(folder: Path) -> Path:
@@ -96,7 +96,7 @@ def test_how_it_was_made_is_told_in_words(tmp_path: Path) -> None:
     words = " ".join(shown.split())
     assert shown.startswith("SmolLM2-135M-Instruct.Q4_1 (llama) compressed to")
     assert "balanced, seed 3, on cuda in bfloat16, 81 s, KL to the dense model from 1.250 to 0.500 nats" in words
-    assert "wikitext2-train-part.raw: 64 windows of 512 tokens" in words
+    assert "wikitext2-train-part.raw: 64 windows of 512 tokens, 32 of them conversations that the model" in words
     assert "weights dequantised from GGUF" in words and "block_errors" not in words
 
 

@@ -88,7 +88,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "index empty": (lambda f: index(f, {}), "NQ-MODEL", "has no weight_map"),
     "index of numbers": (lambda f: index(f, {"a": 3}), "NQ-MODEL", "has no weight_map"),
     "index that lies": (lambda f: shards(f, {"lm_head.weight": "a.safetensors"}), "NQ-MODEL", "disagree about tensor"),
-    "index that leaves": (lambda f: index(f, {"a": "../x"}), "NQ-PATH", "is not a file name inside"),
+    "index that leaves": (lambda f: index(f, {"a": "../x"}), "NQ-PATH", "leads outside"),
 }
 
 
