@@ -138,7 +138,7 @@ def timed(setting: Setting, run: Run) -> dict[str, Any]:
     start = stopwatch(device)
     importances = collect_importances(model, linears, windows, run)
     if recipe.curvature:
-        importances = with_curvature(model, linears, windows, importances, run)
+        importances = with_curvature(model, linears, windows=windows, importances=importances, run=run)
     row: dict[str, Any] = {
         "model": setting.shape,
         "recipe": setting.recipe,

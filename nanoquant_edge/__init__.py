@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "Checkpoint",
+    "CompressOptions",
     "Generation",
     "Generator",
     "NqEdgeError",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # what type checkers and editors see
+    from .compression import CompressOptions as CompressOptions
     from .compression import compress as compress
     from .errors import NqEdgeError as NqEdgeError
     from .exporters.onnx import export_onnx as export_onnx
@@ -42,6 +44,7 @@ else:
     #: public name -> the module that defines it
     _PUBLIC = {
         "Checkpoint": "formats.checkpoint",
+        "CompressOptions": "compression",
         "Generation": "runtimes",
         "Generator": "runtimes",
         "NqEdgeError": "errors",

@@ -231,9 +231,10 @@ def _through_stages(
         # Not kept for --resume: it is larger than the model, and three passes give it again.
         with clock.stage("curvature"):
             fitting = run.part(measured_until, fitted_until, "curvature")
-            importances = with_curvature(model, linears, windows, importances, fitting)
+            importances = with_curvature(model, linears, windows=windows, importances=importances, run=fitting)
     with clock.stage("blocks"):
-        reconstructed = reconstruct_blocks(source, windows, importances, ranks, run.part(fitted_until, 0.88))
+        rest = run.part(fitted_until, 0.88)
+        reconstructed = reconstruct_blocks(source, windows, importances=importances, ranks=ranks, run=rest)
     run.progress(0.88, "distilling scales")
     blocks = source.family.blocks
     with clock.stage("distillation"), source.opened(blocks, without=linears):

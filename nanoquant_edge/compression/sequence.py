@@ -68,10 +68,10 @@ def _windows_at_once(block: nn.Module, length: int, device: torch.device) -> int
 def reconstruct_blocks(
     source: SourceModel,
     windows: Tensor,
+    *,
     importances: dict[str, Importance],
     ranks: dict[str, int],
     run: Run,
-    *,
     reconstruct: Callable[[Workbench, dict[str, int], dict[str, Importance], Run], BlockResult] = reconstruct_block,
 ) -> Reconstructed:
     """Compress all blocks of a model, except those that the run's state holds already.

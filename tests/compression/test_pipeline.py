@@ -106,7 +106,9 @@ def test_the_streams_of_later_blocks(tmp_path: Path) -> None:
         importances = collect_importances(source.model, layers, windows, short_run())
         source.model.requires_grad_(False)
         ranks = dict.fromkeys(layers, 32)
-        factors = reconstruct_blocks(source, windows, importances, ranks, short_run(), reconstruct=watched).factors
+        factors = reconstruct_blocks(
+            source, windows, importances=importances, ranks=ranks, run=short_run(), reconstruct=watched
+        ).factors
     dense = dense_llama(**ORACLE)
     student = copy.deepcopy(dense)
     for name, value in factors.items():

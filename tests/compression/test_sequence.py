@@ -24,7 +24,8 @@ def test_the_states_are_what_the_dense_head_is_given(tmp_path: Path, name: str) 
         importances, ranks = even_importances(layers), dict.fromkeys(layers, 32)
         found = {}
         for dtype in (torch.float32, torch.bfloat16):
-            found[dtype] = reconstruct_blocks(source, ids, importances, ranks, short_run(dtype, **shortest)).states
+            run = short_run(dtype, **shortest)
+            found[dtype] = reconstruct_blocks(source, ids, importances=importances, ranks=ranks, run=run).states
             assert found[dtype].dtype == dtype
         wanted = teacher_of(model, ids)
         # Windows go through a block together here and through the model one by one: float32 rounding.

@@ -145,10 +145,10 @@ def _groups(linears: dict[str, nn.Linear], device: torch.device, free_memory: in
 def with_curvature(
     model: Any,
     linears: dict[str, nn.Linear],
+    *,
     windows: Tensor,
     importances: dict[str, Importance],
     run: Run,
-    *,
     free_memory: int | None = None,
 ) -> dict[str, Importance]:
     """The importances with the layers' curvature, from three passes of the dense model for each group of layers.
@@ -168,12 +168,12 @@ def with_curvature(
     """
     device = model.get_output_embeddings().weight.device
     groups = _groups(linears, device, free_host_memory() if free_memory is None else free_memory)
-    found: dict[str, Importance] = {}
+    curved: dict[str, Importance] = {}
     for number, group in enumerate(groups):
         part = run.part(number / len(groups), (number + 1) / len(groups))
         for name, factor in _fitted(model, group, windows, importances, part).items():
-            found[name] = replace(importances[name], curvature=factor)
-    return found
+            curved[name] = replace(importances[name], curvature=factor)
+    return curved
 
 
 def _fitted(
@@ -230,5 +230,5 @@ def input_factors(
     with watched(linears, watch, before=True):
         for part in stream.split(at_once):
             forward(part)
-    found = {name: shrunk(total, name) for name, total in totals.items()}
-    return {name: found[owners[name]] for name in linears}
+    factors = {name: shrunk(total, name) for name, total in totals.items()}
+    return {name: factors[owners[name]] for name in linears}

@@ -161,13 +161,13 @@ def collect_importances(
 
     with watched(linears, watch):
         gradient_pass(model, windows, run) if passes is None else passes(windows, run)
-    gamma, found = run.recipe.gamma, {}
+    gamma, importances = run.recipe.gamma, {}
     for name, layer in linears.items():
         if team().splits(len(windows)):
             inputs[name].combine(team())
             outputs[name].combine(team())
-        found[name] = Importance(
+        importances[name] = Importance(
             inputs[name].shrunk(len(windows), layer.in_features, gamma),
             outputs[name].shrunk(len(windows), layer.out_features, gamma, 1 / GRADIENT_UNIT),
         )
-    return found
+    return importances

@@ -55,8 +55,8 @@ class PowerLaw:
 def ranks_to_measure(even: int) -> tuple[int, ...]:
     """Three different ranks around an even one, in words of 32 unless it is smaller than one itself."""
     low, _, high = (_WORD * max(1, round(point * even / _WORD)) for point in POINTS)
-    found = sorted({min(low, even), even, max(high, even + _WORD)})
-    return tuple(found if len(found) == len(POINTS) else [*found, found[-1] + _WORD])
+    ranks = sorted({min(low, even), even, max(high, even + _WORD)})
+    return tuple(ranks if len(ranks) == len(POINTS) else [*ranks, ranks[-1] + _WORD])
 
 
 def fit_power_law(ranks: tuple[int, ...], errors: list[float]) -> PowerLaw:

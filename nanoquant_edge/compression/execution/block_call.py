@@ -89,10 +89,10 @@ def first_inputs(model: Any, blocks: nn.ModuleList, ids: Tensor) -> Tensor:
     Returns:
         (batch, length, hidden).
     """
-    found: list[Tensor] = []
+    seen: list[Tensor] = []
 
     def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        found.append(arguments[0] if arguments else keywords["hidden_states"])
+        seen.append(arguments[0] if arguments else keywords["hidden_states"])
         raise _FirstBlockReached
 
     handle = blocks[0].register_forward_pre_hook(hook, with_kwargs=True)
@@ -102,7 +102,7 @@ def first_inputs(model: Any, blocks: nn.ModuleList, ids: Tensor) -> Tensor:
         pass
     finally:
         handle.remove()
-    return found[0].detach()
+    return seen[0].detach()
 
 
 @torch.no_grad()

@@ -66,10 +66,10 @@ class Team:
 
     def largest(self, value: Tensor) -> Tensor:
         """The element-wise maximum over the processes."""
-        found = value.clone()
+        maximum = value.clone()
         if self.size > 1:
-            dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        return found
+            dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
+        return maximum
 
     def wait(self) -> None:
         """Until all processes are here."""

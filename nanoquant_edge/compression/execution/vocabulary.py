@@ -92,9 +92,9 @@ def distillation_loss(hidden: Tensor, teacher_hidden: Tensor, head: Head, backwa
 
     def loss_of(part: Tensor, positions: slice) -> Tensor:
         with torch.no_grad():
-            wanted = head.logits(teacher_hidden[positions]).log_softmax(-1)
-        found = head.logits(part).log_softmax(-1)
-        divergence = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
+            teacher = head.logits(teacher_hidden[positions]).log_softmax(-1)
+        student = head.logits(part).log_softmax(-1)
+        divergence = torch.nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
         return divergence / hidden.shape[0]
 
     return in_chunks(hidden, loss_of, backward)

@@ -100,8 +100,8 @@ class FactorState:
             gram.diagonal().add_(rho + ridge)
             high = len(gram) > _HIGH_RANK
             limits = (_HIGH_RANK_CONDITION, _HIGH_RANK_NEWTON_STEPS) if high else (CONDITION, NEWTON_STEPS)
-            found = solve_by_products(gram, right_side, *limits)
-            return found, (~torch.isfinite(found.sum())).int()
+            solution = solve_by_products(gram, right_side, *limits)
+            return solution, (~torch.isfinite(solution.sum())).int()
         matrix = 0.5 * (gram + gram.T)
         matrix.diagonal().add_(rho + ridge)
         factor, info = torch.linalg.cholesky_ex(matrix)

@@ -65,16 +65,16 @@ def inverse(matrix: Tensor, condition: float, steps: int) -> Tensor:
         unit = matrix * (2 / (largest + largest / condition))
         error = (condition - 1) / (condition + 1)
         best, error = _scaled(error)
-        found = -best * unit
-        found.diagonal().add_(2 * best)
+        estimate = -best * unit
+        estimate.diagonal().add_(2 * best)
         for _ in range(steps - 1):
             best, error = _scaled(error)
-            found = torch.addmm(found, found, unit @ found, beta=2 * best, alpha=-best)
-        return found.mul_(2 / (largest + largest / condition))
+            estimate = torch.addmm(estimate, estimate, unit @ estimate, beta=2 * best, alpha=-best)
+        return estimate.mul_(2 / (largest + largest / condition))
 
 
 def solve_by_products(matrix: Tensor, right_side: Tensor, condition: float, steps: int) -> Tensor:
     """`inverse` of a matrix (r, r) times a right side (r, k); on a GPU in TF32 as well."""
-    found = inverse(matrix, condition, steps)
+    estimate = inverse(matrix, condition, steps)
     with _tensor_cores():
-        return found @ right_side
+        return estimate @ right_side

@@ -160,8 +160,8 @@ class CurvedFactorState(FactorState):
         matrix = (0.5 * self.middle) * (gram + gram.T)
         matrix.diagonal().add_(damping)
         if self.by_products and not careful:
-            found = inverse(matrix, CONDITION, NEWTON_STEPS)
-            return lambda x: found @ x, (~torch.isfinite(found.sum())).int()
+            inverse_matrix = inverse(matrix, CONDITION, NEWTON_STEPS)
+            return lambda x: inverse_matrix @ x, (~torch.isfinite(inverse_matrix.sum())).int()
         factor, info = torch.linalg.cholesky_ex(matrix)
         if careful and int(info):
             return lambda x: torch.linalg.solve(matrix, x), torch.zeros_like(info)

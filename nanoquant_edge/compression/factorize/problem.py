@@ -158,11 +158,11 @@ class KeptProblems:
     ) -> _AnyProblem:
         """The problem of this kind, shape (m, n), rank, settings and device, made where there is none yet."""
         key = (kind, shape, rank, settings, device)
-        found = self._problems.get(key)
-        if found is None:
-            found = self._problems[key] = kind(shape, rank, settings, device)
-        assert isinstance(found, kind)
-        return found
+        problem = self._problems.get(key)
+        if problem is None:
+            problem = self._problems[key] = kind(shape, rank, settings, device)
+        assert isinstance(problem, kind)
+        return problem
 
     def all(self) -> list[Problem]:
         """Every problem that is kept, the oldest first."""

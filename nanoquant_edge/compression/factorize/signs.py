@@ -26,9 +26,9 @@ def unpacked_signs(words: Tensor, columns: int, dtype: torch.dtype = torch.int8)
 
 def _shifted_out(words: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """The same in PyTorch; nothing travels from the host, so that it may be part of a captured step."""
-    places = torch.arange(8, dtype=torch.uint8, device=words.device)
+    positions = torch.arange(8, dtype=torch.uint8, device=words.device)
     # Byte k of a little-endian word holds columns 8 k to 8 k + 7.
-    bits = words.view(torch.uint8)[..., None].bitwise_right_shift(places).bitwise_and_(1)
+    bits = words.view(torch.uint8)[..., None].bitwise_right_shift(positions).bitwise_and_(1)
     return torch.rsub(bits.flatten(1)[:, :columns].to(dtype), 1, alpha=2)
 
 

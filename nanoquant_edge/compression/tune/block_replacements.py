@@ -54,7 +54,7 @@ def fuse_norms(block: nn.Module, dtype: torch.dtype) -> dict[str, FusedNorm]:
     Returns:
         Module path -> the norm put there.
     """
-    found = {}
+    fused_norms = {}
     for name, norm in list(block.named_modules()):
         weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
         if not (type(norm).__name__.endswith("RMSNorm") and isinstance(weight, Tensor) and isinstance(eps, float)):
@@ -64,17 +64,17 @@ def fuse_norms(block: nn.Module, dtype: torch.dtype) -> dict[str, FusedNorm]:
         if not torch.allclose(fused(x), norm(x).float(), rtol=1e-4, atol=1e-4):
             continue
         fused.dtype = dtype
-        found[name] = fused
+        fused_norms[name] = fused
         replace_module(block, name, fused)
-    return found
+    return fused_norms
 
 
 class _WeightedSquares(torch.autograd.Function):
     """sum of weight_c (a - b)^2 times a factor, in four kernels there and back."""
 
     @staticmethod
-    def forward(ctx: Any, found: Tensor, wanted: Tensor, weights: Tensor, factor: float) -> Tensor:
-        difference = found - wanted
+    def forward(ctx: Any, outputs: Tensor, targets: Tensor, weights: Tensor, factor: float) -> Tensor:
+        difference = outputs - targets
         weighted = difference * weights
         ctx.save_for_backward(weighted)
         ctx.factor = factor
@@ -86,12 +86,12 @@ class _WeightedSquares(torch.autograd.Function):
         return weighted * (gradients[0] * (2 * ctx.factor)), None, None, None
 
 
-def weighted_squares(found: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+def weighted_squares(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Block loss: weighted squares, summed over tokens and channels, a mean over windows (docs/METHOD.md, section 6).
 
     Args:
-        found, wanted: float32 (batch, length, channels).
+        outputs, targets: float32 (batch, length, channels).
         weights: float32 (channels,).
     """
-    loss: Tensor = _WeightedSquares.apply(found, wanted, weights, 1 / len(found))
+    loss: Tensor = _WeightedSquares.apply(outputs, targets, weights, 1 / len(outputs))
     return loss

@@ -56,14 +56,14 @@ def fitted(
     linears = linears_of(model)
     importances = collect_importances(model, linears, WINDOWS, short_run())
     run = short_run(dtype, progress=progress)
-    return with_curvature(model, linears, WINDOWS, importances, run, free_memory=free_memory)
+    return with_curvature(model, linears, windows=WINDOWS, importances=importances, run=run, free_memory=free_memory)
 
 
 def test_factors_equal_the_rule_in_float64() -> None:
     model = dense_llama(**ORACLE)
     linears = linears_of(model)
     importances = collect_importances(model, linears, WINDOWS, short_run())
-    found = with_curvature(model, linears, WINDOWS, importances, short_run())
+    found = with_curvature(model, linears, windows=WINDOWS, importances=importances, run=short_run())
     double = dense_llama(**ORACLE).double()
     double.load_state_dict(model.state_dict())
     seen = [observed(double, window) for window in WINDOWS]
@@ -224,6 +224,6 @@ def test_a_layer_that_fails_under_curvature_takes_its_diagonals(run: Run) -> Non
         failing = "model.layers.1.mlp.down_proj"
         importances[failing].curvature *= 1e38  # finite, but not the mean of its diagonal
         ranks, recipe = dict.fromkeys(layers, 32), {"curvature": True, "fp_epochs": 0, "ste_epochs": 0}
-        found = reconstruct_blocks(source, WINDOWS, importances, ranks, short_run(**recipe))
+        found = reconstruct_blocks(source, WINDOWS, importances=importances, ranks=ranks, run=short_run(**recipe))
     assert found.undone == [f"curvature of {failing}"]
     assert all(math.isfinite(error) for error in found.errors)

@@ -103,7 +103,8 @@ def curvature() -> list[float]:
     model = dense_llama()
     ids = torch.randint(0, 320, (5, 24), generator=torch.Generator().manual_seed(2))
     ones = even_importances(linears_of(model))
-    found = [value.curvature for value in with_curvature(model, linears_of(model), ids, ones, short_run()).values()]
+    curved = with_curvature(model, linears_of(model), windows=ids, importances=ones, run=short_run())
+    found = [value.curvature for value in curved.values()]
     return [float(part.sum()) for factor in found if factor is not None for part in (factor.triu(), factor[0])]
 
 
