@@ -70,9 +70,9 @@ def dense_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
-def family_folder(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> Path:
+def family_folder(folder: Path, name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
     """A random dense model of a family (tests/families.py) as a Hugging Face folder with a tokenizer."""
-    config = family_config(name)
+    config = family_config(name, **changes)
     entries = {key: value for key, value in config.items() if key != "model_type"}
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **entries)).float()
     _randomize(model, 3)

@@ -132,16 +132,23 @@ def _ending(model: Any, tokenizer: Any) -> list[int]:
 
 @torch.no_grad()
 def _answers(model: Any, tokenizer: Any, prompts: Sequence[list[int]], longest: int) -> list[list[int]]:
-    """An answer to each prompt, sampled, with the token that ends it where it ended by itself."""
+    """An answer to each prompt, sampled, with the token that ends it where it ended by itself.
+
+    A prompt that leaves the model no position for an answer has none.
+    """
     from transformers import GenerationConfig
 
     ends = _end_tokens(model, tokenizer)
     padding = ends[0] if ends else 0
-    width = max(map(len, prompts))
-    longest = max(1, min(longest, _positions(model) - width))
-    ids = torch.full((len(prompts), width), padding, dtype=torch.int64)
+    answers: list[list[int]] = [[] for _ in prompts]
+    answered = [index for index, prompt in enumerate(prompts) if len(prompt) < _positions(model)]
+    if not answered:
+        return answers
+    width = max(len(prompts[index]) for index in answered)
+    longest = min(longest, _positions(model) - width)
+    ids = torch.full((len(answered), width), padding, dtype=torch.int64)
     mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts[index] for index in answered):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     settings = GenerationConfig(
@@ -154,7 +161,9 @@ def _answers(model: Any, tokenizer: Any, prompts: Sequence[list[int]], longest: 
         pad_token_id=padding,
     )
     written = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings)
-    return [_until_end(row, ends) for row in written[:, width:].tolist()]
+    for index, row in zip(answered, written[:, width:].tolist(), strict=True):
+        answers[index] = _until_end(row, ends)
+    return answers
 
 
 def _positions(model: Any) -> int:

@@ -17,7 +17,7 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.models.loading import load_model
 from nanoquant_edge.models.source import SourceModel
 from nanoquant_edge.system.progress import Progress
-from tests.compression.support import dense_folder
+from tests.compression.support import dense_folder, family_folder
 
 TEXT = " ".join(f"word{index}" for index in range(400))
 
@@ -48,6 +48,12 @@ def test_the_seed_decides_and_the_callers_random_numbers_go_on(source: SourceMod
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(first, windows_of(source))
     assert not torch.equal(first, windows_of(source, seed=1))
+
+
+def test_prompts_that_a_table_of_positions_does_not_hold_have_no_answer(tmp_path: Path) -> None:
+    with load_model(family_folder(tmp_path / "m", "opt", max_position_embeddings=64)) as short:
+        windows = conversation_windows(short.model, short.tokenizer, 3, 64, seed=0, text=TEXT, progress=Progress())
+    assert windows.shape == (3, 64)
 
 
 def test_a_template_that_fails_is_named(source: SourceModel) -> None:
