@@ -20,16 +20,6 @@ from .rotary import frequencies
 
 __all__ = ["check_agreement", "disagreements"]
 
-#: Family -> classes of transformers whose computation the family describes.
-_CLASSES = {
-    "llama": ("LlamaForCausalLM",),
-    "mistral": ("MistralForCausalLM", "MinistralForCausalLM"),
-    "qwen2": ("Qwen2ForCausalLM",),
-    "qwen3": ("Qwen3ForCausalLM",),
-    "gemma2": ("Gemma2ForCausalLM",),
-    "gemma3": ("Gemma3ForCausalLM",),
-    "opt": ("OPTForCausalLM",),
-}
 #: Both round in float32, in another order; at position 10,000 this moves an angle by 0.01.
 _FREQUENCY_TOLERANCE = 1e-6
 _PROBE = np.linspace(-6, 6, 49)
@@ -69,7 +59,7 @@ def disagreements(decoder: DecoderConfig, model: Any) -> Iterator[Disagreement]:
         decoder: our reading.
         model: the transformers model.
     """
-    classes = _CLASSES[decoder.family]
+    classes = decoder.structure.classes
     if type(model).__name__ not in classes:
         yield Disagreement("the class", " or ".join(classes), type(model).__name__)
         return

@@ -16,7 +16,7 @@ from .config_reader import read_config
 from .parameters import HEAD, ModelWeights, has_own_head, match_parameters
 from .stored_tensors import StoredTensors
 
-__all__ = ["DenseModel", "build_model", "put_parameter", "transformers_config"]
+__all__ = ["DenseModel", "build_model", "put_parameter", "take_generation_settings", "transformers_config"]
 
 
 class DenseModel(NamedTuple):
@@ -83,6 +83,22 @@ def build_model(
     if decoder.tied:
         put_parameter(model, HEAD, model.get_input_embeddings().weight)
     return DenseModel(model, config, weights if stream else None)
+
+
+def take_generation_settings(model: Any, folder: Path) -> None:
+    """Give a model the settings of a folder's generation_config.json, such as which tokens end a text, if it is there.
+
+    Raises:
+        NqEdgeError: NQ-MODEL with the reason when transformers refuses it.
+    """
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers and huggingface_hub raise their own kinds
+        raise _refused(f"generation_config.json of {folder}", error) from error
 
 
 def put_parameter(module: nn.Module, path: str, parameter: nn.Parameter) -> None:

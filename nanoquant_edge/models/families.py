@@ -20,6 +20,7 @@ class Family:
         name: the family's name in messages and manifests.
         model_types: values of config.json's `model_type`.
         models: models of this family, for messages and documents.
+        classes: classes of transformers whose computation this describes, the usual one first.
         blocks: module path of the list of decoder blocks.
         linears: compressed layers inside a block, in the method's processing order (docs/METHOD.md, section 8).
         query, key, value, output, gate, up, down: what each of them does; `gate` is "" where the feed-forward network
@@ -38,6 +39,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     models: str
+    classes: tuple[str, ...]
     blocks: str = "model.layers"
     linears: tuple[str, ...] = (
         "self_attn.q_proj",
@@ -93,16 +95,25 @@ _GEMMA = {
 
 # Module names and block structure: the modeling files of transformers 5.23 (models/llama, mistral, ... /modeling_*.py).
 FAMILIES = (
-    Family("llama", ("llama",), "Llama, SmolLM2, TinyLlama"),
-    Family("mistral", ("mistral",), "Mistral"),
-    Family("qwen2", ("qwen2",), "Qwen2, Qwen2.5"),
-    Family("qwen3", ("qwen3",), "Qwen3", head_norms=True),
-    Family("gemma2", ("gemma2",), "Gemma-2", **_GEMMA),  # type: ignore[arg-type]
-    Family("gemma3", ("gemma3_text",), "Gemma-3 text", head_norms=True, **_GEMMA),  # type: ignore[arg-type]
+    Family("llama", ("llama",), "Llama, SmolLM2, TinyLlama", ("LlamaForCausalLM",)),
+    # Where config.json has layer_types, transformers makes a Ministral of a Mistral.
+    Family("mistral", ("mistral",), "Mistral", ("MistralForCausalLM", "MinistralForCausalLM")),
+    Family("qwen2", ("qwen2",), "Qwen2, Qwen2.5", ("Qwen2ForCausalLM",)),
+    Family("qwen3", ("qwen3",), "Qwen3", ("Qwen3ForCausalLM",), head_norms=True),
+    Family("gemma2", ("gemma2",), "Gemma-2", ("Gemma2ForCausalLM",), **_GEMMA),  # type: ignore[arg-type]
+    Family(
+        "gemma3",
+        ("gemma3_text",),
+        "Gemma-3 text",
+        ("Gemma3ForCausalLM",),
+        head_norms=True,
+        **_GEMMA,  # type: ignore[arg-type]
+    ),
     Family(
         "opt",
         ("opt",),
         "OPT",
+        ("OPTForCausalLM",),
         blocks="model.decoder.layers",
         linears=(
             "self_attn.q_proj",

@@ -16,7 +16,7 @@ from ..formats.lfs_pointer import check_is_no_pointer
 from ..formats.tokenizer_file import TOKENIZER_FILE
 from ..system.files import path_in_snapshot, read_json
 from .config_reader import read_config
-from .dense_model import build_model, transformers_config
+from .dense_model import build_model, take_generation_settings, transformers_config
 from .model_tokenizer import TOKENIZER_PARTS, open_tokenizer
 from .source import SourceModel, not_streamed
 from .stored_tensors import PickledTensors, SafeTensors, StoredTensors
@@ -64,6 +64,7 @@ def from_folder(
         tensors = PickledTensors(folder, _weight_files(folder, _PICKLE))
     tokenizers = open_tokenizer(folder)
     model, config, weights = build_model(config, their_config, tensors, name=str(folder), stream=bool(stream))
+    take_generation_settings(model, folder)
     if (folder / TOKENIZER_FILE).is_file() and not tokenizers.ours.completed:
         yield SourceModel(name, model, tokenizers, config, folder, "", weights)
         return

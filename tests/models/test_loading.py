@@ -108,6 +108,21 @@ def test_a_folder_gives_exactly_its_weights(tmp_path: Path, changes: dict) -> No
         assert source.tokenizer("The quick")["input_ids"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_generation_settings_are_those_of_the_folder(tmp_path: Path, stream: bool) -> None:
+    folder = dense_folder(tmp_path / "m")
+    edit(folder / "generation_config.json", eos_token_id=[2, 4])
+    with load_model(folder, stream=stream) as source:
+        assert source.model.generation_config.eos_token_id == [2, 4]
+    (folder / "generation_config.json").write_text("[1")
+    with pytest.raises(NqEdgeError, match=r"generation_config\.json of .* is refused") as caught, load_model(folder):
+        pass
+    assert caught.value.code == "NQ-MODEL"
+    (folder / "generation_config.json").unlink()
+    with load_model(folder, stream=stream) as source:
+        assert source.model.generation_config.eos_token_id == 2
+
+
 def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
     folder = dense_folder(tmp_path / "m")
     tensors = {name: value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}

@@ -13,18 +13,12 @@ from typing import Any
 import numpy as np
 
 from ...errors import NqEdgeError
+from ..families import family_of
 from .content import MODEL_TYPES, GgufContent
 from .rope_factors import read_llama3_factors
 
 __all__ = ["read_gguf_config"]
 
-_CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3": "Gemma3ForCausalLM",
-}
 #: Fields that are read below.
 _READ = {
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.key_length_swa",
@@ -132,7 +126,7 @@ class _Fields:
             self.same((key, f"{key}_swa"), head_dim, "heads of width")
         self.same(("vocab_size",), table.shape[0], "a table of")
         config = {
-            "architectures": [_CLASSES[self.architecture]],
+            "architectures": [family_of({"model_type": MODEL_TYPES[self.architecture]}).classes[0]],
             "model_type": MODEL_TYPES[self.architecture],
             "vocab_size": table.shape[0],
             "hidden_size": hidden,
