@@ -101,14 +101,14 @@ native-tests: setup
 	$(BIN)/python -m tests.plugins.builds host aarch64
 
 test: setup native-tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not sanitize" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not sanitize" -n $(JOBS) --dist loadfile
 
 test-all: setup native-tests
-	$(BIN)/python -m pytest -q -m "not gpu and not sanitize"
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -q -m "not gpu and not sanitize"
 
 sanitize: setup
 	$(BIN)/python -m tests.plugins.builds sanitized
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "sanitize and not slow" tests/plugins -n $(JOBS)
+	$(BIN)/python -m pytest -q -m "sanitize and not slow" tests/plugins -n $(JOBS)
 
 # Builds for this machine's GPUs; runs in .venv where there is one, and otherwise with the system's PyTorch and pytest.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -117,7 +117,7 @@ test-gpu:
 	cmake -S plugins -B build/gpu-tests -DNQ_CUDA=ON
 	cmake --build build/gpu-tests -j $$(nproc)
 	cmake --install build/gpu-tests --prefix build/gpu-tests/stage
-	PYTHONPATH=$(CURDIR) NQ_EDGE_NATIVE_DIR=$(CURDIR)/build/gpu-tests/stage \
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=$$(nproc) NQ_EDGE_NATIVE_DIR=$(CURDIR)/build/gpu-tests/stage \
 	  $(GPU_PYTHON) -m pytest -q -m gpu tests/plugins/cuda tests/runtimes tests/compression --gpu-table $(GPU_TABLE)
 
 # The lowest versions that pyproject.toml allows, on the parts that a board runs. A board may have Python 3.10, on which
@@ -130,7 +130,7 @@ LOWEST_PYTHON ?= $(PYTHON)
 	touch $@
 
 test-lowest: setup .venv-lowest/.ready
-	NQ_EDGE_LOWEST_PYTHON=$(CURDIR)/.venv-lowest/bin/python OMP_NUM_THREADS=1 \
+	NQ_EDGE_LOWEST_PYTHON=$(CURDIR)/.venv-lowest/bin/python \
 	  $(BIN)/python -m pytest -q tests/plugins/test_old_runtime.py tests/plugins/test_table_operators.py tests/runtimes/test_lowest_versions.py
 
 lint: setup

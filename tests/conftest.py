@@ -7,9 +7,14 @@ What makes them is imported when asked for: tests of the kernels run where the e
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+# Before PyTorch and NumPy are loaded: on a busy machine, the threads of one tiny product wait for each other for
+# longer than it takes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,11 @@ def clipped_moment(parts: list[np.ndarray]) -> tuple[np.ndarray, bool]:
     return total / len(parts), grew
 
 
-@pytest.mark.parametrize(("count", "length", "changes"), [(3, 24, ORACLE), (2, 2100, {})], ids=["short", "clipping"])
+#: Clipping begins at 2000 tokens.
+LONG = {"num_attention_heads": 1, "num_key_value_heads": 1}
+
+
+@pytest.mark.parametrize(("count", "length", "changes"), [(3, 24, ORACLE), (2, 2100, LONG)], ids=["short", "clipping"])
 def test_importances_equal_a_float64_computation(count: int, length: int, changes: dict) -> None:
     model = dense_llama(**{"max_position_embeddings": 4096, "num_hidden_layers": 1, **changes})
     windows = torch.randint(0, 320, (count, length), generator=torch.Generator().manual_seed(5))

@@ -148,7 +148,7 @@ def test_errors_are_in_one_unit_for_all_layers() -> None:
 
 
 def test_a_model_is_compressed_with_measured_ranks_and_goes_on_with_them(tmp_path: Path) -> None:
-    model = dense_folder(tmp_path / "m", hidden_size=96, intermediate_size=256, num_hidden_layers=3)
+    model = dense_folder(tmp_path / "m", hidden_size=64, intermediate_size=160, num_hidden_layers=3)
     options: dict[str, Any] = {
         "bpw": 2.0,
         "device": "cpu",

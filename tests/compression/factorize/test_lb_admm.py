@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -86,14 +88,22 @@ def test_errors_equal_a_second_implementation(steps: int) -> None:
     assert np.mean(ours) == pytest.approx(np.mean(reference), rel=0.05 if steps < 10 else 0.02)
 
 
-def test_case_g_reaches_the_known_error() -> None:
-    weight = gaussian(768, 512)
-    factors = plain(weight, 288)
-    assert factors.error == pytest.approx(0.5907, abs=0.0015)
+@pytest.mark.parametrize(("make", "error"), [(gaussian, 0.588), (structured, 0.535)], ids=["g", "s"])
+def test_all_steps_end_at_the_errors_of_a_quarter_of_the_size(make: Callable[..., torch.Tensor], error: float) -> None:
+    """Seeds differ by 0.001 here. What the known cases below end at, in a second instead of sixteen."""
+    weight = make(192, 128)
+    factors = plain(weight, 72)
+    assert factors.error == pytest.approx(error, abs=0.002)
     residual = (weight - factors.dense()).norm() / weight.norm()
     assert float(residual) == pytest.approx(factors.error, rel=1e-5)
 
 
+@pytest.mark.slow
+def test_case_g_reaches_the_known_error() -> None:
+    assert plain(gaussian(768, 512), 288).error == pytest.approx(0.5907, abs=0.0015)
+
+
+@pytest.mark.slow
 def test_case_s_lies_in_the_known_range() -> None:
     assert 0.45 < plain(structured(768, 512), 288).error < 0.465
 
