@@ -38,11 +38,11 @@ def unpack_words(words: torch.Tensor, columns: int, dtype: torch.dtype, piece: i
     """
     rows, width = words.shape
     signs = torch.empty((rows, columns), dtype=dtype, device=words.device)
-    places = torch.arange(32, dtype=torch.int32, device=words.device)
+    shifts = torch.arange(32, dtype=torch.int32, device=words.device)
     step = max(1, piece // (32 * max(1, width)))
     for start in range(0, rows, step):
         # An arithmetic shift copies the top bit downwards; the mask removes the copies.
-        bits = (words[start : start + step, :, None] >> places) & 1
+        bits = (words[start : start + step, :, None] >> shifts) & 1
         signs[start : start + step] = 1 - 2 * bits.flatten(1)[:, :columns].to(dtype)
     return signs
 

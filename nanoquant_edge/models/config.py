@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of a decoder that graph builders and the compression need; `reading` takes them from a config.json."""
+"""The numbers of a decoder that graph builders and the compression need; `config_reader` reads them."""
 
 from __future__ import annotations
 

@@ -30,6 +30,11 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     Raises:
         NqEdgeError: NQ-ARCH for an unknown architecture or a feature of it that is not supported; NQ-MODEL for a
             number that is missing or impossible.
+
+    Example:
+        >>> sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
+        >>> read_config({"model_type": "llama", "vocab_size": 320, **sizes}).head_dim
+        16
     """
     return _READERS[family_of(config).name](_Fields(config))
 

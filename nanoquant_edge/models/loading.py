@@ -35,6 +35,10 @@ def load_model(
         NqEdgeError: NQ-MODEL for a missing, truncated or foreign file, NQ-ARCH for an unknown architecture,
             NQ-TOKENIZER when the tokenizer is missing, NQ-HUB when the hub does not give it, NQ-MISSING without
             transformers, NQ-OPTION when weights are to be streamed from something other than safetensors.
+
+    Example:
+        with load_model("HuggingFaceTB/SmolLM2-135M") as source:
+            print(source.family.name, source.decoder.num_layers, source.tokenizer.encode("The fox"))
     """
     try:
         import transformers

@@ -23,6 +23,10 @@ def rank_for_rate(out_features: int, in_features: int, bpw: float) -> int:
 
     Raises:
         NqEdgeError: NQ-OPTION when the rate is not between 0.05 and 8.
+
+    Example:
+        >>> rank_for_rate(576, 1536, 1.0)
+        384
     """
     if not (math.isfinite(bpw) and 0.05 <= bpw <= 8):
         raise NqEdgeError("NQ-OPTION", f"bits per weight must lie between 0.05 and 8, not {bpw}.")

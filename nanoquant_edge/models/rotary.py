@@ -18,7 +18,19 @@ __all__ = ["frequencies"]
 
 
 def frequencies(rotary: RotaryConfig, head_dim: int) -> NDArray[np.float32]:
-    """Angle per position of each channel pair, radians, float32 (head_dim / 2,)."""
+    """Angle per position of each channel pair.
+
+    Args:
+        rotary: base and scaling.
+        head_dim: width of a head.
+
+    Returns:
+        Radians, float32 (head_dim / 2,), largest first.
+
+    Example:
+        >>> frequencies(RotaryConfig(theta=10000.0), 8)
+        array([1.   , 0.1  , 0.01 , 0.001], dtype=float32)
+    """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     # The power is rounded once, from float64: numpy's float32 power is an ulp off PyTorch's in a third of the channels.
     power = np.power(rotary.theta, exponents.astype(np.float64)).astype(np.float32)

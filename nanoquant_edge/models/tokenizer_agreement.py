@@ -62,9 +62,9 @@ def check_tokenizers(ours: Tokenizer, theirs: Any, texts: Iterable[str], name: s
         if found == expected:
             continue
         same = [one == other for one, other in zip(found, expected, strict=False)]
-        place = same.index(False) if False in same else len(same)
-        before = ours.decode(found[:place], skip_special_tokens=False)
-        here, there = ([ours.token(i) for i in ids[place : place + 4]] for ids in (found, expected))
+        first = same.index(False) if False in same else len(same)
+        before = ours.decode(found[:first], skip_special_tokens=False)
+        here, there = ([ours.token(i) for i in ids[first : first + 4]] for ids in (found, expected))
         raise NqEdgeError(
             "NQ-TOKENIZER",
             f"the tokenizer of {name} is read in two ways: behind {before[-40:]!r} of a text come the tokens {here} "

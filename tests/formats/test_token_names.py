@@ -122,19 +122,19 @@ def test_tokens_of_other_files_are_tokens(tmp_path: Path, beside: str) -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     flags=st.fixed_dictionaries({name: st.booleans() for name in FLAGS}),
-    where=st.sampled_from(["tokenizer", "decoder", "map", "map, extra", "none"]),
+    file=st.sampled_from(["tokenizer", "decoder", "map", "map, extra", "none"]),
     names=st.lists(st.sampled_from(["fox", "</s>", "<|im_end|>", "<|tool|>", "lazy"]), unique=True, max_size=3),
 )
 def test_any_flags_in_any_place(
-    tmp_path_factory: pytest.TempPathFactory, flags: dict[str, bool], where: str, names: list[str]
+    tmp_path_factory: pytest.TempPathFactory, flags: dict[str, bool], file: str, names: list[str]
 ) -> None:
     contents: dict[str, Any] = {"tokenizer_config": {"additional_special_tokens": names}}
-    tokens = {"</s>": flags} if where == "tokenizer" else {}
-    if where == "decoder":
+    tokens = {"</s>": flags} if file == "tokenizer" else {}
+    if file == "decoder":
         contents["tokenizer_config"]["added_tokens_decoder"] = {"2": token("</s>", **flags)}
-    elif where == "map":
+    elif file == "map":
         contents["special_tokens_map"] = {"eos_token": token("</s>", **flags)}
-    elif where == "map, extra":
+    elif file == "map, extra":
         contents["special_tokens_map"] = {"additional_special_tokens": ["emoji", *names]}
     folder = files(tmp_path_factory.mktemp("t") / "t", tokens, **contents)
     same(folder, *(f"a {name} b{name}" for name in names))

@@ -39,15 +39,15 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 2, "high_freq_factor": 4.0}
 
 
 @pytest.mark.parametrize(
-    "where",
+    "spelling",
     [
         {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}},
         {"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": {"type": "llama3", **LLAMA3}},
     ],
     ids=["rope_parameters", "rope_scaling"],
 )
-def test_rotary_scaling_in_both_spellings(where: dict[str, Any]) -> None:
-    rotary = read_config(llama_config(**where)).rotary
+def test_rotary_scaling_in_both_spellings(spelling: dict[str, Any]) -> None:
+    rotary = read_config(llama_config(**spelling)).rotary
     assert (rotary.kind, rotary.theta, rotary.factor, rotary.low_freq_factor) == ("llama3", 5e5, 8.0, 2.0)
     assert rotary.high_freq_factor == 4.0
     assert rotary.original_length == 256, "the longest context, where no other is named"

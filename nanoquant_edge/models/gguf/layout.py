@@ -32,6 +32,7 @@ def halves(array: NDArray[Any], heads: int) -> NDArray[Any]:
         ValueError: when the rows are not `heads` heads of an even width.
 
     Example:
+        >>> import numpy as np
         >>> halves(np.array([0, 2, 1, 3]), heads=1)
         array([0, 1, 2, 3])
     """
