@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,25 +74,25 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bytes(run: Run, words: str, f
 
 def test_a_killed_process_goes_on(run: Run) -> None:
     """kill -9 in the middle of a block, then on in another process."""
-    script = run.folder / "child.py"
-    script.write_text(
-        "import sys, torch\n"
-        "torch.set_num_threads(1)\n"
-        "from tests.compression.support import short_recipe\n"
+    script = (
+        "import os, signal, sys, torch\n"
+        "from pathlib import Path\n"
         "from nanoquant_edge.compression import compress\n"
-        "model, output, text = sys.argv[1:]\n"
+        "from tests.compression.support import short_recipe\n"
+        "torch.set_num_threads(1)\n"
+        "model, output, text = map(Path, sys.argv[1:])\n"
+        "def show(_fraction, words):\n"
+        "    if words.startswith('block 2 of 3') and 'o_proj' in words:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "compress(model, output, recipe=short_recipe(refresh_inputs=True), calibration=text, device='cpu', bpw=2.0,\n"
-        "         compute_dtype='float32', resume=True)\n"
+        "         compute_dtype='float32', progress=show)\n"
     )
-    output, state = run.folder / "killed", run.state("killed")
-    command = [sys.executable, str(script), str(run.model), str(output), str(run.text)]
+    output = run.folder / "killed"
+    command = [sys.executable, "-c", script, *map(str, (run.model, output, run.text))]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (state / "block-0000.safetensors").exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    child = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]
+    assert (run.state("killed") / "block-0000.safetensors").is_file()
     assert not output.exists()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +20,7 @@ from nanoquant_edge.compression.calibrate.curvature import with_curvature
 from nanoquant_edge.compression.calibrate.importances import Moment, collect_importances
 from nanoquant_edge.compression.calibrate.sensitivities import measured_errors
 from nanoquant_edge.compression.execution.parallel import Team, joined_team, team
+from nanoquant_edge.compression.factorize import settings
 from nanoquant_edge.compression.factorize.lb_admm import factorize
 from nanoquant_edge.compression.factorize.lb_admm_curved import Curvature, factorize_curved
 from nanoquant_edge.compression.factorize.problem import KeptProblems, Problem
@@ -36,28 +37,15 @@ from tests.compression.support import (
     write_text,
 )
 
+#: Two processes as torchrun starts them, out of one: imports take longer than all the rest.
 SCRIPT = """
-import hashlib, json, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from nanoquant_edge.compression import compress
-from nanoquant_edge.compression.execution.parallel import joined_team
-from nanoquant_edge.compression.factorize import settings
-from tests.compression.execution import test_parallel as shared
-
-model, text, output = map(Path, sys.argv[1:])
-with joined_team(torch.device("cpu")) as (team, _):
-    assert team.size == 2
-    settings.LEAST_SHARED_ENTRIES = 0  # else no layer of a tiny model is large enough
-    found = {name: getattr(shared, name)() for name in shared.SHARED} | {"rank": team.rank}
-    checkpoint = compress(model, output, calibration=text, **shared.OPTIONS)
-    found["weights"] = hashlib.sha256((output / "nanoquant.safetensors").read_bytes()).hexdigest()
-    streamed = output.with_name("streamed")
-    compress(model, streamed, calibration=text, stream_weights=True, **shared.OPTIONS)
-    found["streamed"] = hashlib.sha256((streamed / "nanoquant.safetensors").read_bytes()).hexdigest()
-    found["kd_loss"] = checkpoint.settings.recipe["kd_loss"]
-output.with_name(f"rank{team.rank}.json").write_text(json.dumps(found))
+import os, sys
+from tests.compression.execution.test_parallel import together
+child = os.fork()
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = "1" if child else "0"
+together(*sys.argv[1:])
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 #: One stage whose batch is shared out evenly, one with an uneven last batch, one that is too small to share.
 OPTIONS: dict[str, Any] = {
@@ -70,8 +58,6 @@ OPTIONS: dict[str, Any] = {
 
 #: Tensors of a layer's factors.
 PARTS = ("u_latent", "v_latent", "scale_out", "scale_in")
-#: What each process works out, alone and together.
-SHARED = ("tuned", "importances", "curvature", "sensitivities", "sides")
 
 
 def tuned() -> list[float]:
@@ -109,8 +95,8 @@ def curvature() -> list[float]:
 
 
 def sensitivities() -> list[float]:
-    """Errors of all layers of a tiny model at three ranks; the layers are shared out."""
-    layers = linears_of(dense_llama())
+    """Errors of all layers of one block at three ranks; the layers are shared out."""
+    layers = linears_of(dense_llama(num_hidden_layers=1))
     errors = measured_errors(layers, even_importances(layers), dict.fromkeys(layers, 32), short_run())
     return [float(value) for value in errors.flatten()]
 
@@ -124,8 +110,8 @@ def sides() -> list[float]:
     problem = Problem((40, 24), 16, AdmmSettings(share_sides=True), torch.device("cpu"))
     assert problem.sides_shared == (team().size > 1)
     for dtype, kept in ((torch.float32, None), (torch.float32, KeptProblems()), (torch.bfloat16, None)):
-        settings = AdmmSettings(steps=12, dtype=dtype)
-        ways = [{"settings": way, "seed": 1, "kept": kept} for way in (settings, replace(settings, share_sides=True))]
+        plain = AdmmSettings(steps=12, dtype=dtype)
+        ways = [{"settings": way, "seed": 1, "kept": kept} for way in (plain, replace(plain, share_sides=True))]
         for matrix, around in ((weight, curvature), (weight.T, curvature.transposed())):
             diagonals = {"inputs": around.inputs.diagonal(), "outputs": around.outputs.diagonal()}
             pairs = [
@@ -138,40 +124,47 @@ def sides() -> list[float]:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+#: What each process works out, alone and together.
+SHARED = (tuned, importances, curvature, sensitivities, sides)
+
+
+def together(model: str, text: str, output: str) -> None:
+    """This process's part of everything; what it found goes to a file beside the output."""
+    torch.set_num_threads(1)
+    with joined_team(torch.device("cpu")) as (joined, _):
+        assert joined.size == 2
+        settings.LEAST_SHARED_ENTRIES = 0  # else no layer of a tiny model is large enough
+        found: dict[str, Any] = {work.__name__: work() for work in SHARED}
+        checkpoint = compress(Path(model), Path(output), calibration=Path(text), **OPTIONS)
+        streamed = Path(output).with_name("streamed")
+        compress(Path(model), streamed, calibration=Path(text), stream_weights=True, **OPTIONS)
+        for name, folder in (("weights", Path(output)), ("streamed", streamed)):
+            found[name] = hashlib.sha256((folder / "nanoquant.safetensors").read_bytes()).hexdigest()
+        found |= {"rank": joined.rank, "kd_loss": checkpoint.settings.recipe["kd_loss"]}
+    Path(output).with_name(f"rank{joined.rank}.json").write_text(json.dumps(found))
 
 
 def test_two_processes_make_one_model(tmp_path: Path) -> None:
     model, text = dense_folder(tmp_path / "m"), write_text(tmp_path)
-    (tmp_path / "child.py").write_text(SCRIPT)
-    # What torchrun sets.
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    common |= {"PYTHONPATH": str(Path(__file__).resolve().parents[3]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tmp_path / "child.py"), str(model), str(text), str(tmp_path / "pair")]
-    children = [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    try:
-        assert [child.wait(300) for child in children] == [0, 0]
-    finally:
-        for child in children:
-            child.kill()
+    # What torchrun does: the store is its own, on a port that the system chooses while it is opened.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    command = [sys.executable, "-c", SCRIPT, *map(str, (model, text, tmp_path / "pair"))]
+    subprocess.run(command, env={**os.environ, **common}, check=True)
+    alone = compress(model, tmp_path / "alone", calibration=text, **OPTIONS)
+    expected = {work.__name__: work() for work in SHARED}
     one, two = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert (one.pop("rank"), two.pop("rank")) == (0, 1)
     assert one == two
     assert one["streamed"] == one["weights"]
     # Sums are taken in another order, so figures agree to rounding; a sign may flip, so the model to its loss.
-    assert one["tuned"] == pytest.approx(tuned(), rel=1e-4)
-    assert one["importances"] == pytest.approx(importances(), rel=1e-3)
-    assert one["curvature"] == pytest.approx(curvature(), rel=1e-2)
-    assert one["sides"] == pytest.approx(sides(), rel=1e-3)
-    assert one["sensitivities"] == sensitivities()  # each is one process's, and nothing is added to it but zeros
-    alone = compress(model, tmp_path / "alone", calibration=text, **OPTIONS)
+    assert one["tuned"] == pytest.approx(expected["tuned"], rel=1e-4)
+    assert one["importances"] == pytest.approx(expected["importances"], rel=1e-3)
+    assert one["curvature"] == pytest.approx(expected["curvature"], rel=1e-2)
+    assert one["sides"] == pytest.approx(expected["sides"], rel=1e-3)
+    # Each is one process's, and nothing is added to it but zeros.
+    assert one["sensitivities"] == expected["sensitivities"]
     assert one["kd_loss"] == pytest.approx(alone.settings.recipe["kd_loss"], rel=0.1)
     assert Checkpoint(tmp_path / "pair").settings.ranks == alone.settings.ranks
     assert not list(tmp_path.glob("*.resume"))
