@@ -35,7 +35,7 @@ def check(folder: Path, machine: str, without: str = "-", **files: Path) -> tupl
     wheel = folder / f"nanoquant_edge-0-py3-none-linux_{machine}.whl"
     listed = subprocess.run(["git", "ls-files", "nanoquant_edge"], cwd=ROOT, capture_output=True, text=True, check=True)
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name in listed.stdout.split():
+        for name in [*listed.stdout.split(), "nanoquant_edge/_sources/plugins/CMakeLists.txt"]:
             if not name.startswith(without):
                 archive.writestr(name, "")
         for name, path in files.items():

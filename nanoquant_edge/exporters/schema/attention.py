@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check of com.nanoquant::NanoQuantAttention's nodes (docs/OPERATOR.md, "Attention")."""
+"""The check of com.nanoquant::NanoQuantAttention's nodes (docs/OPERATOR.md)."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def _sharded(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     [
         (None, "NQ-CKPT", "no weight_map"),
         ({"layer.u_packed": 3}, "NQ-CKPT", "no weight_map"),
-        ({"layer.u_packed": "../golden/nanoquant.safetensors"}, "NQ-PATH", "not a file name inside"),
+        ({"layer.u_packed": "../golden/nanoquant.safetensors"}, "NQ-PATH", "has a '..' in it"),
         ({"layer.u_packed": "/etc/passwd"}, "NQ-PATH", "not a file name inside"),
         ({"layer.u_packed": "nanoquant-00001-of-00002.safetensors"}, "NQ-CKPT", "disagree about tensor layer.v"),
         ({"layer.u_packed": "absent.safetensors"}, "NQ-CKPT", "not a readable safetensors"),
