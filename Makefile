@@ -104,7 +104,7 @@ test: setup native-tests
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not sanitize" -n $(JOBS) --dist loadfile
 
 test-all: setup native-tests
-	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -q -m "not gpu and not sanitize"
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -q -m "not gpu and not sanitize" --hypothesis-profile thorough
 
 sanitize: setup
 	$(BIN)/python -m tests.plugins.builds sanitized

@@ -6,6 +6,7 @@ What makes them is imported when asked for: tests of the kernels run where the e
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,15 @@ import pytest
 # Before PyTorch and NumPy are loaded: on a busy machine, the threads of one tiny product wait for each other for
 # longer than it takes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    # No clocks: they measure how busy the machine is. `--hypothesis-profile thorough` is for `make test-all`.
+    clockless = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("default", clockless, max_examples=50)
+    settings.register_profile("thorough", clockless, max_examples=1000)
+    settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ ERRORS: st.SearchStrategy[BaseException] = st.one_of(
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(error=ERRORS)
 def test_every_verb_turns_what_others_raise_into_one_message(
     verb: str, error: BaseException, capsys: pytest.CaptureFixture[str]

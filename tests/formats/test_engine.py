@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoquant_edge.errors import NqEdgeError
@@ -187,7 +187,6 @@ def _paths(entry: Any, prefix: str = "") -> list[str]:
     return found
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(path=st.sampled_from(_paths(ENTRY)), value=_json)
 def test_any_value_anywhere_is_read_or_refused(path: str, value: Any) -> None:
     try:

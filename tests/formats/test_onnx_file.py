@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoquant_edge.errors import NqEdgeError
@@ -58,7 +58,6 @@ def test_places_that_are_no_numbers(key: str, text: str) -> None:
     assert caught.value.code == "NQ-BUNDLE"
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     for read in (summarize, initializers, external_tensors, strip_functions):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -119,7 +119,6 @@ def test_tokens_of_other_files_are_tokens(tmp_path: Path, beside: str) -> None:
     assert not alone.completed
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     flags=st.fixed_dictionaries({name: st.booleans() for name in FLAGS}),
     file=st.sampled_from(["tokenizer", "decoder", "map", "map, extra", "none"]),

@@ -47,9 +47,9 @@ def test_an_honest_file_is_read(targets: dict[str, Target], name: str) -> None:
 def test_what_was_found_stays_mended(targets: dict[str, Target], path: Path) -> None:
     if path.parent.name not in targets:
         pytest.skip("needs PyTorch or gguf")
-    start = time.monotonic()
+    start = time.process_time()
     targets[path.parent.name].attack(path.read_bytes())
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -57,7 +57,7 @@ def test_damaged_files(targets: dict[str, Target], name: str) -> None:
     if name not in targets:
         pytest.skip("needs PyTorch or gguf")
 
-    @settings(max_examples=60, deadline=5000, database=None, suppress_health_check=list(HealthCheck))
+    @settings(database=None, suppress_health_check=list(HealthCheck))
     @given(SCRIPTS)
     def attack(script: bytes) -> None:
         targets[name].attack(script)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoquant_edge.errors import NqEdgeError
@@ -157,7 +157,6 @@ _SCALING = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(["llama", "mistral", "qwen2", "gemma2", "gemma3"]),
     scaling=_SCALING,

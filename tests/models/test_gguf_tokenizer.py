@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
@@ -86,7 +86,6 @@ def test_a_split_is_the_published_one(name: str) -> None:
         assert [piece for piece, _ in ours.pre_tokenize_str(text)] == [p for p, _ in published.pre_tokenize_str(text)]
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     text=st.text(alphabet="aB é東1²٣ '\n\r\t.,!/_\u0301\u00a0", max_size=24), name=st.sampled_from(sorted(PUBLISHED))
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoquant_edge.compression import compress
@@ -65,7 +65,6 @@ def test_a_power_law_is_found_again_and_kept_sane() -> None:
     assert fit_power_law(ranks, [0.0, 0.0, 0.0])(256) == 0
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data(), st.floats(0.55, 3.0), st.sampled_from([0.0, 0.6, 1.0]), st.integers(1, 8))
 def test_bits_never_exceed_those_of_even_ranks(data: st.DataObject, bpw: float, depth: float, blocks: int) -> None:
     layers, blocks_of = named(blocks)
@@ -85,7 +84,6 @@ def test_bits_never_exceed_those_of_even_ranks(data: st.DataObject, bpw: float, 
     assert -1e-6 <= saved < 1
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(-12, 12), min_size=12, max_size=12), st.floats(0.55, 3.0), st.floats(0.3, 3.0))
 def test_more_loss_per_bit_never_gets_fewer_bits(logs: list[float], bpw: float, exponent: float) -> None:
     layers = {f"{b}.q": (576, 576) for b in range(12)}

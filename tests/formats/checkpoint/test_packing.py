@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoquant_edge.formats.checkpoint import PackedLayer, pack_signs, unpack_signs, words_for
@@ -36,7 +36,6 @@ def test_golden_bytes(row: np.ndarray, packed: bytes) -> None:
     np.testing.assert_array_equal(unpack_signs(words, row.size)[0], row)
 
 
-@settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 9), columns=st.integers(1, 130), seed=st.integers(0, 1 << 16))
 def test_round_trip_and_definition(rows: int, columns: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -52,7 +51,6 @@ def test_round_trip_and_definition(rows: int, columns: int, seed: int) -> None:
     assert (words[:, -1].view(np.uint32) >> np.uint64(32 - tail)).sum() == 0 or tail == 0
 
 
-@settings(max_examples=30, deadline=None)
 @given(columns=st.integers(1, 95).filter(lambda c: c % 32), seed=st.integers(0, 99))
 def test_tail_bits_are_ignored(columns: int, seed: int) -> None:
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (3, columns))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoquant_edge.formats.checkpoint import from_tiles, pack_signs, tiles_shape, to_tiles
@@ -30,7 +30,6 @@ def test_golden_words(line: str) -> None:
     assert found == {int(i): int(word, 16) for i, word in (item.split(":") for item in right.split())}
 
 
-@settings(max_examples=80, deadline=None)
 @given(rows=st.integers(1, 70), columns=st.integers(1, 800), seed=st.integers(0, 1 << 16))
 def test_round_trip_and_definition(rows: int, columns: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
