@@ -77,7 +77,7 @@ def main(
     """Print one row for each layer of some blocks of OFFICIAL."""
     recipe = Recipe.preset("official", **REDUCED["official"])
     with tempfile.TemporaryDirectory() as scratch, load_model(base) as source:
-        checkpoint = import_checkpoint(official, base, Path(scratch) / "checkpoint")
+        checkpoint = import_checkpoint(official, base, output=Path(scratch) / "checkpoint")
         model = source.model.to(device)
         names, kinds = source.family.layer_names(source.decoder.num_layers), len(source.family.linears)
         linears = {name: linear_at(model, name) for number, name in enumerate(names) if number // kinds in blocks}

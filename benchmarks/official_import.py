@@ -40,7 +40,7 @@ def main(
 
     with tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
-        checkpoint = import_checkpoint(official, base, Path(scratch) / "checkpoint")
+        checkpoint = import_checkpoint(official, base, output=Path(scratch) / "checkpoint")
         imported = time.perf_counter() - start
         text = read_text(texts / "wikitext2-test.raw")
         ids = torch.tensor(AutoTokenizer.from_pretrained(checkpoint.folder)(text, verbose=False)["input_ids"])

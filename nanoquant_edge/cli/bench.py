@@ -44,7 +44,7 @@ def _lengths(_context: click.Context, _option: click.Parameter, text: str) -> tu
 @click.option("--power", is_flag=True, help="Read the machine's energy counters, if it has any.")
 @click.option("--profile", is_flag=True, help="Show where a decoded token's time goes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: Path, against: Path | None, profile: bool, as_json: bool, **options: Any) -> None:
+def command(bundle: Path, against: Path | None, *, profile: bool, as_json: bool, **options: Any) -> None:
     """Measure BUNDLE: prefill and decode, first token, loading, memory, and the floor that this machine sets.
 
     Prompts are random tokens, decoding is greedy; figures are medians with the least and the most. The floor is

@@ -24,11 +24,11 @@ __all__ = ["command"]
 @engine_options
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def command(source: Path, output: Path, dtype: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
+def command(source: Path, output: Path, *, dtype: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
     """Build a TensorRT engine for a GPU or a board.
 
     BUNDLE is what `nq-edge export --to onnx` wrote, a checkpoint, or a board's build folder. Engines for GeForce RTX
     GPUs are built on any machine, without a GPU. For a Jetson, a folder is written that the board builds from.
     """
     check_kind(source, "bundle", "checkpoint", "build folder", code="NQ-BUNDLE")
-    make_engine(source, output, dtype, overwrite, as_json, **given)
+    make_engine(source, output, dtype=dtype, overwrite=overwrite, as_json=as_json, **given)

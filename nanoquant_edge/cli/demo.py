@@ -69,7 +69,7 @@ class _Clock:
 @click.option("--bpw", type=float, default=2.0, show_default=True, help="Bits per weight of the compressed layers.")
 @click.option("--preset", default="quick", show_default=True, help="The recipe of the compression.")
 @click.option("--prompt", default=PROMPT, show_default=True, help="The beginning of the text that is generated.")
-def command(output: Path, model: Path | None, texts: Path | None, bpw: float, preset: str, prompt: str) -> None:
+def command(output: Path, model: Path | None, *, texts: Path | None, bpw: float, preset: str, prompt: str) -> None:
     """Compress, export, validate and run SmolLM2-135M, and print what came out; takes minutes."""
     from ..compression import CompressOptions
     from .demo_model import fetch_model

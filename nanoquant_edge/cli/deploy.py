@@ -31,7 +31,7 @@ __all__ = ["command"]
 @click.option("--python", help="The board's version of Python, such as 3.10 [default: that of its system].")
 @click.option("--overwrite", is_flag=True, help="Replace a deployment that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def command(bundle: Path, device: str, output: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
+def command(bundle: Path, device: str, *, output: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Write all that a board needs to run BUNDLE into one folder.
 
     The bundle, this package and its requirements as wheels, the operator's library and its sources, setup.sh,
@@ -48,7 +48,7 @@ def command(bundle: Path, device: str, output: Path, overwrite: bool, as_json: b
         python=options["python"],
     )
     with shown_progress("deploy", hidden=as_json) as progress:
-        made = deploy(bundle, named(device), output, options=chosen, overwrite=overwrite, progress=progress)
+        made = deploy(bundle, named(device), output=output, options=chosen, overwrite=overwrite, progress=progress)
     if as_json:
         echo_json({"folder": str(output), **made.to_dict()})
         return

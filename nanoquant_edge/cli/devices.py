@@ -85,7 +85,7 @@ def show(device: str, as_json: bool) -> None:
     "--power-mode", help="Power mode of the device, as `nq-edge devices show` lists them [default: the highest]."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def fit(model: str, device: str, context: int | None, as_json: bool, **options: Any) -> None:
+def fit(model: str, device: str, *, context: int | None, as_json: bool, **options: Any) -> None:
     """Say whether MODEL fits a device, with how much context, and how fast it will probably be.
 
     MODEL is a bundle, a checkpoint, a folder with a Hugging Face config.json, or a hub id, of which config.json alone

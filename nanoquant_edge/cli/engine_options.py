@@ -43,7 +43,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def make_engine(source: Path, output: Path, dtype: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
+def make_engine(source: Path, output: Path, *, dtype: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
     """Build, show progress, and print a table or JSON.
 
     Args:

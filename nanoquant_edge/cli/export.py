@@ -67,7 +67,7 @@ _KINDS = {
 @engine_options
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def command(checkpoint: Path, kind: str | None, output: Path, overwrite: bool, as_json: bool, **given: Any) -> None:
+def command(checkpoint: Path, kind: str | None, *, output: Path, overwrite: bool, as_json: bool, **given: Any) -> None:
     """Write a bundle that a device runs, from CHECKPOINT.
 
     CHECKPOINT is a folder that `nq-edge compress` wrote, or a bundle that `nq-edge export --to onnx` wrote.
@@ -80,7 +80,7 @@ def command(checkpoint: Path, kind: str | None, output: Path, overwrite: bool, a
     _check_options(kind, given)
     if kind == "tensorrt":
         engine = {name: value for name, value in given.items() if name not in _KINDS}
-        make_engine(checkpoint, output, given["dtype"], overwrite, as_json, **engine)
+        make_engine(checkpoint, output, dtype=given["dtype"], overwrite=overwrite, as_json=as_json, **engine)
         return
     from ..errors import NqEdgeError
 

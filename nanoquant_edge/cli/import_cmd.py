@@ -23,7 +23,7 @@ __all__ = ["command"]
 @click.option("--allow-pickle", is_flag=True, help="Read --base from pytorch_model.bin, tensors only, running no code.")
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a line.")
-def command(source: Path, base: str, output: Path, allow_pickle: bool, overwrite: bool, as_json: bool) -> None:
+def command(source: Path, base: str, *, output: Path, allow_pickle: bool, overwrite: bool, as_json: bool) -> None:
     """Import SOURCE, packed factors of the official code or of arelath/NanoQuant (.pt, safetensors or GGUF).
 
     Words and scales are taken over bit by bit; what SOURCE lacks (tokenizer, embedding, norms) comes from --base.
@@ -37,7 +37,7 @@ def command(source: Path, base: str, output: Path, allow_pickle: bool, overwrite
 
         with shown_progress("import", hidden=as_json) as progress:
             checkpoint = import_checkpoint(
-                source, base, output, overwrite=overwrite, allow_pickle=allow_pickle, progress=progress
+                source, base, output=output, overwrite=overwrite, allow_pickle=allow_pickle, progress=progress
             )
     except ModuleNotFoundError as error:
         from ..system.extras import install_command

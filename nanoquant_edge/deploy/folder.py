@@ -42,8 +42,8 @@ _FOLDERS = {ONNXRUNTIME: "bundle", "tensorrt": "engine", BOARD_BUILD: "graph"}
 def deploy(
     bundle: str | Path,
     target: Target,
-    output: str | Path,
     *,
+    output: str | Path,
     options: DeployOptions | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -64,7 +64,7 @@ def deploy(
             written.
 
     Example:
-        deploy("bundle", target_named("raspberry-pi-5"), "board", options=DeployOptions(wheels=False))
+        >>> deploy("bundle", target_named("raspberry-pi-5"), output="board", options=DeployOptions(wheels=False))
     """
     options, progress = options or DeployOptions(), progress or Progress()
     progress(0.0, "checking the bundle")

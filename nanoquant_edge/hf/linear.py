@@ -20,7 +20,7 @@ __all__ = ["NanoQuantLinear", "unpack_words"]
 _PIECE = 1 << 22
 
 
-def unpack_words(words: torch.Tensor, columns: int, dtype: torch.dtype, piece: int = _PIECE) -> torch.Tensor:
+def unpack_words(words: torch.Tensor, columns: int, *, dtype: torch.dtype, piece: int = _PIECE) -> torch.Tensor:
     """Signs of packed words.
 
     Args:
@@ -33,7 +33,7 @@ def unpack_words(words: torch.Tensor, columns: int, dtype: torch.dtype, piece: i
         `dtype` (rows, columns) of -1 and +1.
 
     Example:
-        >>> unpack_words(torch.tensor([[0b101]], dtype=torch.int32), 3, torch.float32)
+        >>> unpack_words(torch.tensor([[0b101]], dtype=torch.int32), 3, dtype=torch.float32)
         tensor([[-1.,  1., -1.]])
     """
     rows, width = words.shape
@@ -83,8 +83,8 @@ class NanoQuantLinear(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        rank: int,
         *,
+        rank: int,
         has_mid: bool = False,
         bias: bool = False,
         scale_dtype: torch.dtype = torch.float32,
@@ -120,7 +120,7 @@ class NanoQuantLinear(nn.Module):
         module = cls(
             layer.in_features,
             layer.out_features,
-            layer.rank,
+            rank=layer.rank,
             has_mid=layer.scale_mid is not None,
             bias=layer.bias is not None,
             scale_dtype=torch.float32,
@@ -132,8 +132,8 @@ class NanoQuantLinear(nn.Module):
             if name.endswith("packed"):
                 tensor = torch.from_numpy(np.array(value))
             else:  # by way of float32, exact for every scale type: PyTorch takes no ml_dtypes array
-                stored = getattr(torch, np.dtype(value.dtype).name)
-                tensor = torch.from_numpy(np.array(value, np.float32)).to(dtype or stored)
+                stored_dtype = getattr(torch, np.dtype(value.dtype).name)
+                tensor = torch.from_numpy(np.array(value, np.float32)).to(dtype or stored_dtype)
             setattr(module, name, tensor)
         return module
 
@@ -141,14 +141,14 @@ class NanoQuantLinear(nn.Module):
         if self.sign_cache is None:
             self._cached = None
             return (
-                unpack_words(self.u_packed, self.rank, self.compute_dtype),
-                unpack_words(self.v_packed, self.in_features, self.compute_dtype),
+                unpack_words(self.u_packed, self.rank, dtype=self.compute_dtype),
+                unpack_words(self.v_packed, self.in_features, dtype=self.compute_dtype),
             )
         # Loading, moving or editing the words makes the kept signs stale; all of them change this key.
         key = tuple((words.data_ptr(), words._version, words.device) for words in (self.u_packed, self.v_packed))
         if self._cached is None or self._cached[0] != (key, self.sign_cache):
-            u = unpack_words(self.u_packed, self.rank, self.sign_cache)
-            v = unpack_words(self.v_packed, self.in_features, self.sign_cache)
+            u = unpack_words(self.u_packed, self.rank, dtype=self.sign_cache)
+            v = unpack_words(self.v_packed, self.in_features, dtype=self.sign_cache)
             self._cached = ((key, self.sign_cache), u, v)
         return self._cached[1].to(self.compute_dtype), self._cached[2].to(self.compute_dtype)
 
@@ -172,8 +172,8 @@ class NanoQuantLinear(nn.Module):
 
     def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight this layer stands for, `dtype` (out_features, in_features), computed in float64."""
-        u = unpack_words(self.u_packed, self.rank, torch.float64)
-        v = unpack_words(self.v_packed, self.in_features, torch.float64)
+        u = unpack_words(self.u_packed, self.rank, dtype=torch.float64)
+        v = unpack_words(self.v_packed, self.in_features, dtype=torch.float64)
         if self.scale_mid is not None:
             u = u * self.scale_mid.double()
         return ((u @ v) * self.scale_out.double()[:, None] * self.scale_in.double()).to(dtype)

@@ -117,7 +117,7 @@ class NanoQuantHfQuantizer(HfQuantizer):
             found = shapes.get(f"{name}.{part}")
             if found != shape:
                 raise NqEdgeError("NQ-CKPT", f"{name}.{part} has shape {found}, the model needs {shape}.")
-        replacement = NanoQuantLinear(n, m, rank, has_mid=has_mid, bias=has_bias, scale_dtype=dtype, device="meta")
+        replacement = NanoQuantLinear(n, m, rank=rank, has_mid=has_mid, bias=has_bias, scale_dtype=dtype, device="meta")
         setattr(parent, leaf, replacement)
 
     @staticmethod

@@ -33,8 +33,8 @@ __all__ = ["import_checkpoint"]
 def import_checkpoint(
     source: str | Path,
     base: str | Path,
-    output: str | Path,
     *,
+    output: str | Path,
     overwrite: bool = False,
     allow_pickle: bool = False,
     progress: Progress | None = None,

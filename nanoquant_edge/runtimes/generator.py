@@ -56,6 +56,7 @@ class Generator:
         backend: Backend,
         tokenizer: Tokenizer,
         eos_ids: Sequence[int] | frozenset[int] = (),
+        *,
         chat_template: ChatTemplate | None = None,
     ) -> None:
         self.backend = backend
@@ -103,7 +104,7 @@ class Generator:
         if chat and template is not None:
             template.start()
         eos_ids = read_eos_ids(bundle, tokenizer)  # before a model is open that nobody would close
-        return cls(backend or open_backend(bundle, options), tokenizer, eos_ids, template)
+        return cls(backend or open_backend(bundle, options), tokenizer, eos_ids, chat_template=template)
 
     def encode(self, prompt: Prompt, system: str | None = None) -> list[int]:
         """Token ids of a text, or of a chat through the model's template.

@@ -18,7 +18,7 @@ PROVIDERS = (CPU, CUDA)
 MAX_THREADS = 1024
 
 
-def check_whole(name: str, value: Any, low: int, high: int) -> None:
+def check_whole(name: str, value: Any, *, low: int, high: int) -> None:
     """See that an option is a whole number of a range; numpy's integers are as good as Python's.
 
     Raises:
@@ -73,7 +73,7 @@ class OpenOptions:
 
     def __post_init__(self) -> None:
         if self.threads is not None:
-            check_whole("threads", self.threads, 1, MAX_THREADS)
+            check_whole("threads", self.threads, low=1, high=MAX_THREADS)
         if self.provider not in PROVIDERS:
             raise NqEdgeError("NQ-OPTION", f"provider must be one of {', '.join(PROVIDERS)}, got {self.provider!r}.")
 

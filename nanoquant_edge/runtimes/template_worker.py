@@ -113,7 +113,7 @@ def make_environment() -> Any:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = tojson
+    environment.filters["tojson"] = _tojson
     environment.globals.update(
         raise_exception=raise_exception,
         strftime_now=lambda layout: datetime.now().strftime(layout),
@@ -123,7 +123,7 @@ def make_environment() -> Any:
     return environment
 
 
-def tojson(
+def _tojson(
     value: Any,
     ensure_ascii: bool = False,
     indent: int | None = None,

@@ -56,9 +56,9 @@ class ValidationOptions(OpenOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("windows", self.windows, 1, _MOST)
-        check_whole("window_length", self.window_length, 2, _MOST)
-        check_whole("new_tokens", self.new_tokens, 0, _MOST)
+        check_whole("windows", self.windows, low=1, high=_MOST)
+        check_whole("window_length", self.window_length, low=2, high=_MOST)
+        check_whole("new_tokens", self.new_tokens, low=0, high=_MOST)
         prompts = (self.prompts,) if isinstance(self.prompts, str) else tuple(self.prompts)
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise NqEdgeError("NQ-OPTION", "prompts must be texts.", "Pass a list of strings.")

@@ -41,7 +41,7 @@ def test_the_folder_runs_in_an_emulated_machine(tmp_path: Path) -> None:
     if missing or subprocess.run(probe, capture_output=True, check=False).returncode:
         pytest.skip(f"needs {', '.join(missing) or 'a kernel with binfmt_misc in user namespaces'}")
     export_onnx(tiny_checkpoint(tmp_path / "checkpoint"), tmp_path / "bundle")
-    deploy(tmp_path / "bundle", target_named("raspberry-pi-5"), tmp_path / "board")
+    deploy(tmp_path / "bundle", target_named("raspberry-pi-5"), output=tmp_path / "board")
     script = ROOT / "tests/deploy/emulated_deploy.sh"
     done = subprocess.run([script, tmp_path / "board", WORK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -41,7 +41,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def orin(bundle: Path) -> Path:
     output = bundle.parent / "orin"
-    deploy(bundle, target_named("orin-nano-8gb"), output, options=DeployOptions(wheels=False, build_native=False))
+    deploy(
+        bundle, target_named("orin-nano-8gb"), output=output, options=DeployOptions(wheels=False, build_native=False)
+    )
     return output
 
 
@@ -102,7 +104,7 @@ def test_a_folder_for_this_machine_runs_from_its_own_files(bundle: Path, tmp_pat
     laptop = target_named("x86-laptop")
     if platform.machine() != laptop.architecture:
         pytest.skip("this machine is no x86-64 one")
-    made = deploy(bundle, laptop, output, options=DeployOptions(wheels=False, python=python))
+    made = deploy(bundle, laptop, output=output, options=DeployOptions(wheels=False, python=python))
     assert made.libraries == ("libnanoquant_ort.so",) and not made.graph
     assert subprocess.run([output / "run.sh"], capture_output=True, check=False).returncode != 0
     # setup.sh without its download: the packages of this environment stand in for the wheels'.
@@ -240,7 +242,7 @@ def test_an_old_deployment_is_replaced_only_when_asked(
 
 def test_this_machine_is_a_device_too(bundle: Path, tmp_path: Path) -> None:
     made = deploy(
-        bundle, this_target(describe_machine(gpus=())), tmp_path / "here", options=DeployOptions(wheels=False)
+        bundle, this_target(describe_machine(gpus=())), output=tmp_path / "here", options=DeployOptions(wheels=False)
     )
     assert (
         made.libraries == ("libnanoquant_ort.so",)
@@ -297,7 +299,7 @@ def test_a_name_of_a_hostile_manifest_goes_nowhere(name: str, bundle: Path, tmp_
     manifest["files"][name] = {"size": 13, "sha256": hashlib.sha256(b"of a stranger").hexdigest()}
     (hostile / "nq_bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(NqEdgeError) as caught:
-        deploy(hostile, target_named("pi5"), board, options=DeployOptions(wheels=False, build_native=False))
+        deploy(hostile, target_named("pi5"), output=board, options=DeployOptions(wheels=False, build_native=False))
     assert caught.value.code == "NQ-PATH"
     assert not board.exists() and not (tmp_path / "out" / "notes.txt").exists()
 

@@ -47,7 +47,7 @@ def test_any_size(m: int, n: int, rank: int, seed: int) -> None:
 def test_rows_are_unpacked_in_pieces(piece: int) -> None:
     signs = np.random.default_rng(1).choice([-1.0, 1.0], (50, 70))
     words = torch.from_numpy(np.array(pack_signs(signs)))
-    np.testing.assert_array_equal(unpack_words(words, 70, torch.float64, piece).numpy(), signs)
+    np.testing.assert_array_equal(unpack_words(words, 70, dtype=torch.float64, piece=piece).numpy(), signs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

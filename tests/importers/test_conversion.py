@@ -138,7 +138,7 @@ def check(folder: Path, foreign: Foreign, model: Any) -> Checkpoint:
 def test_an_official_checkpoint(tmp_path: Path, base: Path, model: Any) -> None:
     foreign = Foreign(model, mid=False)
     torch.save(official_state(foreign), tmp_path / "o.pt")
-    import_checkpoint(tmp_path / "o.pt", base, tmp_path / "c")
+    import_checkpoint(tmp_path / "o.pt", base, output=tmp_path / "c")
     checkpoint = check(tmp_path / "c", foreign, model)
     name = checkpoint.layers[0]
     assert checkpoint.settings.scale_dtype == "bfloat16"
@@ -152,21 +152,21 @@ def test_tensors_that_the_file_has_replace_the_model_s(tmp_path: Path, base: Pat
     state = official_state(Foreign(model, mid=False))
     state["model.norm.weight"] = torch.full((40,), 3.0, dtype=torch.bfloat16)
     torch.save(state, tmp_path / "o.pt")
-    checkpoint = import_checkpoint(tmp_path / "o.pt", base, tmp_path / "c")
+    checkpoint = import_checkpoint(tmp_path / "o.pt", base, output=tmp_path / "c")
     assert (checkpoint.tensor("model.norm.weight") == 3).all()
 
 
 def test_arelath_s_bridge_checkpoint(tmp_path: Path, base: Path, model: Any) -> None:
     foreign = Foreign(model, mid=True)
     save_file(official_state(foreign), tmp_path / "block.safetensors")
-    import_checkpoint(tmp_path / "block.safetensors", base, tmp_path / "c")
+    import_checkpoint(tmp_path / "block.safetensors", base, output=tmp_path / "c")
     assert check(tmp_path / "c", foreign, model).layer("model.layers.0.mlp.up_proj").scale_mid is not None
     (tmp_path / "shards").mkdir()
     state = official_state(foreign)
     for block in "01":
         part = {name: value for name, value in state.items() if name.startswith(f"model.layers.{block}.")}
         save_file(part, tmp_path / f"shards/block-{block}.safetensors")
-    import_checkpoint(tmp_path / "shards", base, tmp_path / "c2")
+    import_checkpoint(tmp_path / "shards", base, output=tmp_path / "c2")
     check(tmp_path / "c2", foreign, model)
 
 
@@ -174,7 +174,7 @@ def test_arelath_s_bridge_checkpoint(tmp_path: Path, base: Path, model: Any) -> 
 def test_arelath_s_gguf(tmp_path: Path, base: Path, model: Any, architecture: str) -> None:
     foreign = Foreign(model, mid=True)
     write_gguf_factors(tmp_path / "f.gguf", foreign, architecture)
-    checkpoint = import_checkpoint(tmp_path / "f.gguf", base, tmp_path / "c")
+    checkpoint = import_checkpoint(tmp_path / "f.gguf", base, output=tmp_path / "c")
     check(tmp_path / "c", foreign, model)
     assert checkpoint.settings.scale_dtype == "float32"  # the file mixes types
 
@@ -186,7 +186,7 @@ def test_tail_bits_and_a_mid_scale_of_ones_are_dropped(tmp_path: Path, base: Pat
     state[f"{name}.V_packed"][:, -1] |= -256  # 40 columns: bits 8 to 31 of the second word mean nothing
     state[f"{name}.scale_mid"] = torch.ones(1, state[f"{name}.V_packed"].shape[0], dtype=torch.bfloat16)
     torch.save(state, tmp_path / "o.pt")
-    checkpoint = import_checkpoint(tmp_path / "o.pt", base, tmp_path / "c")
+    checkpoint = import_checkpoint(tmp_path / "o.pt", base, output=tmp_path / "c")
     assert not (checkpoint.layer(name).v_packed[:, -1].view(np.uint32) >> 8).any()
     assert checkpoint.layer(name).scale_mid is None
     check(tmp_path / "c", foreign, model)
@@ -198,7 +198,7 @@ def test_biases_come_from_the_file_or_else_from_the_model(tmp_path: Path) -> Non
     state = official_state(Foreign(dense, mid=False))
     state[f"{Q}.bias"] = torch.full((64,), 2.0, dtype=torch.bfloat16)
     torch.save(state, tmp_path / "o.pt")
-    checkpoint = import_checkpoint(tmp_path / "o.pt", source, tmp_path / "c")
+    checkpoint = import_checkpoint(tmp_path / "o.pt", source, output=tmp_path / "c")
     assert (checkpoint.tensor(f"{Q}.bias") == 2).all()
     name = "model.layers.0.mlp.up_proj.bias"
     np.testing.assert_array_equal(checkpoint.tensor(name), dense.state_dict()[name].numpy())
@@ -257,7 +257,7 @@ def test_faults_are_refused(tmp_path: Path, base: Path, model: Any, fault: str) 
     make(state)
     torch.save(state, tmp_path / "o.pt")
     with pytest.raises(NqEdgeError) as caught:
-        import_checkpoint(tmp_path / "o.pt", base, tmp_path / "c")
+        import_checkpoint(tmp_path / "o.pt", base, output=tmp_path / "c")
     assert caught.value.code == code
     assert message in caught.value.message
     assert not (tmp_path / "c").exists()
@@ -266,7 +266,7 @@ def test_faults_are_refused(tmp_path: Path, base: Path, model: Any, fault: str) 
 def test_exact_columns_of_a_gguf_are_refused(tmp_path: Path, base: Path, model: Any) -> None:
     write_gguf_factors(tmp_path / "f.gguf", Foreign(model, mid=True), "llama", exact=True)
     with pytest.raises(NqEdgeError, match="keeps some input columns exactly"):
-        import_checkpoint(tmp_path / "f.gguf", base, tmp_path / "c")
+        import_checkpoint(tmp_path / "f.gguf", base, output=tmp_path / "c")
 
 
 def test_norms_of_a_gguf_replace_the_model_s_and_its_tables_do_not(tmp_path: Path, base: Path, model: Any) -> None:
@@ -277,7 +277,7 @@ def test_norms_of_a_gguf_replace_the_model_s_and_its_tables_do_not(tmp_path: Pat
         "token_embd.weight": np.zeros((320, 40), np.float32),
     }
     write_gguf_factors(tmp_path / "f.gguf", foreign, "llama", **others)
-    checkpoint = import_checkpoint(tmp_path / "f.gguf", base, tmp_path / "c")
+    checkpoint = import_checkpoint(tmp_path / "f.gguf", base, output=tmp_path / "c")
     assert (checkpoint.tensor("model.norm.weight") == 3).all()
     assert (checkpoint.tensor("model.layers.1.post_attention_layernorm.weight") == 2).all()
     assert (checkpoint.tensor("model.embed_tokens.weight") != 0).any()
@@ -292,7 +292,7 @@ def test_norms_of_a_gguf_replace_the_model_s_and_its_tables_do_not(tmp_path: Pat
 def test_what_a_gguf_holds_besides_is_refused(tmp_path: Path, base: Path, model: Any, name: str) -> None:
     write_gguf_factors(tmp_path / "f.gguf", Foreign(model, mid=True), "llama", **{name: np.ones(40, np.float32)})
     with pytest.raises(NqEdgeError, match=f"holds '{name}', which the model has no place for") as caught:
-        import_checkpoint(tmp_path / "f.gguf", base, tmp_path / "c")
+        import_checkpoint(tmp_path / "f.gguf", base, output=tmp_path / "c")
     assert caught.value.code == "NQ-CKPT"
 
 
@@ -305,14 +305,14 @@ class Evil:
 def test_foreign_files(tmp_path: Path, base: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(NqEdgeError) as caught:
-        import_checkpoint(tmp_path / "x", base, tmp_path / "c")
+        import_checkpoint(tmp_path / "x", base, output=tmp_path / "c")
     assert caught.value.code == "NQ-CKPT"
 
 
 def test_code_in_a_pickle_does_not_run(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"x": Evil()}, tmp_path / "x.pt")
     with pytest.raises(NqEdgeError, match="cannot be read as tensors only"):
-        import_checkpoint(tmp_path / "x.pt", base, tmp_path / "c")
+        import_checkpoint(tmp_path / "x.pt", base, output=tmp_path / "c")
     assert "ran" not in capsys.readouterr().out
 
 
@@ -349,7 +349,7 @@ SMOLLM2 = ROOT / "build/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 @pytest.mark.skipif(not (OFFICIAL.is_file() and SMOLLM2.is_file()), reason="needs the official file and SmolLM2")
 def test_a_real_official_checkpoint(tmp_path: Path) -> None:
     """Words and scales as the official code wrote them; perplexity is `benchmarks.official_import`'s business."""
-    checkpoint = import_checkpoint(OFFICIAL, SMOLLM2, tmp_path / "c")
+    checkpoint = import_checkpoint(OFFICIAL, SMOLLM2, output=tmp_path / "c")
     state = torch.load(OFFICIAL, weights_only=True)
     assert len(checkpoint.layers) == 210
     for name in checkpoint.layers:

@@ -48,7 +48,7 @@ def generator(tiny_bundle: Path) -> Iterator[Generator]:
 def _scripted(folder: Path, text: str, more: Sequence[int] = (), **options: int) -> Generator:
     tokenizer = load_tokenizer(folder)
     script = tokenizer.encode(text) + list(more)
-    return Generator(Scripted(script, **options), tokenizer, [2], load_chat_template(folder, tokenizer))
+    return Generator(Scripted(script, **options), tokenizer, [2], chat_template=load_chat_template(folder, tokenizer))
 
 
 def test_a_text_ends_at_the_end_token(byte_level_folder: Path) -> None:

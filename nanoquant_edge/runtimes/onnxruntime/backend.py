@@ -81,8 +81,8 @@ class OnnxRuntimeBackend(SerialBackend):
     def make_cache(self, bundle: Bundle, start_capacity: int) -> KvCache:
         """The cache, where the provider computes."""
         if self.provider == CUDA:
-            return CudaKvCache(bundle.kv, self.max_context, start_capacity, runtime=import_onnxruntime())
-        return KvCache(bundle.kv, self.max_context, start_capacity)
+            return CudaKvCache(bundle.kv, self.max_context, start_capacity=start_capacity, runtime=import_onnxruntime())
+        return KvCache(bundle.kv, self.max_context, start_capacity=start_capacity)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -175,7 +175,7 @@ class OnnxRuntimeBackend(SerialBackend):
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's own exceptions share no base class
-            raise refusal(error, "NQ-BACKEND", f"ONNX Runtime failed: {str(error).strip()}") from error
+            raise refusal(error, "NQ-BACKEND", message=f"ONNX Runtime failed: {str(error).strip()}") from error
         if not self._extra_names:
             return logits, {}
         found = dict(zip(self._output_order, binding.get_outputs(), strict=True))

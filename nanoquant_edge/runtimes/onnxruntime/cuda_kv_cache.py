@@ -25,8 +25,8 @@ class CudaKvCache(KvCache):
         runtime: the onnxruntime module.
     """
 
-    def __init__(self, layout: KvLayout, limit: int, start_capacity: int = START_CAPACITY, *, runtime: Any) -> None:
-        super().__init__(layout, limit, start_capacity)
+    def __init__(self, layout: KvLayout, limit: int, *, start_capacity: int = START_CAPACITY, runtime: Any) -> None:
+        super().__init__(layout, limit, start_capacity=start_capacity)
         self._runtime = runtime
 
     @property

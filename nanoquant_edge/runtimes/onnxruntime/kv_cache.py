@@ -34,7 +34,7 @@ class KvCache:
         keys, values: one buffer a layer, in the layout's type: arrays here, GPU memory in `CudaKvCache`.
     """
 
-    def __init__(self, layout: KvLayout, limit: int, start_capacity: int = START_CAPACITY) -> None:
+    def __init__(self, layout: KvLayout, limit: int, *, start_capacity: int = START_CAPACITY) -> None:
         self._layout, self._start = layout, start_capacity
         self._dtype = np.dtype(layout.dtype)
         self.limit = limit

@@ -48,11 +48,11 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         message = f"onnxruntime cannot be imported ({error})."
-        raise refusal(error, "NQ-MISSING", message, f"Run {install_command('cpu')}.") from error
+        raise refusal(error, "NQ-MISSING", message=message, hint=f"Run {install_command('cpu')}.") from error
     return onnxruntime
 
 
-def refusal(error: BaseException, code: str, message: str, hint: str = "") -> NqEdgeError:
+def refusal(error: BaseException, code: str, *, message: str, hint: str = "") -> NqEdgeError:
     """The error to raise when ONNX Runtime refuses: about memory when that ran out, whatever was being done.
 
     Args:
@@ -146,7 +146,7 @@ def open_session(
                 "NQ-NATIVE-MISSING", f"the kernel library has no kernel for this bundle: {text}"
             ) from error
         message = f"onnxruntime {runtime.__version__} refuses the graph: {text}"
-        raise refusal(error, "NQ-BACKEND", message) from error
+        raise refusal(error, "NQ-BACKEND", message=message) from error
     check_started(runtime, session, options.provider)
     return session, kernel
 
@@ -196,7 +196,9 @@ def _register(settings: Any, bundle: Bundle, summary: ModelSummary, allow_portab
         try:
             settings.register_custom_ops_library(str(path))
         except Exception as error:  # onnxruntime's own exceptions share no base class
-            raise refusal(error, "NQ-NATIVE-MISSING", f"{path} cannot be loaded: {str(error).strip()}") from error
+            raise refusal(
+                error, "NQ-NATIVE-MISSING", message=f"{path} cannot be loaded: {str(error).strip()}"
+            ) from error
     except NqEdgeError as error:
         if error.code == "NQ-MEMORY":
             raise

@@ -150,7 +150,7 @@ class TensorRTBackend(SerialBackend):
         context = engine.context(
             self._info.profiles[title].index, device.stream, scratch=scratch, scratch_bytes=scratch_bytes
         )
-        execution = Execution(device, engine, context, graphs=graphs)
+        execution = Execution(device, engine, context=context, graphs=graphs)
         self._closers.append(execution.close)
         return execution
 

@@ -81,7 +81,7 @@ class Execution:
         graph_refusal: why steps are enqueued one by one although graphs were asked for, or "".
     """
 
-    def __init__(self, device: Device, engine: Engine, context: Context, *, graphs: bool) -> None:
+    def __init__(self, device: Device, engine: Engine, *, context: Context, graphs: bool) -> None:
         self._device, self._engine, self._context = device, engine, context
         self._graphs = graphs
         self.graph_refusal = ""

@@ -82,7 +82,7 @@ class Attention:
                 binding.check(binding.Status.NO_KERNEL, f"attention with heads of {shape.head_dim} channels")
             self._scratch = torch.zeros(size, dtype=torch.uint8, device=device)
 
-    def decode(self, layer: int, qkv: torch.Tensor, out: torch.Tensor, norms: HeadNorms | None = None) -> None:
+    def decode(self, layer: int, qkv: torch.Tensor, *, out: torch.Tensor, norms: HeadNorms | None = None) -> None:
         """Append one token a sequence and attend to all tokens so far.
 
         Args:

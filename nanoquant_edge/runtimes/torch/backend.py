@@ -210,7 +210,7 @@ class TorchBackend(SerialBackend):
                 chunks.append((0, hidden))
         for start in range(0, 0 if chunks else ids.shape[1], width):
             attention.positions.fill_(past + start)
-            chunks.append((start, prefill(model, attention, ids[:, start : start + width], past + start)))
+            chunks.append((start, prefill(model, attention, ids=ids[:, start : start + width], start=past + start)))
         self._lengths = self._lengths + lengths
         attention.positions.copy_(torch.from_numpy(self._lengths))
         return chunks

@@ -44,7 +44,7 @@ def logits_of(model: DecoderModel, hidden: torch.Tensor) -> torch.Tensor:
     return normed.float() @ model.head.float().T
 
 
-def prefill(model: DecoderModel, attention: Attention, ids: torch.Tensor, start: int) -> torch.Tensor:
+def prefill(model: DecoderModel, attention: Attention, *, ids: torch.Tensor, start: int) -> torch.Tensor:
     """Append tokens to the cache.
 
     Args:
@@ -132,7 +132,7 @@ class DecodeStep:
         embed(model, self.tokens, x)
         for index, layer in enumerate(model.layers):
             layer.qkv(x, self._qkv)
-            attention.decode(index, self._qkv, self._attended, layer.head_norms)
+            attention.decode(index, self._qkv, out=self._attended, norms=layer.head_norms)
             layer.output(self._attended, x, residual=x)
             layer.gate_up(x, self._gate_up)
             layer.down(self._gate_up, x, residual=x)

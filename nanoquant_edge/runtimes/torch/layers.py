@@ -103,8 +103,8 @@ class TiledLayer:
 
     def dense(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """The weight this layer stands for, `dtype` (out_features, in_features), computed in float64."""
-        u = tile_signs(self.u_tiles, self.out_features, self.rank, torch.float64)
-        v = tile_signs(self.v_tiles, self.rank, self.in_features, torch.float64)
+        u = tile_signs(self.u_tiles, (self.out_features, self.rank), torch.float64)
+        v = tile_signs(self.v_tiles, (self.rank, self.in_features), torch.float64)
         if self.scale_mid is not None:
             u = u * self.scale_mid.double()
         return ((u @ v) * self.scale_out.double()[:, None] * self.scale_in.double()).to(dtype)

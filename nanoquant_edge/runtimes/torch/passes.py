@@ -37,7 +37,7 @@ class Workspace:
 
 
 def apply_input(
-    x: torch.Tensor, kind: Input, norm_weight: torch.Tensor | None = None, norm_eps: float = 0.0
+    x: torch.Tensor, kind: Input, *, norm_weight: torch.Tensor | None = None, norm_eps: float = 0.0
 ) -> torch.Tensor:
     """What `kind` does to x (`nq_input` of nq_cuda.h), in float32."""
     x = x.float()
@@ -55,10 +55,12 @@ def apply_input(
 
 def reference_linear(layer: TiledLayer, x: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The layer's product in plain PyTorch, `dtype` (..., out_features); any device, slow."""
-    inner = (x.to(dtype) * layer.scale_in.to(dtype)) @ tile_signs(layer.v_tiles, layer.rank, layer.in_features, dtype).T
+    inner = (x.to(dtype) * layer.scale_in.to(dtype)) @ tile_signs(
+        layer.v_tiles, (layer.rank, layer.in_features), dtype
+    ).T
     if layer.scale_mid is not None:
         inner = inner * layer.scale_mid.to(dtype)
-    result = (inner @ tile_signs(layer.u_tiles, layer.out_features, layer.rank, dtype).T) * layer.scale_out.to(dtype)
+    result = (inner @ tile_signs(layer.u_tiles, (layer.out_features, layer.rank), dtype).T) * layer.scale_out.to(dtype)
     return result if layer.bias is None else result + layer.bias.to(dtype)
 
 
@@ -157,7 +159,7 @@ class LinearGroup:
         return self._needs[key]
 
     def _reference(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None) -> None:
-        ready = apply_input(x, self._input, self.norm_weight, self._norm_eps)
+        ready = apply_input(x, self._input, norm_weight=self.norm_weight, norm_eps=self._norm_eps)
         for layer, offset in zip(self.layers, self.offsets, strict=True):
             columns = slice(offset, offset + layer.out_features)
             result = reference_linear(layer, ready)

@@ -63,10 +63,10 @@ class PrefillGraphs:
         side = torch.cuda.Stream(self._model.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            prefill(self._model, self._attention, padded, 0)  # scratch memory grows here, not in the capture
+            prefill(self._model, self._attention, ids=padded, start=0)  # scratch memory grows here, not in the capture
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize(self._model.device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            hidden = prefill(self._model, self._attention, padded, 0)
+            hidden = prefill(self._model, self._attention, ids=padded, start=0)
         return graph, padded, hidden

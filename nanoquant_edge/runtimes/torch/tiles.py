@@ -48,8 +48,9 @@ def make_tiles(words: torch.Tensor, columns: int) -> torch.Tensor:
     return padded.view(down, 2, 8, across, 2, 4).permute(0, 3, 2, 5, 4, 1).reshape(-1)
 
 
-def tile_signs(tiles: torch.Tensor, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The signs that tiles stand for, `dtype` (rows, columns) of -1 and +1, on the tiles' device."""
+def tile_signs(tiles: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The signs that tiles stand for, `dtype` of that shape, (rows, columns), -1 and +1, on the tiles' device."""
+    rows, columns = shape
     down, across = -(-rows // binding.TILE_ROWS), -(-columns // binding.TILE_COLUMNS)
     words = tiles.view(down, across, 8, 4, 2, 2).permute(0, 5, 2, 1, 4, 3).reshape(down * 16, across * 8)[:rows]
     shifts = torch.arange(32, dtype=torch.int32, device=tiles.device)

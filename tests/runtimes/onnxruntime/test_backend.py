@@ -197,7 +197,7 @@ def test_want_of_memory_in_a_step_is_called_so(tiny_bundle: Path) -> None:
 
     class Small(OnnxRuntimeBackend):
         def make_cache(self, bundle: Bundle, start_capacity: int) -> KvCache:
-            return Full(bundle.kv, self.max_context, start_capacity)
+            return Full(bundle.kv, self.max_context, start_capacity=start_capacity)
 
     with Small(Bundle.open(tiny_bundle), threads=1) as backend, pytest.raises(NqEdgeError) as caught:
         backend.forward(_ids(1, 3))

@@ -292,9 +292,11 @@ def test_want_of_memory_is_called_so_whenever_it_shows(words: str, tiny_bundle: 
         open_session(Bundle.open(tiny_bundle), threads=1, runtime=runtime)
     assert caught.value.code == "NQ-MEMORY"
     assert "version" not in caught.value.message and "install" not in caught.value.hint
-    error = refusal(OSError("libx.so: cannot map zero-fill pages: Cannot allocate memory"), "NQ-NATIVE-MISSING", "x")
+    error = refusal(
+        OSError("libx.so: cannot map zero-fill pages: Cannot allocate memory"), "NQ-NATIVE-MISSING", message="x"
+    )
     assert error.code == "NQ-MEMORY"
-    assert refusal(RuntimeError("opset 99"), "NQ-BACKEND", "x").code == "NQ-BACKEND"
+    assert refusal(RuntimeError("opset 99"), "NQ-BACKEND", message="x").code == "NQ-BACKEND"
 
 
 def test_a_missing_onnxruntime_names_the_extra(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

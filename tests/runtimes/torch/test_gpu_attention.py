@@ -93,7 +93,7 @@ def test_decode_against_float64(
     before = attention.cache.clone()
     expected = reference(attention, before[1], qkv, head_norms)
     out = torch.full((len(lengths), heads * dim), torch.nan, dtype=dtype, device="cuda")
-    attention.decode(1, qkv, out, head_norms)
+    attention.decode(1, qkv, out=out, norms=head_norms)
     assert row_errors(out, expected) <= (1e-3 if dtype == torch.float16 else 3e-3)
     for sequence, length in enumerate(lengths):
         new = attention.cache[1, :, sequence, :, length].clone()
@@ -105,7 +105,7 @@ def test_decode_against_float64(
         attention.cache[1, :, sequence, :, length] = before[1, :, sequence, :, length]
     assert torch.equal(attention.cache.view(torch.int16), before.view(torch.int16)), "wrote elsewhere in the cache"
     again = torch.full_like(out, torch.nan)
-    attention.decode(1, qkv, again, head_norms)
+    attention.decode(1, qkv, out=again, norms=head_norms)
     assert torch.equal(again, out), "not the same twice"
 
 
@@ -121,7 +121,7 @@ def test_append_equals_the_decode_steps(dim: int, norms: bool) -> None:
     many.append(0, qkv.view(2 * tokens, -1), queries=queries, tokens=tokens, norms=head_norms)
     out = torch.empty((2, heads * dim), dtype=torch.bfloat16, device="cuda")
     for token in range(tokens):
-        one.decode(0, qkv[:, token].contiguous(), out, head_norms)
+        one.decode(0, qkv[:, token].contiguous(), out=out, norms=head_norms)
         one.positions.add_(1)
     assert torch.equal(many.cache.view(torch.int16), one.cache.view(torch.int16))
     for row in (0, tokens - 1, tokens, 2 * tokens - 1):
@@ -135,7 +135,7 @@ def test_a_place_outside_the_cache_is_left_out() -> None:
     before = attention.cache.clone()
     qkv = torch.randn(2, 8 * 64, device="cuda").half()
     out = torch.zeros(2, 4 * 64, device="cuda").half()
-    attention.decode(0, qkv, out)
+    attention.decode(0, qkv, out=out)
     assert (out[0] == 0).all()
     assert torch.isfinite(out[1]).all() and (out[1] != 0).any()
     attention.cache[0, :, 1, :, 5] = before[0, :, 1, :, 5]

@@ -50,7 +50,7 @@ def test_tiles_follow_the_headers_description(rows: int, columns: int) -> None:
             g, q = divmod(lane, 4)
             expected = [word(16 * i + g + 8 * h, 8 * j + q + 4 * s) for s in (0, 1) for h in (0, 1)]
             assert tiles[tile, lane].tolist() == expected
-    assert torch.equal(tile_signs(tiles.reshape(-1), rows, columns, torch.int32), torch.from_numpy(signs).int())
+    assert torch.equal(tile_signs(tiles.reshape(-1), (rows, columns), torch.int32), torch.from_numpy(signs).int())
 
 
 def test_words_of_another_shape_are_refused() -> None:
@@ -87,7 +87,7 @@ def test_a_group_applies_the_input_function_and_the_residual(kind: Input) -> Non
     x, out = torch.randn(5, 96 if gated else 48), torch.full((5, 72), torch.nan)
     residual = torch.randn(5, 72)
     group(x, out, residual)
-    ready = apply_input(x, kind, norm, 1e-5).double()
+    ready = apply_input(x, kind, norm_weight=norm, norm_eps=1e-5).double()
     for (_, reference), offset in zip(pairs, group.offsets, strict=True):
         columns = slice(offset, offset + reference.out_features)
         expected = reference(ready) + residual[:, columns]
@@ -102,7 +102,7 @@ def test_input_functions_are_pytorchs() -> None:
     functional = torch.nn.functional
     weight = torch.rand(16)
     torch.testing.assert_close(
-        apply_input(x, Input.RMS_NORM, weight, 1e-5), functional.rms_norm(x, (16,), weight, 1e-5)
+        apply_input(x, Input.RMS_NORM, norm_weight=weight, norm_eps=1e-5), functional.rms_norm(x, (16,), weight, 1e-5)
     )
     torch.testing.assert_close(apply_input(x, Input.SILU), functional.silu(x[:, :8]) * x[:, 8:])
     gelu = functional.gelu(x[:, :8], approximate="tanh")
