@@ -79,7 +79,6 @@ def _mypy(folder: Path, program: str) -> list[str]:
         [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", ".cache", "example.py"],
         capture_output=True,
         text=True,
-        timeout=280,
         cwd=folder,
         env={"MYPYPATH": root, "PATH": ""},
     )

@@ -28,7 +28,7 @@ def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         f"heavy = set({HEAVY!r}) & set(sys.modules)\nassert not heavy, heavy"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout
 
@@ -110,5 +110,5 @@ def test_sigterm_unwinds_with_status_143() -> None:
         "sys.modules['nanoquant_edge.cli.inspect'] = types.SimpleNamespace(command=command)\n"
         "app.main(['inspect'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (143, "closed\n", "")

@@ -185,7 +185,7 @@ def test_odd_paths_end_with_one_message(
 
 def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace", **options}
-    return subprocess.run([NQ_EDGE, *arguments], check=False, timeout=120, **options)
+    return subprocess.run([NQ_EDGE, *arguments], check=False, **options)
 
 
 OUTPUTS = [["--help"], ["--version"], ["devices"], ["devices", "show", "pi5"], ["doctor", "--json"]]

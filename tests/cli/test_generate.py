@@ -16,7 +16,6 @@ def _run(*arguments: str | Path, stdin: bytes = b"", **environment: str) -> subp
         command,
         input=stdin,
         capture_output=True,
-        timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 

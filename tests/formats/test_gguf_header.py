@@ -99,11 +99,11 @@ HOSTILE = {
 def test_hostile_headers(tmp_path: Path, name: str) -> None:
     content, message = HOSTILE[name]
     (tmp_path / "x.gguf").write_bytes(content)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(NqEdgeError, match=message) as caught:
         read_gguf_header(tmp_path / "x.gguf")
     assert caught.value.code == "NQ-MODEL"
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 ARCHITECTURE = field(b"general.architecture", 8, string(b"llama"))

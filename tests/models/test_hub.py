@@ -108,7 +108,6 @@ def fetch(name: str, cache: Path, endpoint: str, call: str = "fetch", **env: str
         env={**inherited, **settings},
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

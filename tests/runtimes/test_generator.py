@@ -249,7 +249,7 @@ def test_neither_torch_nor_transformers_nor_onnx_is_imported(tiny_bundle: Path) 
         f"print(len(Generator.from_bundle({str(tiny_bundle)!r}, threads=1).generate('The', max_new_tokens=4).ids))\n"
         "print([n for n in ('torch', 'transformers', 'onnx', 'onnx_ir', 'scipy') if n in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2:] == ["4", "[]"]
 
 
@@ -259,7 +259,7 @@ def test_peak_memory_sees_what_is_allocated_and_remembers_it() -> None:
         "before = peak_memory_mb(); block = b'x' * 80_000_000; during = peak_memory_mb()\n"
         "del block; return_freed_memory(); print(before, during, peak_memory_mb())"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     before, during, after = map(float, done.stdout.split())
     assert 5 < before < 1000
     assert 70 < during - before < 120

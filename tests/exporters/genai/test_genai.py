@@ -62,7 +62,7 @@ print(json.dumps({"version": og.__version__, "ids": result, "text": [int(number)
 
 def run_genai(folder: Path, prompt: list[int]) -> dict:
     command = [GENAI_PYTHON, "-c", SCRIPT, str(folder), json.dumps(prompt)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

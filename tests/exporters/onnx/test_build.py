@@ -183,5 +183,5 @@ def test_export_needs_no_pytorch(checkpoint: Checkpoint, tmp_path: Path) -> None
         "bad = [m for m in ('torch', 'transformers', 'nanoquant_edge.compression') if m in sys.modules]; "
         "assert not bad, bad"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

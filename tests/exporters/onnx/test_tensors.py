@@ -102,7 +102,7 @@ print(json.dumps({
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and needs sparse files")
 def test_a_model_above_2_gib_round_trips(tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, "-c", _BIG, str(tmp_path)], capture_output=True, text=True, timeout=200)
+    run = subprocess.run([sys.executable, "-c", _BIG, str(tmp_path)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     seen = json.loads(run.stdout)
     assert seen["nodes"] == 7 and seen["shape"] == [16_000_000, 72]

@@ -313,9 +313,7 @@ for library in sys.argv[1:]:
 
 
 def _register(*libraries: Path) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", _REGISTER, *map(str, libraries)], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", _REGISTER, *map(str, libraries)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()
 
