@@ -18,6 +18,9 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..errors import NqEdgeError
+from ..models.agreement import check_agreement
+from ..models.config_reader import read_config
+from ..system.files import read_json
 
 __all__ = ["dense_model", "dense_weight", "table_rows"]
 
@@ -82,7 +85,8 @@ def dense_model(folder: str | Path) -> Any:
         folder: a NanoQuant checkpoint, already checked by `Checkpoint`.
 
     Raises:
-        NqEdgeError: NQ-CKPT when its tensors do not fill the model.
+        NqEdgeError: NQ-CKPT when its tensors do not fill the model, NQ-MODEL when this package and transformers read
+            its configuration in two ways.
     """
     folder = Path(folder)
     config = AutoConfig.from_pretrained(folder)
@@ -110,4 +114,6 @@ def dense_model(folder: str | Path) -> Any:
         raise NqEdgeError(
             "NQ-CKPT", f"the checkpoint's tensors do not fit the model: {lost[0]} and {len(lost)} in all."
         )
+    # The bundle was written by this package's reading of config.json; a reference of another reading proves nothing.
+    check_agreement(read_config(read_json(folder / "config.json", "NQ-CKPT")), model, str(folder))
     return model.eval()

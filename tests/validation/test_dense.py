@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.validation import dense
 from tests.tiny import random_layer, tiny_checkpoint
 
@@ -38,7 +40,7 @@ def test_dense_weight_by_hand() -> None:
 
 def test_nothing_is_shared_with_the_packing() -> None:
     source = inspect.getsource(dense)
-    for name in ("from ..checkpoint", "import pack", "NanoQuantLinear(", "unpackbits", "packbits"):
+    for name in ("from ..formats", "import pack", "NanoQuantLinear(", "unpackbits", "packbits"):
         assert name not in source
 
 
@@ -48,3 +50,14 @@ def test_model_holds_float32_weights_and_tied_head(tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not model.training
+
+
+def test_a_configuration_that_is_read_in_two_ways_proves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_checkpoint(tmp_path / "model")
+    ours = dense.read_config
+    monkeypatch.setattr(dense, "read_config", lambda config: replace(ours(config), norm_eps=1e-3))
+    with pytest.raises(NqEdgeError, match="read in two ways") as caught:
+        dense.dense_model(tmp_path / "model")
+    assert caught.value.code == "NQ-MODEL"
