@@ -5,7 +5,7 @@
     python .ci/check_wheel.py --same WHEEL OTHER     both hold the same files, libraries aside
 
 Every library is of the wheel's architecture, needs nothing but libc and asks for no symbol newer than GLIBC 2.35, which
-is what JetPack 6 and Ubuntu 22.04 have. Needs binutils' readelf, which reads files of any architecture.
+is what JetPack 6 and Ubuntu 22.04 have. pyelftools reads libraries of any architecture.
 """
 
 from __future__ import annotations
@@ -17,29 +17,40 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from elftools.elf.elffile import ELFFile
+
 ROOT = Path(__file__).resolve().parents[1]
 NEWEST_GLIBC = (2, 35)
-MACHINES = {"x86_64": "X86-64", "aarch64": "AArch64"}
+MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 ALLOWED = {"libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
 #: The library, and the sources from which a board builds its own.
 REQUIRED = ("nanoquant_edge/_native/libnanoquant_ort.so", "nanoquant_edge/_sources/plugins/CMakeLists.txt")
 
 
-def readelf(option: str, path: Path) -> str:
-    """What readelf says, in wide lines."""
-    return subprocess.run(["readelf", "-W", option, str(path)], check=True, capture_output=True, text=True).stdout
+def needs_of(library: ELFFile) -> set[str]:
+    """Names of the libraries that a library loads."""
+    dynamic = library.get_section_by_name(".dynamic")
+    return {tag.needed for tag in dynamic.iter_tags("DT_NEEDED")} if dynamic else set()
+
+
+def newest_glibc(library: ELFFile) -> tuple[int, ...]:
+    """The newest version of GLIBC that a library asks for a symbol of; (0, 0) where it asks for none."""
+    versions = library.get_section_by_name(".gnu.version_r")
+    names = [symbol.name for _, symbols in versions.iter_versions() for symbol in symbols] if versions else []
+    found = [tuple(map(int, match[1].split("."))) for name in names if (match := re.fullmatch(r"GLIBC_([\d.]+)", name))]
+    return max(found, default=(0, 0))
 
 
 def problems_of(path: Path, machine: str) -> list[str]:
     """What is wrong with one library."""
     found = []
-    if MACHINES[machine] not in readelf("-h", path):
-        found.append(f"is not a library for {machine}")
-    needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", readelf("-d", path)))
+    with path.open("rb") as file:
+        library = ELFFile(file)
+        if library["e_machine"] != MACHINES[machine]:
+            found.append(f"is not a library for {machine}")
+        needed, newest = needs_of(library), newest_glibc(library)
     if needed - ALLOWED:
         found.append(f"needs {', '.join(sorted(needed - ALLOWED))}")
-    asked = {tuple(map(int, text.split("."))) for text in re.findall(r"GLIBC_([\d.]+)", readelf("-V", path))}
-    newest = max(asked, default=(0, 0))
     if newest > NEWEST_GLIBC:
         found.append(f"asks for GLIBC {'.'.join(map(str, newest))}")
     print(

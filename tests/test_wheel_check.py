@@ -16,14 +16,13 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.system.native import ORT_LIBRARY_NAME, ort_library_path
 
 ROOT = Path(__file__).parents[1]
+pytest.importorskip("elftools")
 SCRIPT = ROOT / ".ci" / "check_wheel.py"
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
 
 
 @pytest.fixture
 def library() -> Path:
-    if shutil.which("readelf") is None:
-        pytest.skip("readelf is not installed")
     try:
         return ort_library_path()
     except NqEdgeError:
