@@ -2,7 +2,8 @@
 """The one exception that users see, and the catalogue of its codes.
 
 A code is stable: scripts may match on it. Every code raised anywhere in the package is listed in `CATALOGUE` with
-its usual cause and what to do, so that the error documentation can be made from the code.
+its usual cause and what to do, so that the error documentation can be made from the code. What the system or a library
+raises (an OSError, for example) becomes such an error in `system.error_messages`.
 """
 
 from __future__ import annotations

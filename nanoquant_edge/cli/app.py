@@ -17,7 +17,7 @@ import click
 
 from ..errors import NqEdgeError, first_line
 from ..system.cgroup import processor_quota
-from ..system.failures import explained
+from ..system.error_messages import explained
 from ..system.processors import default_threads
 from . import streams
 from .suggestions import SuggestingGroup

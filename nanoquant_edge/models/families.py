@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which architectures are supported: how their blocks are made, what their modules are called, what is compressed."""
+"""Which architectures are supported: how their blocks are made, what their modules are called, what is compressed.
+
+A new one is an entry of `FAMILIES`, a reader of its config.json in `config_reader` and a tiny configuration in
+tests/families.py.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from nanoquant_edge.cli.app import VERBS
 from nanoquant_edge.errors import CATALOGUE, NqEdgeError
-from nanoquant_edge.system.failures import explained, wants_memory
+from nanoquant_edge.system.error_messages import explained, wants_memory
 from tests.command import run
 from tests.formats.test_bundle import _bundle
 

@@ -37,7 +37,7 @@ def text_windows(
     official loader has it in a window only by chance.
 
     Args:
-        tokenizer: a transformers tokenizer.
+        tokenizer: the model's, `SourceModel.tokenizer` (made in `models.model_tokenizer`).
         text: rows joined already.
         windows: number of windows.
         length: tokens a window, the start token included.

@@ -19,8 +19,8 @@ from ...formats.bundle import Bundle
 from ...formats.graph import DOMAIN, MODEL_FILE
 from ...formats.onnx_file import ModelSummary, strip_functions, summarize
 from ...formats.onnx_outputs import FOLDER_OPTION, with_extra_outputs
+from ...system.error_messages import wants_memory
 from ...system.extras import install_command
-from ...system.failures import wants_memory
 from ...system.files import path_inside
 from ...system.native import ort_library_path
 from ...system.processors import allowed_processors, default_threads, usable_processors
