@@ -40,13 +40,13 @@ def seconds(weight: torch.Tensor, rank: int, settings: AdmmSettings, repeats: in
     """Median time of a factorization, s, and its error."""
     (m, n), device = weight.shape, weight.device
     ones = {"inputs": torch.ones(n, device=device), "outputs": torch.ones(m, device=device)}
-    kept = KeptProblems()
+    problems = KeptProblems()
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        found = factorize(weight, rank, **ones, settings=settings, kept=kept)
+        found = factorize(weight, rank, **ones, settings=settings, problems=problems)
         times.append(time.perf_counter() - start)  # the error is a number of the host's, so the device is done
-    kept.close()
+    problems.close()
     return statistics.median(times[1:]), found.error
 
 

@@ -115,7 +115,7 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with load_model(model) as source:
-        dense = source.place(device)
+        dense = source.move_to(device)
         measure = Measure(source.tokenizer, source.config, texts, windows, 0)
         answers = Answers(source.tokenizer, prompts) if prompts else None
         states = measure.dense_states(dense)

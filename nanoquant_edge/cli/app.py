@@ -147,6 +147,6 @@ def _end(error: BaseException) -> NoReturn:
 
 def _end_on_sigterm() -> None:
     """Let SIGTERM, which service managers send, unwind: models are closed, scratch folders go; status 128 + 15."""
-    ours = threading.current_thread() is threading.main_thread()
-    if ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))

@@ -42,8 +42,8 @@ def command(context: click.Context, as_json: bool) -> None:
         if target.memory_gb is None:
             continue
         sizes = [f"{target.memory_gb:g}", "" if target.bandwidth_gbs is None else f"{target.bandwidth_gbs:g}"]
-        here = " (this machine)" if found is not None and found.name == name else ""
-        table.add_row(name + here, *sizes, target.compute_capability, target.backend, target.jetpack)
+        mark = " (this machine)" if found is not None and found.name == name else ""
+        table.add_row(name + mark, *sizes, target.compute_capability, target.backend, target.jetpack)
     console = terminal()
     console.print(table)
     generic = [name for name, target in TARGETS.items() if target.memory_gb is None]

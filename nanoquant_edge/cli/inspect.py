@@ -145,9 +145,9 @@ def _describe_table(checkpoint: Checkpoint, module: str) -> dict[str, Any]:
     """Format, size and stored bits an entry (scales counted) of a quantized table."""
     table = checkpoint.table(module)
     assert table is not None
-    stored = sum(_tensor_bytes(checkpoint, f"{module}.{part}") for part in ("codes", "scales"))
+    stored_bytes = sum(_tensor_bytes(checkpoint, f"{module}.{part}") for part in ("codes", "scales"))
     rows, columns = table.shape
-    return {"format": table.kind, "rows": rows, "columns": columns, "bits": 8 * stored / (rows * columns)}
+    return {"format": table.kind, "rows": rows, "columns": columns, "bits": 8 * stored_bytes / (rows * columns)}
 
 
 def _category(tensor: str) -> str:

@@ -111,8 +111,8 @@ def _of_folder(folder: Path) -> str | None:
         return "genai"
     if (folder / "config.json").is_file():
         quantization = _read(folder / "config.json").get("quantization_config")
-        ours = isinstance(quantization, dict) and quantization.get("quant_method") == "nanoquant"
-        return "checkpoint" if ours else "model"
+        compressed = isinstance(quantization, dict) and quantization.get("quant_method") == "nanoquant"
+        return "checkpoint" if compressed else "model"
     return "state" if (folder / "run.json").is_file() and (folder / "start.safetensors").is_file() else None
 
 

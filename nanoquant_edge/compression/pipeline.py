@@ -139,7 +139,7 @@ def _compressed(
     _refuse_streaming(source, text)
     with clock.stage("loading and checks"):
         weights = fingerprint(finite(source.weights()), source.config)
-        model = source.place(device)
+        model = source.move_to(device)
         names = source.family.layer_names(source.decoder.num_layers)
         linears = {name: linear_at(model, name) for name in names}
         recipe, too_long = recipe_within_positions(options.schedule, source.decoder.max_positions)

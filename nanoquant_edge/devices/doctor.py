@@ -40,7 +40,7 @@ class Report:
 
     @property
     def healthy(self) -> bool:
-        """Whether bundles can run here."""
+        """Whether bundles can run examined."""
         return all(check.status != PROBLEM for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Here:
+class _Examined:
     machine: Machine
     target: Target | None
     probes: Probes
@@ -67,8 +67,8 @@ def examine(machine: Machine | None = None, probes: Probes | None = None) -> Rep
         >>> isinstance(examine().healthy, bool)
         True
     """
-    here = machine or describe_machine()
-    known = _Here(here, recognise(here), probes or Probes())
+    found = machine or describe_machine()
+    known = _Examined(found, recognise(found), probes or Probes())
     checks: list[Check] = []
     for check in _CHECKS:
         name = check.__name__.strip("_").replace("_", " ")
@@ -76,11 +76,11 @@ def examine(machine: Machine | None = None, probes: Probes | None = None) -> Rep
             checks += check(known)
         except Exception as error:  # a report with one broken line is worth more than none
             checks.append(Check(name, PROBLEM, f"cannot be told: {first_line(error)}", "Report this."))
-    return Report(known.target.name if known.target else here.model, tuple(checks))
+    return Report(known.target.name if known.target else found.model, tuple(checks))
 
 
-def _machine(here: _Here) -> Iterator[Check]:
-    machine, target = here.machine, here.target
+def _machine(examined: _Examined) -> Iterator[Check]:
+    machine, target = examined.machine, examined.target
     title = target.title if target else f"{machine.model}, no profile of its own"
     yield Check("device", OK, f"{title}; {machine.architecture}, {machine.cores} cores, {machine.memory / 1e9:.1f} GB")
     if machine.usable_cores is not None or machine.memory_limit is not None:
@@ -88,12 +88,12 @@ def _machine(here: _Here) -> Iterator[Check]:
         parts += [] if machine.memory_limit is None else [f"{machine.memory_limit / 1e9:.1f} GB of memory"]
         advice = "Affinity, or the limits of a container or service; forecasts for `this` count what is allowed."
         yield Check("limits of this process", NOTE, " and ".join(parts), advice)
-    free = here.probes.free_memory()
+    free = examined.probes.free_memory()
     if free is not None:
         low = free < 500_000_000
         advice = "End other programs; a desktop alone takes about 800 MB of a board." if low else ""
         yield Check("free memory", NOTE if low else OK, f"{free / 1e9:.1f} GB", advice)
-    version, old = here.probes.python, here.probes.python < (3, 10)
+    version, old = examined.probes.python, examined.probes.python < (3, 10)
     advice = "Install Python 3.10 or newer." if old else ""
     yield Check("Python", PROBLEM if old else OK, ".".join(map(str, version)), advice)
     if target and target.jetpack and machine.l4t:
@@ -104,33 +104,33 @@ def _machine(here: _Here) -> Iterator[Check]:
         yield Check("Jetson Linux", OK if known else NOTE, f"L4T {machine.l4t}", advice)
 
 
-def _requirements(here: _Here) -> Iterator[Check]:
-    lines = here.probes.requirements()
+def _requirements(examined: _Examined) -> Iterator[Check]:
+    lines = examined.probes.requirements()
     if lines is None:
         yield Check("nanoquant-edge", NOTE, "runs without being installed", "pip install .")
         return
-    yield Check("nanoquant-edge", OK, here.probes.version("nanoquant-edge") or "of unknown version")
+    yield Check("nanoquant-edge", OK, examined.probes.version("nanoquant-edge") or "of unknown version")
     for line in lines:
         match = re.match(r"^([\w-]+)\s*>=\s*([\d.]+)[^;]*$", line)
         if match is not None:
-            yield _package(here, match[1], match[2])
+            yield _package(examined, match[1], match[2])
 
 
-def _onnxruntime(here: _Here) -> Iterator[Check]:
-    found = {name: here.probes.version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+def _onnxruntime(examined: _Examined) -> Iterator[Check]:
+    found = {name: examined.probes.version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
     installed = [name for name, version in found.items() if version]
     if len(installed) == 2:
         advice = "They overwrite each other's files: pip uninstall both, then install one of them."
         yield Check("ONNX Runtime", PROBLEM, " and ".join(f"{name} {found[name]}" for name in installed), advice)
         return
     if not installed:
-        advice = f"{install_command('cpu')}, unless only TensorRT engines run here."
+        advice = f"{install_command('cpu')}, unless only TensorRT engines run examined."
         yield Check("ONNX Runtime", NOTE, "not installed", advice)
         return
-    yield _package(here, installed[0], "1.23")
-    yield Check("its providers", OK, ", ".join(here.probes.providers()))
+    yield _package(examined, installed[0], "1.23")
+    yield Check("its providers", OK, ", ".join(examined.probes.providers()))
     try:
-        here.probes.register()
+        examined.probes.register()
     except NqEdgeError:
         return  # the library's own check says so
     except Exception as error:  # ONNX Runtime raises several types
@@ -140,13 +140,13 @@ def _onnxruntime(here: _Here) -> Iterator[Check]:
     yield Check("operator in ONNX Runtime", OK, "registers")
 
 
-def _operator_library(here: _Here) -> Iterator[Check]:
+def _operator_library(examined: _Examined) -> Iterator[Check]:
     try:
-        info = here.probes.operator_library()
+        info = examined.probes.operator_library()
     except NqEdgeError as error:
         yield Check("operator's library", PROBLEM, error.message, error.hint)
         return
-    package = here.probes.version("nanoquant-edge")
+    package = examined.probes.version("nanoquant-edge")
     isa = info.get("isa") or "none"
     found = f"{isa} kernels, version {info.get('version')}, {info['path']}"
     if isa == "none":
@@ -160,8 +160,8 @@ def _operator_library(here: _Here) -> Iterator[Check]:
         yield Check("operator's library", OK, found)
 
 
-def _gpus(here: _Here) -> Iterator[Check]:
-    machine, target, probes = here.machine, here.target, here.probes
+def _gpus(examined: _Examined) -> Iterator[Check]:
+    machine, target, probes = examined.machine, examined.target, examined.probes
     board = target is not None and bool(target.jetpack) and target.flavour != "none"
     driver = probes.program("nvidia-smi") is not None
     if probes.version("nvidia-ml-py") is None and not board:
@@ -215,8 +215,8 @@ def _gpu_library(name: str, ask: Callable[[], dict[str, Any]], capabilities: set
     return Check(name, PROBLEM, found, f"Build it for {', '.join(missing)}: make native CUDA_ARCHS={missing[0]}.")
 
 
-def _power(here: _Here) -> Iterator[Check]:
-    sources, absent = here.probes.power()
+def _power(examined: _Examined) -> Iterator[Check]:
+    sources, absent = examined.probes.power()
     for source in sources:
         source.close()
     if sources:
@@ -225,8 +225,8 @@ def _power(here: _Here) -> Iterator[Check]:
         yield Check("power sensors", NOTE, "; ".join(absent.values()), "nq-edge bench --power will report no energy.")
 
 
-def _package(here: _Here, name: str, lowest: str) -> Check:
-    found = here.probes.version(name)
+def _package(examined: _Examined, name: str, lowest: str) -> Check:
+    found = examined.probes.version(name)
     if found is None:
         return Check(name, PROBLEM, "not installed", f"pip install '{name}>={lowest}'")
     if release(found) < release(lowest):
@@ -234,7 +234,7 @@ def _package(here: _Here, name: str, lowest: str) -> Check:
     return Check(name, OK, found)
 
 
-_CHECKS: tuple[Callable[[_Here], Iterable[Check]], ...] = (
+_CHECKS: tuple[Callable[[_Examined], Iterable[Check]], ...] = (
     _machine,
     _requirements,
     _onnxruntime,

@@ -33,7 +33,7 @@ class ModelFacts:
         config: its decoder.
         bpw: bits per weight asked for.
         table: storage of the embedding table and the head, a key of `TABLE_BITS`.
-        stored: body and table bytes as they lie on disk; None where they are computed from sizes.
+        bytes_on_disk: of body and tables; None where they are computed from sizes.
     """
 
     name: str
@@ -41,13 +41,13 @@ class ModelFacts:
     config: DecoderConfig
     bpw: float
     table: str = "float16"
-    stored: tuple[int, int] | None = None
+    bytes_on_disk: tuple[int, int] | None = None
 
     def at(self, bpw: float | None = None, table: str | None = None) -> ModelFacts:
         """The same model at another rate or with other tables: its bytes are computed again then."""
         if (bpw is None or bpw == self.bpw) and (table is None or table == self.table):
             return self
-        return replace(self, bpw=bpw or self.bpw, table=table or self.table, stored=None)
+        return replace(self, bpw=bpw or self.bpw, table=table or self.table, bytes_on_disk=None)
 
     @property
     def body_weights(self) -> int:
@@ -62,8 +62,8 @@ class ModelFacts:
     @property
     def body(self) -> int:
         """Bytes of the packed layers, padding and scales counted, and of the norms."""
-        if self.stored is not None:
-            return self.stored[0]
+        if self.bytes_on_disk is not None:
+            return self.bytes_on_disk[0]
         bits = sum(layer_bits(m, n, rank_for_rate(m, n, self.bpw)) for g in linear_groups(self.config) for m, n in g)
         return self.config.num_layers * (bits // 8) + self.norms
 
@@ -76,8 +76,8 @@ class ModelFacts:
     @property
     def tables(self) -> int:
         """Bytes of the embedding table and, where it is another one, the head."""
-        if self.stored is not None:
-            return self.stored[1]
+        if self.bytes_on_disk is not None:
+            return self.bytes_on_disk[1]
         return int(self.table_elements * (1 if self.config.tied else 2) * TABLE_BITS[self.table] / 8)
 
     @property
@@ -156,7 +156,7 @@ def _of_bundle(folder: Path) -> ModelFacts:
     tables = max(0, weights - body)
     bits = 8 * tables / (facts.table_elements * (1 if config.tied else 2))
     table = next((name for name, least in (("float32", 24), ("float16", 12), ("int8", 6)) if bits > least), "int4")
-    return replace(facts, table=table, stored=(body, tables))
+    return replace(facts, table=table, bytes_on_disk=(body, tables))
 
 
 def _of_checkpoint(folder: Path) -> ModelFacts:
@@ -175,7 +175,7 @@ def _of_checkpoint(folder: Path) -> ModelFacts:
         config=read_config(checkpoint.config),
         bpw=settings.target_bpw,
         table=settings.embedding if settings.embedding in TABLE_BITS else "float16",
-        stored=(sizes["body"], sizes["table"]),
+        bytes_on_disk=(sizes["body"], sizes["table"]),
     )
 
 

@@ -72,24 +72,24 @@ class _Damaged(Exception):
 
 
 class _Walk:
-    """A place in the file that never passes its end."""
+    """A position in the file that never passes its end."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.place, self.entries = data, 4, 0
+        self.data, self.position, self.entries = data, 4, 0
 
     def number(self, kind: str) -> Any:
-        if self.place + struct.calcsize(f"<{kind}") > len(self.data):
+        if self.position + struct.calcsize(f"<{kind}") > len(self.data):
             raise _Damaged("it ends inside its header")
-        (value,) = struct.unpack_from(f"<{kind}", self.data, self.place)
-        self.place += struct.calcsize(f"<{kind}")
+        (value,) = struct.unpack_from(f"<{kind}", self.data, self.position)
+        self.position += struct.calcsize(f"<{kind}")
         return value
 
     def text(self, longest: int) -> str:
         length = self.number("Q")
-        if length > min(longest, len(self.data) - self.place):
+        if length > min(longest, len(self.data) - self.position):
             raise _Damaged(f"a string claims {length} bytes, past its end or out of all reason")
-        self.place += length
-        return self.data[self.place - length : self.place].decode("utf-8", "surrogateescape")
+        self.position += length
+        return self.data[self.position - length : self.position].decode("utf-8", "surrogateescape")
 
     def value(self, kind: int, longest: int = _LONGEST_STRING) -> Any:
         if kind == _STRING:
@@ -108,8 +108,8 @@ class _Walk:
         if kind != _STRING:
             if kind not in _NUMBERS:
                 raise _Damaged(f"an array has the unknown type {kind}")
-            self.place += count * struct.calcsize(f"<{_NUMBERS[kind]}")
-        if self.place > len(self.data):
+            self.position += count * struct.calcsize(f"<{_NUMBERS[kind]}")
+        if self.position > len(self.data):
             raise _Damaged("an array passes the end of the file")
         return int(count)
 
@@ -133,7 +133,7 @@ class _Walk:
         alignment = values.get("general.alignment", 32)
         if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
             raise _Damaged(f"its alignment is {alignment!r}")
-        base = -(-self.place // alignment) * alignment
+        base = -(-self.position // alignment) * alignment
         placed = {name: GgufTensor(shape, kind, base + offset) for name, shape, kind, offset in found}
         if len(placed) != len(found) or any(tensor.start > len(self.data) for tensor in placed.values()):
             raise _Damaged("a tensor comes twice or begins past the end of the file")

@@ -56,7 +56,7 @@ class SourceModel:
         """Whether the blocks' weights are read when they are needed."""
         return self.streamed_weights is not None
 
-    def place(self, device: torch.device) -> Any:
+    def move_to(self, device: torch.device) -> Any:
         """Move what is in memory to a device, where `opened` will put the rest; returns the model, frozen."""
         self.model.requires_grad_(False)
         if self.streamed_weights is None:

@@ -75,14 +75,14 @@ def _folders(controller: str, root: Path) -> Iterator[tuple[Path, int]]:
         number, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         if number == "0" and not names:
-            places = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+            folders = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
             version = 2
         elif controller in names.split(","):
-            places = [root / "sys/fs/cgroup" / names, root / "sys/fs/cgroup" / controller]
+            folders = [root / "sys/fs/cgroup" / names, root / "sys/fs/cgroup" / controller]
             version = 1
         else:
             continue
-        mount = next((place for place in places if place.is_dir()), None)
+        mount = next((folder for folder in folders if folder.is_dir()), None)
         inside = PurePosixPath("/") / path
         if mount is None or ".." in inside.parts:
             continue

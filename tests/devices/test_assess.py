@@ -68,7 +68,7 @@ def test_a_checkpoint_and_its_bundle_agree_with_their_files(tmp_path: Path) -> N
     small = export_onnx(folder, tmp_path / "small", embedding="int8")
     assert open_model(str(small.folder)).tables < bundle.tables
     assert bundle.config == found.config and bundle.bpw == Checkpoint(folder).settings.target_bpw
-    assert found.at(bpw=found.bpw) is found and found.at(bpw=0.5).stored is None
+    assert found.at(bpw=found.bpw) is found and found.at(bpw=0.5).bytes_on_disk is None
 
 
 def test_a_configuration_alone_is_enough(tmp_path: Path) -> None:

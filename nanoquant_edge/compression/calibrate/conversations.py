@@ -138,8 +138,8 @@ def _answers(model: Any, tokenizer: Any, prompts: Sequence[list[int]], longest: 
     """
     from transformers import GenerationConfig
 
-    ends = _end_tokens(model, tokenizer)
-    padding = ends[0] if ends else 0
+    end_tokens = _end_tokens(model, tokenizer)
+    padding = end_tokens[0] if end_tokens else 0
     answers: list[list[int]] = [[] for _ in prompts]
     answered = [index for index, prompt in enumerate(prompts) if len(prompt) < _positions(model)]
     if not answered:
@@ -157,12 +157,12 @@ def _answers(model: Any, tokenizer: Any, prompts: Sequence[list[int]], longest: 
         top_k=0,
         top_p=1.0,
         max_new_tokens=longest,
-        eos_token_id=ends or None,
+        eos_token_id=end_tokens or None,
         pad_token_id=padding,
     )
     written = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings)
     for index, row in zip(answered, written[:, width:].tolist(), strict=True):
-        answers[index] = _until_end(row, ends)
+        answers[index] = _until_end(row, end_tokens)
     return answers
 
 
@@ -183,8 +183,8 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return []
 
 
-def _until_end(ids: list[int], ends: list[int]) -> list[int]:
-    for place, token in enumerate(ids):
-        if token in ends:
-            return ids[: place + 1]
+def _until_end(ids: list[int], end_tokens: list[int]) -> list[int]:
+    for index, token in enumerate(ids):
+        if token in end_tokens:
+            return ids[: index + 1]
     return ids

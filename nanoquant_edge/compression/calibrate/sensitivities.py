@@ -97,10 +97,10 @@ def measured_errors(
         weight = linears[name].weight.to(run.device)
         inputs, outputs = (part.to(run.device) for part in (importances[name].inputs, importances[name].outputs))
         size = float((weight.float().square() @ inputs.float()).double() @ outputs.double())
-        kept = problems if weight.numel() <= _KEEP_UP_TO else None
+        reused = problems if weight.numel() <= _KEEP_UP_TO else None
         for column, rank in enumerate(ranks_to_measure(even[name])):
             factors = factorize(
-                weight, rank, inputs=inputs, outputs=outputs, settings=settings, seed=run.seed, kept=kept
+                weight, rank, inputs=inputs, outputs=outputs, settings=settings, seed=run.seed, problems=reused
             )
             errors[row, column] = factors.error**2 * size
         run.progress((done + 1) / len(share))

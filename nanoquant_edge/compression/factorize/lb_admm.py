@@ -24,7 +24,7 @@ def factorize(
     outputs: Tensor,
     settings: AdmmSettings | None = None,
     seed: int = 0,
-    kept: KeptProblems | None = None,
+    problems: KeptProblems | None = None,
 ) -> Factors:
     """Factorize a weight matrix into signs and two scale vectors.
 
@@ -35,7 +35,7 @@ def factorize(
         outputs: (m,) importances: second moments of the output gradients, non-negative.
         settings: of the iteration; None takes the official ones.
         seed: of the Gaussian start.
-        kept: problems of earlier calls, to be used again for weights of the same shape, with their CUDA graphs.
+        problems: problems of earlier calls, to be used again for weights of the same shape, with their CUDA graphs.
 
     Raises:
         NqEdgeError: NQ-NUMERIC when the weight or an importance is not finite.
@@ -50,12 +50,12 @@ def factorize(
     refuse_non_finite([("weight", weight), ("importances", inputs), ("importances", outputs)])
     if weight.shape[0] < weight.shape[1]:
         return factorize(
-            weight.T, rank, inputs=outputs, outputs=inputs, settings=settings, seed=seed, kept=kept
+            weight.T, rank, inputs=outputs, outputs=inputs, settings=settings, seed=seed, problems=problems
         ).transposed()
     preconditioned = PreconditionedWeight(weight, _root(inputs), _root(outputs))
     m, n = weight.shape
-    problem = (kept or KeptProblems()).problem(Problem, (m, n), rank=rank, settings=settings, device=weight.device)
-    return problem.factorize(preconditioned, seed, keep_step=kept is not None)
+    problem = (problems or KeptProblems()).problem(Problem, (m, n), rank=rank, settings=settings, device=weight.device)
+    return problem.factorize(preconditioned, seed, keep_step=problems is not None)
 
 
 def refuse_non_finite(values: list[tuple[str, Tensor]]) -> None:

@@ -208,7 +208,7 @@ def factorize_curved(
     curvature: Curvature,
     settings: AdmmSettings | None = None,
     seed: int = 0,
-    kept: KeptProblems | None = None,
+    problems: KeptProblems | None = None,
 ) -> Factors:
     """Factorize a weight matrix into signs and two scale vectors under dense curvature factors.
 
@@ -218,7 +218,7 @@ def factorize_curved(
         curvature: of the loss around this weight.
         settings: of the iteration; None takes the official ones.
         seed: of the Gaussian start.
-        kept: problems of earlier calls, as for `factorize`.
+        problems: problems of earlier calls, as for `factorize`.
 
     Returns:
         Factors whose `error` is relative in the norm of the two metrics.
@@ -231,17 +231,17 @@ def factorize_curved(
     m, n = weight.shape
     if m < n:
         return factorize_curved(
-            weight.T, rank, curvature=curvature.transposed(), settings=settings, seed=seed, kept=kept
+            weight.T, rank, curvature=curvature.transposed(), settings=settings, seed=seed, problems=problems
         ).transposed()
     inputs, outputs = metric(curvature.inputs), metric(curvature.outputs)
     input_roots = (inputs.diagonal * (curvature.input_importance / inputs.diagonal.mean())).sqrt()
     output_roots = (outputs.diagonal * (curvature.output_importance / outputs.diagonal.mean())).sqrt()
     preconditioned = PreconditionedWeight(weight, input_roots, output_roots)
-    problem = (kept or KeptProblems()).problem(
+    problem = (problems or KeptProblems()).problem(
         _CurvedProblem, (m, n), rank=rank, settings=settings, device=weight.device
     )
     problem.load(outputs, inputs)
-    factors = problem.factorize(preconditioned, seed, keep_step=kept is not None)
+    factors = problem.factorize(preconditioned, seed, keep_step=problems is not None)
     missed, target = preconditioned.residual(factors), preconditioned.target
     factors.error = float(
         _curved_norm(missed, outputs, inputs) / _curved_norm(target, outputs, inputs).clamp_min(_TINY)

@@ -56,7 +56,7 @@ def tune_end_to_end(
     device, dtype, recipe = run.device, run.dtype, run.recipe
     model.requires_grad_(False)
     teacher = copy.deepcopy(model, {id(value): value for value in (*model.parameters(), *model.buffers())})
-    place = next(name for name, module in model.named_modules() if module is blocks)
+    blocks_name = next(name for name, module in model.named_modules() if module is blocks)
     cores = {name: ScaledCore(value, device, dtype) for name, value in factors.items()}
     head = Head.of(model, dtype)
     texts = windows.to(device)
@@ -78,7 +78,7 @@ def tune_end_to_end(
     scales: list[Tensor] = [scale for core in cores.values() for scale in (core.scale_out, core.scale_in)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(fixed_masks(blocks, masks))
-        stack.enter_context(fixed_masks(teacher.get_submodule(place), masks))
+        stack.enter_context(fixed_masks(teacher.get_submodule(blocks_name), masks))
         with compute_in(dtype, device):
             placeholder = mask_placeholder(model, texts[:1])
         stack.enter_context(compressed_layers(model, cores))

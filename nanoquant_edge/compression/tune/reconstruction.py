@@ -112,7 +112,7 @@ def _factorized(
             output_importance=float(importance.outputs.mean()),
         )
         factors = factorize_curved(
-            weight, rank, curvature=curvature, settings=settings, seed=seed, kept=workbench.problems
+            weight, rank, curvature=curvature, settings=settings, seed=seed, problems=workbench.problems
         )
         if math.isfinite(factors.error):
             return factors, False
@@ -123,6 +123,6 @@ def _factorized(
         outputs=importance.outputs.to(device),
         settings=settings,
         seed=seed,
-        kept=workbench.problems,
+        problems=workbench.problems,
     )
     return plain, input_factor is not None

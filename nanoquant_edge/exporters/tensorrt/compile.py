@@ -72,7 +72,7 @@ def compile_graph(
     start = time.perf_counter()
     lent = LentWeights(folder / plan.graph) if hasattr(parser, "load_initializer") else None
     if not _parse(parser, folder / plan.graph, lent):
-        errors = [str(parser.get_error(place)) for place in range(parser.num_errors)]
+        errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
         raise NqEdgeError(
             "NQ-ENGINE",
             f"TensorRT {trt.__version__} does not parse {plan.graph}: {_words(errors or log)}",
@@ -136,8 +136,8 @@ def _words(lines: Iterable[str]) -> str:
 def _count(trt: Any, network: Any) -> tuple[int, int]:
     """Plugin layers of ours, and the compressed layers in them (one an output)."""
     layers = linears = 0
-    for place in range(network.num_layers):
-        layer = network.get_layer(place)
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
         if layer.type != trt.LayerType.PLUGIN_V3:
             continue
         layer.__class__ = trt.IPluginV3Layer
@@ -151,8 +151,8 @@ def _count(trt: Any, network: Any) -> tuple[int, int]:
 def _allow_decomposition(trt: Any, network: Any) -> None:
     """Let attention be taken apart where no fused kernel takes it (seen: fewer than four heads)."""
     kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)  # TensorRT 10.14 and later
-    for place in range(network.num_layers if kind is not None else 0):
-        layer = network.get_layer(place)
+    for index in range(network.num_layers if kind is not None else 0):
+        layer = network.get_layer(index)
         if layer.type == kind:
             layer.__class__ = trt.IAttentionInputLayer
             layer.attention.decomposable = True
@@ -170,8 +170,8 @@ def _config(
     config = builder.create_builder_config()
     for profile in sorted(plan.profiles.values(), key=lambda profile: profile.index):
         ranges = builder.create_optimization_profile()
-        for place in range(network.num_inputs):
-            value = network.get_input(place)
+        for index in range(network.num_inputs):
+            value = network.get_input(index)
             ranges.set_shape(value.name, *input_shapes(profile, value.name, tuple(value.shape)))
         if config.add_optimization_profile(ranges) < 0:
             raise NqEdgeError("NQ-ENGINE", f"TensorRT refuses the profile {profile}.", "Export again.")
@@ -187,9 +187,9 @@ def _config(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace_mb << 20)
     if plan.flavour == "rtx":
         config.num_compute_capabilities = len(plan.capabilities)
-        for place, capability in enumerate(plan.capabilities):
+        for index, capability in enumerate(plan.capabilities):
             name = f"SM{capability.replace('.', '')}"
-            config.set_compute_capability(getattr(trt.ComputeCapability, name), place)
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
     if timing_cache is not None:
         old = timing_cache.read_bytes() if timing_cache.is_file() else b""
         cache = config.create_timing_cache(old)

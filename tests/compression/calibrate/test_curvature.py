@@ -141,11 +141,11 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_factors_that_do_not_fit_are_known_before() -> None:
     linears = {"a": torch.nn.Linear(30, 20), "b": torch.nn.Linear(20, 30)}
-    fitting, kept = bytes_needed(linears)
+    fitting, kept_bytes = bytes_needed(linears)
     assert fitting == [8 * (400 + 900)] * 2
-    assert kept == 4 * (400 + 900)
+    assert kept_bytes == 4 * (400 + 900)
     cpu = torch.device("cpu")
-    least = (3 * (fitting[0] + kept) + 1) // 2
+    least = (3 * (fitting[0] + kept_bytes) + 1) // 2
     assert no_room(linears, cpu, free_memory=least) == ""
     assert "curvature needs 0.0 GB on cpu" in no_room(linears, cpu, free_memory=least - 2)
     assert "curvature keeps 0.0 GB on the host" in no_room(linears, cpu, free_memory=100)
@@ -158,9 +158,9 @@ def test_groups_of_layers_change_nothing_but_the_passes() -> None:
     whole = fitted(model, progress=counted)
     assert len(done) == 3 * len(WINDOWS)  # three passes for all layers at once
     # Room for a third of the layers: in order they fill four groups, as none may be split.
-    fitting, kept = bytes_needed(linears_of(model))
+    fitting, kept_bytes = bytes_needed(linears_of(model))
     done.clear()
-    parts = fitted(model, progress=counted, free_memory=3 * (sum(fitting) // 3 + kept) // 2)
+    parts = fitted(model, progress=counted, free_memory=3 * (sum(fitting) // 3 + kept_bytes) // 2)
     assert len(done) == 4 * 3 * len(WINDOWS)
     assert done == sorted(done)
     assert done[-1] == pytest.approx(1)

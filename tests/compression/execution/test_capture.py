@@ -131,13 +131,13 @@ def test_a_step_that_cannot_be_captured_is_launched() -> None:
 @pytest.mark.gpu
 @needs_gpu
 def test_factorizations_in_a_graph_are_those_launched_one_by_one() -> None:
-    kept = KeptProblems()
+    reused = KeptProblems()
     settings = AdmmSettings(steps=40)
     for seed in range(2):
         w = torch.randn(192, 96, generator=torch.Generator().manual_seed(seed)).cuda()
         sides = {"inputs": torch.rand(96, device=CUDA), "outputs": torch.rand(192, device=CUDA)}
-        ours, plain = (factorize(w, 64, **sides, settings=settings, kept=problems) for problems in (kept, None))
-        assert [type(problem.step) for problem in kept.all()] == [Replayed]
+        ours, plain = (factorize(w, 64, **sides, settings=settings, problems=problems) for problems in (reused, None))
+        assert [type(problem.step) for problem in reused.all()] == [Replayed]
         assert ours.error == pytest.approx(plain.error, rel=1e-3)
 
 

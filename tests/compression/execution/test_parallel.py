@@ -109,9 +109,9 @@ def sides() -> list[float]:
     found = []
     problem = Problem((40, 24), 16, AdmmSettings(share_sides=True), torch.device("cpu"))
     assert problem.sides_shared == (team().size > 1)
-    for dtype, kept in ((torch.float32, None), (torch.float32, KeptProblems()), (torch.bfloat16, None)):
+    for dtype, problems in ((torch.float32, None), (torch.float32, KeptProblems()), (torch.bfloat16, None)):
         plain = AdmmSettings(steps=12, dtype=dtype)
-        ways = [{"settings": way, "seed": 1, "kept": kept} for way in (plain, replace(plain, share_sides=True))]
+        ways = [{"settings": way, "seed": 1, "problems": problems} for way in (plain, replace(plain, share_sides=True))]
         for matrix, around in ((weight, curvature), (weight.T, curvature.transposed())):
             diagonals = {"inputs": around.inputs.diagonal(), "outputs": around.outputs.diagonal()}
             pairs = [

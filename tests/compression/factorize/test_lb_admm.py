@@ -262,17 +262,17 @@ def test_products_that_end_in_nan_are_done_again_by_cholesky(monkeypatch: pytest
 
 
 def test_factorizations_with_kept_problems_are_those_without() -> None:
-    kept = KeptProblems()
+    problems = KeptProblems()
     settings = AdmmSettings(steps=12)
     for seed, shape in enumerate([(24, 16), (16, 24), (24, 16)]):
         w = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         sides = {"inputs": torch.rand(shape[1]), "outputs": torch.rand(shape[0])}
-        ours = lb_admm.factorize(w, 8, **sides, settings=settings, kept=kept)
+        ours = lb_admm.factorize(w, 8, **sides, settings=settings, problems=problems)
         fresh = lb_admm.factorize(w, 8, **sides, settings=settings)
         assert ours.error == fresh.error
         assert torch.equal(ours.u_latent, fresh.u_latent)
         assert torch.equal(ours.scale_in, fresh.scale_in)
-    assert len(kept.all()) == 1  # a wide layer is the transposed problem of a tall one
+    assert len(problems.all()) == 1  # a wide layer is the transposed problem of a tall one
 
 
 def test_a_failed_cholesky_falls_back_to_a_general_solve(monkeypatch: pytest.MonkeyPatch) -> None:

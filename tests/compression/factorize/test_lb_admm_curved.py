@@ -186,14 +186,14 @@ def test_faster_products_cost_nothing(options: dict) -> None:
 
 
 def test_kept_state_serves_another_weight_of_the_shape() -> None:
-    kept = KeptProblems()
+    problems = KeptProblems()
     settings = AdmmSettings(steps=10)
     for seed in range(2):
         w, r, l = structured(48, 32, seed), correlated(32, seed), correlated(48, 5 + seed)  # noqa: E741
-        again = factorize_curved(w, 24, curvature=Curvature(r, l), settings=settings, kept=kept)
+        again = factorize_curved(w, 24, curvature=Curvature(r, l), settings=settings, problems=problems)
         fresh = factorize_curved(w, 24, curvature=Curvature(r, l), settings=settings)
         torch.testing.assert_close(again.dense(), fresh.dense())
-    assert len(kept.all()) == 1
+    assert len(problems.all()) == 1
 
 
 @pytest.mark.parametrize("at", range(3))
@@ -214,13 +214,13 @@ def test_a_zero_weight_stays_zero() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_captured_iteration_gives_the_same_error_on_a_gpu() -> None:
     w, r, l = (value.cuda() for value in (structured(384, 256), correlated(256, 1), correlated(384, 2)))  # noqa: E741
-    kept = KeptProblems()
+    reused = KeptProblems()
     settings = AdmmSettings(steps=60, svid_steps=2)
     captured, eager = (
         [
-            factorize_curved(w, 128, curvature=Curvature(r, l), settings=settings, seed=seed, kept=problems).error
+            factorize_curved(w, 128, curvature=Curvature(r, l), settings=settings, seed=seed, problems=problems).error
             for seed in range(3)
         ]
-        for problems in (kept, None)
+        for problems in (reused, None)
     )
     assert np.mean(captured) == pytest.approx(np.mean(eager), rel=0.02)
