@@ -8,11 +8,10 @@ import ctypes
 import sys
 from pathlib import Path
 
-from .cgroup import memory_headroom, memory_limit
+from .cgroup import memory_headroom
 
 __all__ = [
     "memory_available",
-    "memory_total",
     "peak_memory_mb",
     "private_memory_mb",
     "resident_memory_mb",
@@ -60,18 +59,6 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def memory_total(root: Path = Path("/")) -> int | None:
-    """Bytes of memory that this process could have if nothing else ran: the machine's, or its control group's limit.
-
-    Args:
-        root: folder that holds `proc` and `sys`; tests pass one of their own.
-
-    Returns:
-        None where the system does not tell (it is not Linux).
-    """
-    return _least(_meminfo("MemTotal:", root), memory_limit(root))
-
-
 def memory_available(root: Path = Path("/"), address_space: int | None = None) -> int | None:
     """Bytes of memory that this process can still take.
 
@@ -79,7 +66,7 @@ def memory_available(root: Path = Path("/"), address_space: int | None = None) -
     limit of the address space (`ulimit -v`) leaves.
 
     Args:
-        root: folder that holds `proc` and `sys`.
+        root: folder that holds `proc` and `sys`; tests pass one of their own.
         address_space: most bytes of address space; None asks the system.
 
     Returns:

@@ -27,7 +27,6 @@ __all__ = [
     "cuda_library_path",
     "ort_library_info",
     "ort_library_path",
-    "tensorrt_last_error",
     "tensorrt_library_info",
     "tensorrt_library_path",
 ]
@@ -151,20 +150,6 @@ def tensorrt_library_info(path: Path | None = None) -> dict[str, Any]:
     """
     info = _library_info(path or tensorrt_library_path(), "nq_tensorrt_info", _TENSORRT_HINT)
     return {**info, "architectures": [name for name in str(info["architectures"]).split(",") if name]}
-
-
-def tensorrt_last_error(path: Path | None = None) -> str:
-    """The last reason for which the TensorRT plugin refused something in this process; empty if there was none.
-
-    TensorRT itself only says that it could not create a plugin or build a layer.
-
-    Args:
-        path: the library that TensorRT loaded; by default the installed one.
-
-    Raises:
-        NqEdgeError: `NQ-NATIVE-MISSING` when there is no library, or it cannot be loaded, or it is another library.
-    """
-    return _library_text(path or tensorrt_library_path(), "nq_tensorrt_last_error", _TENSORRT_HINT)
 
 
 def _library_path(name: str, hint: str) -> Path:

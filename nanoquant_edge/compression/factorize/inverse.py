@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["inverse", "newton_steps", "solve_by_products"]
+__all__ = ["inverse", "solve_by_products"]
 
 
 def _scaled(error: float) -> tuple[float, float]:
@@ -24,14 +24,6 @@ def _scaled(error: float) -> tuple[float, float]:
     the scaling moves around 1.
     """
     return 2 / (2 - error * error), error * error / (2 - error * error)
-
-
-def newton_steps(condition: float, wanted: float) -> int:
-    """Steps after which `inverse` has I - M X below `wanted` for a matrix of that condition number."""
-    error, steps = (condition - 1) / (condition + 1), 0
-    while error > wanted:
-        error, steps = _scaled(error)[1], steps + 1
-    return steps
 
 
 @contextlib.contextmanager
@@ -54,7 +46,7 @@ def inverse(matrix: Tensor, condition: float, steps: int) -> Tensor:
     Args:
         matrix: (r, r) float32, symmetric.
         condition: about its condition number, 2 or more; the smaller, the fewer steps are needed.
-        steps: 1 or more; see `newton_steps`.
+        steps: 1 or more; each about squares the norm of I - M X.
 
     Returns:
         The inverse, (r, r); on a GPU with the errors of TF32 products.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nanoquant_edge.compression.factorize.inverse import inverse, newton_steps
+from nanoquant_edge.compression.factorize.inverse import inverse
 
 
 def gram(rank: int, width: int, ridge: float) -> torch.Tensor:
@@ -24,6 +24,14 @@ def test_against_float64(rank: int, width: int, ridge: float) -> None:
     exact = torch.linalg.inv(matrix.double())
     error = torch.linalg.matrix_norm(inverse(matrix, 100.0, 8).double() - exact, 2)
     assert error < 2e-5 * torch.linalg.matrix_norm(exact, 2)
+
+
+def newton_steps(condition: float, wanted: float) -> int:
+    """Steps after which I - M X is below `wanted`: each step scales the spectrum around 1 and squares the norm."""
+    error, steps = (condition - 1) / (condition + 1), 0
+    while error > wanted:
+        error, steps = error**2 / (2 - error**2), steps + 1
+    return steps
 
 
 def test_newton_steps_are_enough() -> None:
