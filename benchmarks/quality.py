@@ -28,7 +28,7 @@ from benchmarks.quality_measure import Measure
 from benchmarks.round_to_nearest import rounded_layers, stored_bits
 from nanoquant_edge.compression import CompressOptions, Recipe, compress_source
 from nanoquant_edge.compression.recipe import REDUCED
-from nanoquant_edge.formats.checkpoint import COMPANION_FILES
+from nanoquant_edge.formats.companions import COMPANION_FILES
 from nanoquant_edge.models.loading import SourceModel, load_model
 from nanoquant_edge.validation.dense import dense_model
 

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError
 from ..formats.bundle import MANIFEST_FILE, Bundle
-from ..formats.checkpoint import COMPANION_FILES, Checkpoint
+from ..formats.checkpoint import Checkpoint
 from ..formats.graph import MODEL_FILE, OPERATOR_VERSION
 from ..formats.kv_layout import KvLayout
 from ..models import DecoderConfig
@@ -131,12 +130,6 @@ class Source:
         if embedding is None:
             return self
         return replace(self, weights=Requantized(self.weights, table_modules(self.config), embedding))
-
-    def copy_companions(self, folder: Path, more: tuple[str, ...] = ()) -> None:
-        """Copy the tokenizer's files, and further ones by name, as far as they are there."""
-        for name in (*COMPANION_FILES, *more):
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
 
     def bundle(self, folder: Path, graph: GraphOptions, backend: str, versions: tuple[str, str]) -> Bundle:
         """The manifest of a bundle with this model, not written yet.

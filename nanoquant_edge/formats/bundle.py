@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError
 from ..system.files import path_inside, read_json, sha256_of, write_json
+from ..system.versions import release
 from .backends import ENGINE_BACKENDS
 from .engine import EngineInfo, read_engine
+from .entry import Entry
 from .graph import LINEAR_OP, OPERATOR_VERSION
 from .kv_layout import KvLayout
 
@@ -22,6 +24,10 @@ __all__ = ["BUNDLE_VERSION", "MANIFEST_FILE", "REFERENCE_FILE", "Bundle", "FileE
 MANIFEST_FILE = "nq_bundle.json"
 REFERENCE_FILE = "reference.safetensors"
 BUNDLE_VERSION = 1
+#: A manifest has some kilobytes; one that lists a thousand files has some hundred.
+_MOST_BYTES = 16 << 20
+_LARGEST_VOCABULARY, _LARGEST_FILE = 1 << 24, 1 << 50
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 #: Written beside the manifest once all hashes were seen to match, so that later loads check sizes only.
 _VERIFIED_MARK = ".nq_verified"
 
@@ -111,16 +117,28 @@ class Bundle:
                 f"{folder} is not a bundle: it has no {MANIFEST_FILE}.",
                 "Pass the folder that `nq-edge export` wrote.",
             )
-        entry = read_json(folder / MANIFEST_FILE, "NQ-BUNDLE")
-        if entry.get("bundle_version") != BUNDLE_VERSION:
+        content = read_json(folder / MANIFEST_FILE, "NQ-BUNDLE", _MOST_BYTES)
+        if content.get("bundle_version") != BUNDLE_VERSION:
             raise NqEdgeError(
                 "NQ-BUNDLE",
-                f"the bundle has version {entry.get('bundle_version')!r}, this program reads {BUNDLE_VERSION}.",
+                f"the bundle has version {str(content.get('bundle_version'))[:40]!r}, this program reads "
+                f"{BUNDLE_VERSION}.",
                 "Install the nanoquant-edge version that wrote it, or export again.",
             )
-        bundle = cls(folder=folder, **_checked(entry))
+        bundle = cls(folder=folder, **_read(Entry(content)))
         bundle._check_files(verify)
         return bundle
+
+    def path(self, name: str) -> Path:
+        """Where a file of the bundle lies: the path to open it by, links of the Hugging Face cache resolved.
+
+        Raises:
+            NqEdgeError: NQ-BUNDLE for a file that the manifest does not list, NQ-PATH for a name that leaves the
+                folder.
+        """
+        if name not in self.files:
+            raise NqEdgeError("NQ-BUNDLE", f"{name[:200]!r} is needed, and the bundle's manifest does not list it.")
+        return path_inside(self.folder, name)
 
     def check_operator_version(self) -> None:
         """Refuse a graph whose operators are of another version than this program's kernels.
@@ -174,64 +192,61 @@ class Bundle:
             return False
 
 
-def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+def _read(entry: Entry) -> dict[str, Any]:
     """Manifest fields as constructor arguments.
 
     Raises:
-        NqEdgeError: NQ-BUNDLE when one is missing or of the wrong type.
+        NqEdgeError: NQ-BUNDLE naming the first that is missing, of the wrong type or impossible.
     """
-    expected: dict[str, type | tuple[type, ...]] = {
-        "backend": str,
-        "backend_versions": list,
-        "dialect": str,
-        "dtype": str,
-        "portable": bool,
-        "operator_version": int,
-        "source_model": dict,
-        "target_bpw": (int, float),
-        "true_bpw": (int, float),
-        "compressed_linears": int,
-        "vocab_size": int,
-        "kv": dict,
-        "files": dict,
-        "measured": dict,
+    dialect = entry.text("dialect")
+    found: dict[str, Any] = {
+        "backend": entry.text("backend"),
+        "backend_versions": _versions(entry),
+        "dialect": dialect,
+        "dtype": entry.text("dtype"),
+        "portable": entry.flag("portable"),
+        "operator_version": entry.integer("operator_version"),
+        "source_model": entry.anything("source_model"),
+        "target_bpw": entry.number("target_bpw"),
+        "true_bpw": entry.number("true_bpw"),
+        "compressed_linears": entry.integer("compressed_linears"),
+        "vocab_size": entry.integer("vocab_size", 1, _LARGEST_VOCABULARY),
+        "kv": KvLayout.from_manifest(entry.entry("kv"), dialect),
+        "files": {name: _read_file(file) for name, file in entry.entries("files").items()},
+        "measured": entry.anything("measured"),
     }
-    for name, kind in expected.items():
-        if not isinstance(entry.get(name), kind):
-            raise NqEdgeError("NQ-BUNDLE", f"the manifest's {name} is missing or of the wrong type.")
-    fields = {name: entry[name] for name in expected}
-    try:
-        fields["files"] = {name: FileEntry(**value) for name, value in entry["files"].items()}
-        low, high = entry["backend_versions"]
-    except (TypeError, ValueError) as error:
-        raise NqEdgeError("NQ-BUNDLE", f"the manifest's files or backend_versions are malformed ({error}).") from error
-    fields["backend_versions"] = (str(low), str(high))
-    fields["kv"] = KvLayout.from_manifest(entry["kv"], fields["dialect"])
-    good = type(fields["vocab_size"]) is int and 0 < fields["vocab_size"] < 1 << 31
-    good = good and all(math.isfinite(fields[name]) for name in ("target_bpw", "true_bpw"))
-    good = good and all(type(file.size) is int and isinstance(file.sha256, str) for file in fields["files"].values())
-    if not good:
-        raise NqEdgeError("NQ-BUNDLE", "the manifest holds impossible sizes.")
-    fields["engine"] = engine = _checked_engine(entry, fields)
+    found["engine"] = engine = _read_engine(entry, found)
     if engine is not None:
-        fields["kv"] = engine.kv
-    return fields
+        found["kv"] = engine.kv
+    return found
 
 
-def _checked_engine(entry: dict[str, Any], fields: dict[str, Any]) -> EngineInfo | None:
+def _versions(entry: Entry) -> tuple[str, str]:
+    """Lowest and highest version; the highest may be empty."""
+    given = entry.plain_texts("backend_versions", 2)
+    for version in given:
+        entry.need(not version or bool(release(version)), "backend_versions", list(given))
+    return given[0], given[1]
+
+
+def _read_file(entry: Entry) -> FileEntry:
+    entry.exactly("size", "sha256")
+    return FileEntry(entry.integer("size", 0, _LARGEST_FILE), entry.text("sha256", pattern=_SHA256))
+
+
+def _read_engine(entry: Entry, found: dict[str, Any]) -> EngineInfo | None:
     """The manifest's engine, seen to agree with what the manifest says elsewhere."""
-    flavour = ENGINE_BACKENDS.get(fields["backend"])
+    flavour = ENGINE_BACKENDS.get(found["backend"])
     if flavour is None:
-        if entry.get("engine") is not None:
-            raise NqEdgeError("NQ-BUNDLE", f"the manifest describes an engine for backend {fields['backend'][:40]!r}.")
+        if not entry.null("engine"):
+            raise NqEdgeError("NQ-BUNDLE", f"the manifest describes an engine for backend {found['backend'][:40]!r}.")
         return None
-    engine = read_engine(entry.get("engine"))
-    sizes = engine.kv.to_manifest()
+    engine = read_engine(entry.entry("engine"))
     pairs = {
         "flavour": (engine.flavour, flavour.name),
-        "precision": (engine.precision, fields["dtype"]),
-        "compressed_linears": (engine.compressed_linears, fields["compressed_linears"]),
-        "kv": (tuple(sizes.values()), tuple(fields["kv"].to_manifest().values())),
+        "precision": (engine.precision, found["dtype"]),
+        "compressed_linears": (engine.compressed_linears, found["compressed_linears"]),
+        "kv": (tuple(engine.kv.to_manifest().values()), tuple(found["kv"].to_manifest().values())),
     }
     for name, (inside, outside) in pairs.items():
         if inside != outside:
@@ -239,6 +254,6 @@ def _checked_engine(entry: dict[str, Any], fields: dict[str, Any]) -> EngineInfo
                 "NQ-BUNDLE", f"the manifest contradicts itself: engine.{name} is {inside!r}, the bundle's {outside!r}."
             )
     for name in (engine.file, engine.timing_cache, engine.runtime_cache):
-        if name and name not in fields["files"]:
+        if name and name not in found["files"]:
             raise NqEdgeError("NQ-BUNDLE", f"the engine needs {name[:200]!r}, which the manifest does not list.")
     return engine

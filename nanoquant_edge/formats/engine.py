@@ -8,26 +8,24 @@ with. All three stand here, so that a runtime can name both sides of a mismatch 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..errors import NqEdgeError
 from .backends import FLAVOURS
+from .entry import Entry
 from .graph import ACTIVATION_DTYPES, DOMAIN, LINEAR_OP
 from .kv_layout import KvLayout
 
-__all__ = ["ENGINE_FILE", "PLUGIN", "EngineInfo", "PluginInfo", "Profile", "Span", "read_engine"]
+__all__ = ["ENGINE_FILE", "PLUGIN", "EngineInfo", "PluginInfo", "Profile", "Span", "read_engine", "read_profiles"]
 
 #: The usual name of the engine file.
 ENGINE_FILE = "model.engine"
 #: Name, version and namespace of the plugin that our library registers with TensorRT.
 PLUGIN = (LINEAR_OP, "1", DOMAIN)
-_LARGEST = 1 << 31
-_MOST_NAMES = 100_000
+_MOST_PROFILES = 16
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+){1,3}")
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}")
 
 #: (smallest, most usual, largest) value of a dimension.
 Span = tuple[int, int, int]
@@ -128,92 +126,79 @@ class EngineInfo:
         return {**asdict(self), "kv": self.kv.to_engine()}
 
 
-def read_engine(entry: Any) -> EngineInfo:
+def read_engine(entry: Entry) -> EngineInfo:
     """The `engine` entry of a manifest from a stranger, every value checked.
 
     Args:
-        entry: from JSON.
+        entry: of the manifest.
 
     Returns:
         What it says; consistent in itself.
 
     Raises:
-        NqEdgeError: NQ-BUNDLE naming the first value that is missing, of the wrong type or impossible.
+        NqEdgeError: NQ-BUNDLE naming the first value that is missing, unknown, of the wrong type or impossible.
     """
-    main = _record(entry, EngineInfo, "engine")
-    main["plugin"] = plugin = PluginInfo(**_record(main["plugin"], PluginInfo, "engine.plugin"))
-    main["kv"] = kv = KvLayout.from_engine(main["kv"])
-    main["profiles"] = profiles = _profiles(main["profiles"])
-    for name in ("compute_capabilities", "debug_outputs"):
-        main[name] = _names(main[name], f"engine.{name}")
-    engine = EngineInfo(**main)
-    _need(bool(_NUMBERS.fullmatch(engine.tensorrt_version)), "tensorrt_version", engine.tensorrt_version)
-    _need(engine.flavour in FLAVOURS, "flavour", engine.flavour)
-    for capability in engine.compute_capabilities:
-        _need(bool(_CAPABILITY.fullmatch(capability)), "compute_capabilities", capability)
-    _need(bool(_SHA256.fullmatch(plugin.sha256)), "plugin.sha256", plugin.sha256)
-    _need(bool(engine.file), "file", engine.file)
-    _need(engine.precision in ACTIVATION_DTYPES, "precision", engine.precision)
-    for name in ("plugin_layers", "compressed_linears"):
-        _need(0 <= getattr(engine, name) < _LARGEST, name, getattr(engine, name))
-    _need(engine.plugin_layers <= engine.compressed_linears, "plugin_layers", engine.plugin_layers)
+    entry.exactly(*(item.name for item in fields(EngineInfo)))
+    plugin, kv = _read_plugin(entry.entry("plugin")), KvLayout.from_engine(entry.entry("kv"))
+    profiles = read_profiles(entry)
     for name, profile in profiles.items():
-        _need(profile.total[2] >= kv.capacity, f"profiles.{name}.total", list(profile.total))
-    return engine
+        entry.need(profile.total[2] >= kv.capacity, f"profiles.{name}.total", list(profile.total))
+    linears = entry.integer("compressed_linears")
+    return EngineInfo(
+        file=entry.text("file"),
+        tensorrt_version=entry.text("tensorrt_version", pattern=_VERSION),
+        flavour=entry.text("flavour", choices=tuple(FLAVOURS)),
+        compute_capabilities=entry.texts("compute_capabilities", _CAPABILITY),
+        plugin=plugin,
+        precision=entry.text("precision", choices=ACTIVATION_DTYPES),
+        kv=kv,
+        profiles=profiles,
+        refit=entry.flag("refit"),
+        version_compatible=entry.flag("version_compatible"),
+        plugin_layers=entry.integer("plugin_layers", 0, linears),
+        compressed_linears=linears,
+        debug_outputs=entry.texts("debug_outputs"),
+        timing_cache=entry.text("timing_cache", empty=True),
+        runtime_cache=entry.text("runtime_cache", empty=True),
+    )
 
 
-def _profiles(entry: Any) -> dict[str, Profile]:
-    _need(isinstance(entry, Mapping) and set(entry) >= {"decode", "prefill"} and len(entry) <= 16, "profiles", entry)
+def _read_plugin(entry: Entry) -> PluginInfo:
+    entry.exactly(*(item.name for item in fields(PluginInfo)))
+    return PluginInfo(
+        name=entry.text("name", empty=True),
+        version=entry.text("version", empty=True),
+        namespace=entry.text("namespace", empty=True),
+        sha256=entry.text("sha256", pattern=_SHA256),
+        embedded=entry.flag("embedded"),
+    )
+
+
+def read_profiles(entry: Entry) -> dict[str, Profile]:
+    """The `profiles` of an engine, or of the plan that it is built from.
+
+    Args:
+        entry: that holds them.
+
+    Raises:
+        NqEdgeError: NQ-BUNDLE naming the first value that is missing, unknown or impossible, or contradicts others.
+    """
+    given = entry.entries("profiles")
+    entry.need(set(given) >= {"decode", "prefill"} and len(given) <= _MOST_PROFILES, "profiles", list(given))
     found = {}
-    for name, value in entry.items():
-        spans = _record(value, Profile, f"engine.profiles.{name}")
-        _need(0 <= spans["index"] < len(entry), f"profiles.{name}.index", spans["index"])
-        for dimension in ("batch", "sequence", "positions", "total"):
-            span = spans[dimension]
-            good = isinstance(span, list | tuple) and len(span) == 3 and all(type(size) is int for size in span)
-            good = good and 0 < span[0] <= span[1] <= span[2] < _LARGEST
-            _need(good, f"profiles.{name}.{dimension}", span)
-            spans[dimension] = tuple(span)
-        found[name] = Profile(**spans)
-    _need(len({profile.index for profile in found.values()}) == len(found), "profiles", "equal numbers")
-    _need(found["decode"].sequence[0] == 1, "profiles.decode.sequence", list(found["decode"].sequence))
-    for span in ("batch", "sequence", "positions"):
-        smallest = getattr(found["prefill"], span)[0]
-        _need(smallest == 1, f"profiles.prefill.{span}", list(getattr(found["prefill"], span)))
+    for name, profile in given.items():
+        profile.exactly(*(item.name for item in fields(Profile)))
+        index = profile.integer("index", 0, len(given) - 1)
+        found[name] = Profile(index, *(_span(profile, part) for part in ("batch", "sequence", "positions", "total")))
+    entry.need(len({profile.index for profile in found.values()}) == len(found), "profiles", "equal numbers")
+    entry.need(found["decode"].sequence[0] == 1, "profiles.decode.sequence", list(found["decode"].sequence))
+    for part in ("batch", "sequence", "positions"):
+        span = getattr(found["prefill"], part)
+        entry.need(span[0] == 1, f"profiles.prefill.{part}", list(span))
     return found
 
 
-#: Annotation of a dataclass field -> type that JSON must hold there; others are checked by hand.
-_PLAIN = {"str": str, "int": int, "bool": bool}
-
-
-def _record(entry: Any, kind: type, place: str) -> dict[str, Any]:
-    """The values of a dataclass from a JSON object that holds exactly its fields."""
-    wanted = {field.name: field.type for field in fields(kind)}
-    if not isinstance(entry, Mapping):
-        raise _bad(place, entry)
-    if odd := set(wanted) ^ set(entry):
-        name = min(odd, key=str)
-        state = "missing" if name in wanted else "unknown"
-        raise NqEdgeError("NQ-BUNDLE", f"the manifest's {place}.{str(name)[:100]} is {state}.")
-    for name, annotation in wanted.items():
-        plain = _PLAIN.get(str(annotation))
-        if plain is not None and type(entry[name]) is not plain:
-            raise _bad(f"{place}.{name}", entry[name])
-    return dict(entry)
-
-
-def _names(value: Any, place: str) -> tuple[str, ...]:
-    good = isinstance(value, list | tuple) and len(value) <= _MOST_NAMES
-    if not (good and all(isinstance(name, str) and name for name in value) and len(set(value)) == len(value)):
-        raise _bad(place, value)
-    return tuple(value)
-
-
-def _need(good: bool, place: str, value: Any) -> None:
-    if not good:
-        raise _bad(f"engine.{place}", value)
-
-
-def _bad(place: str, value: Any) -> NqEdgeError:
-    return NqEdgeError("NQ-BUNDLE", f"the manifest's {place} has the impossible value {str(value)[:100]!r}.")
+def _span(profile: Entry, name: str) -> Span:
+    smallest, usual, largest = profile.integers(name, 3, 1)
+    profile.need(smallest <= usual <= largest, name, [smallest, usual, largest])
+    return smallest, usual, largest

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import NqEdgeError
+from .entry import Entry
 from .graph import ACTIVATION_DTYPES, ROWS_ONLY_DIALECTS
 
 __all__ = ["KvLayout"]
 
-#: Sizes of a manifest lie below this.
-_LARGEST = 1 << 31
+#: No model comes near: names and buffers are made for each layer, before any of them is compared with a graph.
+_MOST_LAYERS, _MOST_CHANNELS = 1 << 12, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,22 @@ class KvLayout:
         }
 
     @classmethod
-    def from_manifest(cls, entry: Any, dialect: str) -> KvLayout:
+    def from_manifest(cls, entry: Entry, dialect: str) -> KvLayout:
         """The `kv` entry of a bundle's manifest.
 
         Args:
-            entry: from JSON.
+            entry: of the manifest.
             dialect: of the bundle's graph.
 
         Raises:
             NqEdgeError: NQ-BUNDLE naming the first value that is missing, unknown or impossible.
         """
-        found = _checked(entry, {"heads": "heads", "capacity": "max_capacity"}, "kv")
-        return cls(**found, in_place=dialect not in ROWS_ONLY_DIALECTS)
+        entry.exactly("layers", "heads", "head_dim", "dtype", "max_capacity")
+        return cls(
+            **_sizes(entry, "heads"),
+            capacity=entry.integer("max_capacity", 1),
+            in_place=dialect not in ROWS_ONLY_DIALECTS,
+        )
 
     def to_engine(self) -> dict[str, Any]:
         """The `kv` entry of an engine, and of the plan that it is built from."""
@@ -74,40 +77,21 @@ class KvLayout:
         }
 
     @classmethod
-    def from_engine(cls, entry: Any, name: str = "engine.kv") -> KvLayout:
-        """The `kv` entry of an engine.
-
-        Args:
-            entry: from JSON.
-            name: of the entry, for messages.
+    def from_engine(cls, entry: Entry) -> KvLayout:
+        """The `kv` entry of an engine, or of the plan that it is built from.
 
         Raises:
             NqEdgeError: NQ-BUNDLE naming the first value that is missing, unknown or impossible.
         """
-        return cls(**_checked(entry, {"heads": "kv_heads", "in_place": "in_place"}, name))
+        entry.exactly("layers", "kv_heads", "head_dim", "capacity", "dtype", "in_place")
+        return cls(**_sizes(entry, "kv_heads"), capacity=entry.integer("capacity", 1), in_place=entry.flag("in_place"))
 
 
-def _checked(entry: Any, spelling: Mapping[str, str], name: str) -> dict[str, Any]:
-    """The values of an entry by attribute; `spelling` names those that the entry calls otherwise, or has beside."""
-    keys = {key: key for key in ("layers", "heads", "head_dim", "dtype", "capacity")} | dict(spelling)
-    if not isinstance(entry, Mapping):
-        raise _bad(name, entry)
-    if odd := set(keys.values()) ^ set(entry):
-        key = min(odd, key=str)
-        state = "missing" if key in keys.values() else "unknown"
-        raise NqEdgeError("NQ-BUNDLE", f"the manifest's {name}.{str(key)[:100]} is {state}.")
-    for attribute, key in keys.items():
-        value = entry[key]
-        if attribute == "dtype":
-            good = value in ACTIVATION_DTYPES
-        elif attribute == "in_place":
-            good = type(value) is bool
-        else:
-            good = type(value) is int and 0 < value < _LARGEST
-        if not good:
-            raise _bad(f"{name}.{key}", value)
-    return {attribute: entry[key] for attribute, key in keys.items()}
-
-
-def _bad(name: str, value: Any) -> NqEdgeError:
-    return NqEdgeError("NQ-BUNDLE", f"the manifest's {name} has the impossible value {str(value)[:100]!r}.")
+def _sizes(entry: Entry, heads: str) -> dict[str, Any]:
+    """What both spellings have in common, but for the name of the heads."""
+    return {
+        "layers": entry.integer("layers", 1, _MOST_LAYERS),
+        "heads": entry.integer(heads, 1, _MOST_CHANNELS),
+        "head_dim": entry.integer("head_dim", 1, _MOST_CHANNELS),
+        "dtype": entry.text("dtype", choices=ACTIVATION_DTYPES),
+    }

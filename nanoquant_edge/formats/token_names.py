@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from ..errors import NqEdgeError
-from ..system.files import path_in_snapshot, read_json
+from ..system.files import path_inside, read_json
 
 __all__ = ["CONFIG_FILE", "SPECIAL_TOKEN_NAMES", "TokenNames", "read_token_names"]
 
@@ -159,5 +159,5 @@ def _token(value: Any) -> AddedToken:
 
 
 def _optional_json(folder: Path, name: str) -> dict[str, Any]:
-    path = path_in_snapshot(folder, name)
+    path = path_inside(folder, name)
     return read_json(path, "NQ-TOKENIZER") if path.is_file() else {}

@@ -18,7 +18,7 @@ from typing import Any
 import tokenizers
 
 from ..errors import NqEdgeError
-from ..system.files import path_in_snapshot
+from ..system.files import path_inside
 from ..system.memory import return_freed_memory
 from .token_names import CONFIG_FILE, SPECIAL_TOKEN_NAMES, TokenNames, read_token_names
 from .tokenizer_file import TOKENIZER_FILE, read_tokenizer_file
@@ -112,7 +112,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         NqEdgeError: NQ-TOKENIZER when tokenizer.json is missing or invalid, or a configuration beside it is.
     """
     folder = Path(folder)
-    path = path_in_snapshot(folder, TOKENIZER_FILE)
+    path = path_inside(folder, TOKENIZER_FILE)
     if not path.is_file():
         raise NqEdgeError("NQ-TOKENIZER", f"{folder} has no {TOKENIZER_FILE}.")
     text = read_tokenizer_file(path)

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError
-from ..formats.checkpoint import COMPANION_FILES, TensorFile
+from ..formats.checkpoint import TensorFile
+from ..formats.companions import copy_companions
 from ..formats.lfs_pointer import check_is_no_pointer
 from ..formats.tokenizer_file import TOKENIZER_FILE
-from ..system.files import path_in_snapshot, read_json
+from ..system.files import path_inside, read_json
 from .config_reader import read_config
 from .dense_model import build_model, take_generation_settings, transformers_config
 from .model_tokenizer import TOKENIZER_PARTS, open_tokenizer
@@ -69,9 +69,7 @@ def from_folder(
         yield SourceModel(name, model, tokenizers, config, folder, "", weights)
         return
     with tempfile.TemporaryDirectory(prefix="nq-edge-") as scratch:
-        for companion in COMPANION_FILES:
-            if (folder / companion).is_file():
-                shutil.copyfile(path_in_snapshot(folder, companion), Path(scratch) / companion)
+        copy_companions(folder, Path(scratch))
         tokenizers.ours.save_pretrained(scratch)
         yield SourceModel(name, model, tokenizers, config, Path(scratch), "", weights)
 
@@ -130,7 +128,7 @@ def _shards(index: Path) -> dict[str, set[str] | None]:
 
 
 def _existing(folder: Path, name: str) -> Path:
-    path = path_in_snapshot(folder, name)
+    path = path_inside(folder, name)
     if not path.is_file():
         raise NqEdgeError("NQ-MODEL", f"{folder} lacks the weight file {name[:200]!r} that its index names.")
     return path

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import NqEdgeError, first_line
 from ..system.extras import install_command
-from ..system.files import path_in_snapshot, read_json
+from ..system.files import path_inside, read_json
 from .config_reader import read_config
 
 __all__ = ["fetch", "fetch_config", "looks_like_id"]
@@ -80,7 +80,7 @@ def fetch_config(name: str) -> Path:
         config = Path(hub.hf_hub_download(match["repo"], "config.json", revision=match["revision"]))
     except Exception as error:  # the hub client, its HTTP library and the disk each raise their own kinds
         raise _explained(name, error) from error
-    return path_in_snapshot(config.parent, config.name)
+    return path_inside(config.parent, config.name)
 
 
 def _parts(name: str) -> re.Match[str]:

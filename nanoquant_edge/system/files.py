@@ -21,11 +21,11 @@ from .written import foreign_content, mark_written
 __all__ = [
     "check_new_folder",
     "new_folder",
-    "path_in_snapshot",
     "path_inside",
     "read_json",
     "read_text",
     "sha256_of",
+    "usual_mode",
     "write_json",
 ]
 
@@ -43,9 +43,10 @@ def sha256_of(path: Path) -> str:
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """The path of `name` inside `folder`.
+    """The path of the file `name` inside `folder`: the one answer to what a name in a file from a stranger may be.
 
-    Use the path that comes back, which was checked, and nothing joined from the name.
+    Use the path that comes back, which was checked, and nothing joined from the name. The snapshots of the Hugging Face
+    cache hold links to `blobs` beside them, which are let through.
 
     Raises:
         NqEdgeError: NQ-PATH when the name is absolute, empty or has a `..`, when one of its folders is a symbolic
@@ -54,7 +55,7 @@ def path_inside(folder: Path, name: str) -> Path:
     if not _is_relative_name(name):
         raise NqEdgeError("NQ-PATH", f"{name[:200]!r} is not a file name inside {folder}.")
     if ".." in name.replace("\\", "/").split("/"):
-        raise NqEdgeError("NQ-PATH", f"{name!r} has a '..' in it, which leads outside {folder}.")
+        raise NqEdgeError("NQ-PATH", f"{name[:200]!r} has a '..' in it, which leads outside {folder}.")
     root = folder.resolve()
     try:
         above = (root / name).parent
@@ -64,25 +65,11 @@ def path_inside(folder: Path, name: str) -> Path:
         raise NqEdgeError("NQ-PATH", f"{name!r} leads nowhere in {folder}.") from error
     if linked:
         raise NqEdgeError("NQ-PATH", f"{name!r} leads through a link to a folder in {folder}.")
-    if target == root or root not in target.parents:
+    inside = target != root and root in target.parents
+    cached = root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
+    if not inside and not cached:
         raise NqEdgeError("NQ-PATH", f"{name!r} leads outside {folder}.")
     return target
-
-
-def path_in_snapshot(folder: Path, name: str) -> Path:
-    """A file of a model folder. The Hugging Face cache's snapshots hold links to `blobs` beside them: let through.
-
-    Raises:
-        NqEdgeError: NQ-PATH when the name or a link leads elsewhere.
-    """
-    snapshots = folder.resolve().parent
-    if _is_relative_name(name) and Path(name).name == name and snapshots.name == "snapshots":
-        path = folder / name
-        if path.is_symlink():
-            target = path_inside(snapshots.parent, f"snapshots/{folder.resolve().name}/{name}")
-            if target.parent == snapshots.parent / "blobs":
-                return target
-    return path_inside(folder, name)
 
 
 def _is_relative_name(name: str) -> bool:
@@ -95,15 +82,20 @@ def _is_relative_name(name: str) -> bool:
     return 0 < longest <= 255 and not control and not Path(name).is_absolute()
 
 
-def read_text(path: Path, code: str) -> str:
-    """A UTF-8 file of at most `MAX_JSON_BYTES`, its size checked first.
+def read_text(path: Path, code: str, most_bytes: int = MAX_JSON_BYTES) -> str:
+    """A UTF-8 file, its size checked first.
+
+    Args:
+        path: the file.
+        code: of every refusal.
+        most_bytes: that it may have.
 
     Raises:
         NqEdgeError: `code` when the file is missing, too large or not UTF-8.
     """
     try:
         size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
+        if size > most_bytes:
             raise NqEdgeError(code, f"{path} has {size} bytes, more than any real file of its kind.")
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -112,19 +104,39 @@ def read_text(path: Path, code: str) -> str:
         raise NqEdgeError(code, f"{path} is not valid UTF-8 ({error.reason}).") from error
 
 
-def read_json(path: Path, code: str) -> dict[str, Any]:
+def read_json(path: Path, code: str, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """A JSON object from a file, its size checked first.
+
+    Args:
+        path: the file.
+        code: of every refusal.
+        most_bytes: that it may have.
 
     Raises:
         NqEdgeError: `code` when the file is missing, too large, not JSON, or not an object.
     """
     try:
-        value = json.loads(read_text(path, code))
+        value = json.loads(read_text(path, code, most_bytes))
     except (ValueError, RecursionError) as error:
         raise NqEdgeError(code, f"{path} is not valid JSON ({error}).") from error
     if not isinstance(value, dict):
         raise NqEdgeError(code, f"{path} does not hold a JSON object.")
     return value
+
+
+def usual_mode(path: Path) -> None:
+    """Give a file or folder the mode that new ones get, as the umask says; `tempfile` and some libraries make private
+    ones."""
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+
+
+def _umask() -> int:
+    """This process's umask, which can be asked for without being set on Linux only; elsewhere the usual one."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -136,7 +148,7 @@ def write_json(path: Path, value: Any) -> None:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        usual_mode(Path(temporary))
         Path(temporary).replace(path)
         sync_folder(path.parent)
     except BaseException:
@@ -193,7 +205,7 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path)
         scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=scratch_prefix(path)))
-        scratch.chmod(0o755)
+        usual_mode(scratch)
         held = lock(scratch)
     except OSError as error:
         raise NqEdgeError("NQ-OUTPUT", f"cannot write beside {path}: {error.strerror}.") from error

@@ -33,6 +33,7 @@ from safetensors.numpy import save_file
 from ..errors import NqEdgeError
 from ..formats.bundle import REFERENCE_FILE, Bundle
 from ..formats.checkpoint import TensorFile
+from ..system.files import usual_mode
 from .expected import ExpectedGreedy, ExpectedWindow, Reference
 
 __all__ = ["RecordedReference", "Recorder"]
@@ -112,7 +113,7 @@ class Recorder:
             os.close(handle)
             try:
                 save_file(tensors, temporary, metadata)
-                Path(temporary).chmod(0o644)
+                usual_mode(Path(temporary))
                 Path(temporary).replace(target)
             finally:
                 Path(temporary).unlink(missing_ok=True)

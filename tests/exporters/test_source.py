@@ -14,10 +14,9 @@ from nanoquant_edge.exporters.genai import export_genai
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.exporters.options import GraphOptions
 from nanoquant_edge.exporters.source import Source
-from nanoquant_edge.formats.bundle import MANIFEST_FILE, REFERENCE_FILE
+from nanoquant_edge.formats.bundle import MANIFEST_FILE
 from nanoquant_edge.formats.checkpoint import Checkpoint
 from nanoquant_edge.models.config_reader import read_config
-from nanoquant_edge.system.files import sha256_of
 from tests.tiny import tiny_checkpoint
 
 
@@ -96,10 +95,3 @@ def test_a_tokenizer_is_asked_for_before_anything_is_built(tmp_path: Path) -> No
     with pytest.raises(NqEdgeError, match=r"tokenizer\.json") as caught:
         Source.open(tmp_path / "c")
     assert caught.value.code == "NQ-TOKENIZER"
-
-
-def test_companions_travel_as_far_as_they_are_there(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    Source.open(checkpoint).copy_companions(tmp_path, (REFERENCE_FILE,))
-    names = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert names == {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
-    assert sha256_of(tmp_path / "tokenizer.json") == sha256_of(checkpoint.folder / "tokenizer.json")

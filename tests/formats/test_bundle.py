@@ -112,7 +112,7 @@ def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "outside").write_bytes(b"x")
     (tmp_path / "b/link").symlink_to(tmp_path / "outside")
     manifest = json.loads((tmp_path / "b" / MANIFEST_FILE).read_text())
-    manifest["files"][name] = {"size": 1, "sha256": "0"}
+    manifest["files"][name] = {"size": 1, "sha256": "0" * 64}
     (tmp_path / "b" / MANIFEST_FILE).write_text(json.dumps(manifest))
     for verify in (None, True, False):
         _refused(tmp_path / "b", "NQ-PATH", "NQ-PATH", verify)
@@ -121,8 +121,8 @@ def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bundle_version": 7}, "has version 7"),
-        ({"backend": 3}, "backend is missing or of the wrong type"),
+        ({"bundle_version": 7}, "has version '7'"),
+        ({"backend": 3}, "backend has the impossible value '3'"),
         ({"kv": {"layers": 1}}, r"kv\.dtype is missing"),
         (
             {"kv": {"layers": 0, "heads": 1, "head_dim": 1, "dtype": "x", "max_capacity": 1}},
@@ -132,11 +132,18 @@ def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
             {"kv": {"layers": 1, "heads": 1, "head_dim": 1, "dtype": "x", "max_capacity": 1}},
             r"kv\.dtype has the impossible",
         ),
-        ({"files": {"a": 3}}, "malformed"),
-        ({"files": {"a": {"size": "5", "sha256": ""}}}, "impossible sizes"),
-        ({"backend_versions": ["1"]}, "malformed"),
-        ({"true_bpw": float("nan")}, "impossible sizes"),
-        ({"vocab_size": True}, "impossible sizes"),
+        ({"files": {"a": 3}}, r"files\.a has the impossible value"),
+        ({"files": {"a": {"size": "5", "sha256": "0" * 64}}}, r"files\.a\.size has the impossible value"),
+        ({"files": {"a": {"size": 5, "sha256": "x"}}}, r"files\.a\.sha256 has the impossible value"),
+        ({"backend_versions": ["1"]}, "backend_versions has the impossible value"),
+        ({"backend_versions": ["9" * 5000, ""]}, "backend_versions has the impossible value"),
+        ({"backend_versions": ["²", ""]}, "backend_versions has the impossible value"),
+        ({"true_bpw": float("nan")}, "true_bpw has the impossible value"),
+        ({"true_bpw": 10**400}, "true_bpw has the impossible value"),
+        ({"source_model": {"eos_token_id": [10**400]}}, r"source_model\.eos_token_id has the impossible value"),
+        ({"measured": {"a": "\ud800"}}, r"measured\.a has the impossible value"),
+        ({"vocab_size": True}, "vocab_size has the impossible value"),
+        ({"vocab_size": (1 << 31) - 1}, "vocab_size has the impossible value"),
     ],
 )
 def test_bad_manifests(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -144,3 +151,33 @@ def test_bad_manifests(tmp_path: Path, change: dict[str, Any], message: str) -> 
     manifest = json.loads((tmp_path / "b" / MANIFEST_FILE).read_text())
     (tmp_path / "b" / MANIFEST_FILE).write_text(json.dumps({**manifest, **change}))
     _refused(tmp_path / "b", message)
+
+
+def test_a_bundle_in_the_hubs_cache_opens(tmp_path: Path) -> None:
+    """Files of a snapshot are links to blobs, also those in folders; a link to anywhere else is still refused."""
+    made = _bundle(tmp_path / "b")
+    cache = tmp_path / "models--a--b"
+    snapshot = cache / "snapshots" / "0123"
+    (cache / "blobs").mkdir(parents=True)
+    for index, path in enumerate(sorted(path for path in (tmp_path / "b").rglob("*") if path.is_file())):
+        if path.name.startswith("."):
+            continue
+        name = path.relative_to(tmp_path / "b")
+        (cache / "blobs" / str(index)).write_bytes(path.read_bytes())
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(Path(*[".."] * (len(name.parts) + 1)) / "blobs" / str(index))
+    opened = Bundle.open(snapshot, verify=True)
+    assert opened.files == made.files
+    name = next(iter(opened.files))
+    assert opened.path(name).parent == (cache / "blobs").resolve()
+    (snapshot / name).unlink()
+    (snapshot / name).symlink_to(tmp_path / "b" / name)
+    _refused(snapshot, "leads outside", "NQ-PATH")
+
+
+def test_only_listed_files_are_given_out(tmp_path: Path) -> None:
+    bundle = _bundle(tmp_path / "b")
+    (tmp_path / "b" / "more").write_text("x")
+    with pytest.raises(NqEdgeError, match="does not list it") as caught:
+        bundle.path("more")
+    assert caught.value.code == "NQ-BUNDLE"

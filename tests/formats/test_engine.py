@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.bundle import MANIFEST_FILE, Bundle
 from nanoquant_edge.formats.engine import EngineInfo, PluginInfo, Profile, read_engine
+from nanoquant_edge.formats.entry import Entry
 from nanoquant_edge.formats.kv_layout import KvLayout
 
 ENGINE = EngineInfo(
@@ -62,7 +63,7 @@ def _bundle(folder: Path) -> Bundle:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    assert read_engine(ENTRY) == ENGINE
+    assert read_engine(Entry(ENTRY, "engine")) == ENGINE
     bundle = _bundle(tmp_path / "b")
     assert bundle.engine == ENGINE
     assert Bundle.open(tmp_path / "b", verify=True) == bundle
@@ -89,7 +90,7 @@ def test_host_code(flavour: str, embedded: bool, compatible: bool, expected: boo
     entry = copy.deepcopy(ENTRY)
     entry.update(flavour=flavour, version_compatible=compatible)
     entry["plugin"]["embedded"] = embedded
-    assert read_engine(entry).host_code is expected
+    assert read_engine(Entry(entry, "engine")).host_code is expected
 
 
 def _set(entry: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def _set(entry: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 )
 def test_impossible_values_are_named(path: str, value: Any) -> None:
     with pytest.raises(NqEdgeError, match=r"the manifest's engine\.") as caught:
-        read_engine(_set(ENTRY, path, value))
+        read_engine(Entry(_set(ENTRY, path, value), "engine"))
     assert caught.value.code == "NQ-BUNDLE"
 
 
@@ -165,10 +166,10 @@ def test_missing_and_unknown_keys_are_named(path: str) -> None:
         place = place[name]
     del place[last]
     with pytest.raises(NqEdgeError, match=rf"engine\.{path} is missing"):
-        read_engine(changed)
+        read_engine(Entry(changed, "engine"))
     place[last + "s"] = place[last] = 1
     with pytest.raises(NqEdgeError, match=rf"engine\.{path}s is unknown|impossible"):
-        read_engine(changed)
+        read_engine(Entry(changed, "engine"))
 
 
 _json = st.recursive(
@@ -190,18 +191,18 @@ def _paths(entry: Any, prefix: str = "") -> list[str]:
 @given(path=st.sampled_from(_paths(ENTRY)), value=_json)
 def test_any_value_anywhere_is_read_or_refused(path: str, value: Any) -> None:
     try:
-        engine = read_engine(_set(ENTRY, path, value))
+        engine = read_engine(Entry(_set(ENTRY, path, value), "engine"))
     except NqEdgeError as error:
         assert error.code == "NQ-BUNDLE"
         assert len(error.message) < 400
     else:
-        assert read_engine(json.loads(json.dumps(engine.to_dict()))) == engine
+        assert read_engine(Entry(json.loads(json.dumps(engine.to_dict())), "engine")) == engine
 
 
 @given(_json)
 def test_anything_as_an_entry_is_refused(value: Any) -> None:
     with pytest.raises(NqEdgeError):
-        read_engine(value)
+        read_engine(Entry(value, "engine"))
 
 
 @pytest.mark.parametrize(

@@ -8,24 +8,31 @@ from typing import Any
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
+from nanoquant_edge.formats.entry import Entry
 from nanoquant_edge.formats.kv_layout import KvLayout
 
 KV = KvLayout(2, 3, 16, "float16", 96, in_place=False)
+
+
+def manifest(changes: Any = None) -> Entry:
+    return Entry({**KV.to_manifest(), **(changes or {})}, "kv")
 
 
 def test_both_spellings_are_those_of_the_documents() -> None:
     assert KV.to_manifest() == {"layers": 2, "heads": 3, "head_dim": 16, "dtype": "float16", "max_capacity": 96}
     engine = {"layers": 2, "kv_heads": 3, "head_dim": 16, "capacity": 96, "dtype": "float16", "in_place": False}
     assert KV.to_engine() == engine and list(KV.to_engine()) == list(engine)
-    assert KvLayout.from_engine(engine) == KV
-    assert KvLayout.from_manifest(KV.to_manifest(), "trt103") == KV
-    assert KvLayout.from_manifest(KV.to_manifest(), "ort").in_place
+    assert KvLayout.from_engine(Entry(engine, "engine.kv")) == KV
+    assert KvLayout.from_manifest(manifest(), "trt103") == KV
+    assert KvLayout.from_manifest(manifest(), "ort").in_place
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"layers": 0}, "kv.layers has the impossible value '0'"),
+        ({"layers": (1 << 31) - 1}, "kv.layers"),  # a name is made for each
+        ({"heads": 1 << 30}, "kv.heads"),
         ({"heads": True}, "kv.heads"),
         ({"head_dim": 16.0}, "kv.head_dim"),
         ({"max_capacity": 1 << 31}, "kv.max_capacity"),
@@ -38,13 +45,5 @@ def test_both_spellings_are_those_of_the_documents() -> None:
 )
 def test_impossible_values_are_named(changes: dict[Any, Any], words: str) -> None:
     with pytest.raises(NqEdgeError, match=words) as caught:
-        KvLayout.from_manifest({**KV.to_manifest(), **changes}, "ort")
+        KvLayout.from_manifest(manifest(changes), "ort")
     assert caught.value.code == "NQ-BUNDLE"
-
-
-@pytest.mark.parametrize("entry", [None, [], "layers", {}, {"layers": 1}])
-def test_what_is_no_layout(entry: Any) -> None:
-    with pytest.raises(NqEdgeError, match=r"the manifest's kv"):
-        KvLayout.from_manifest(entry, "ort")
-    with pytest.raises(NqEdgeError, match=r"the manifest's engine\.kv"):
-        KvLayout.from_engine(entry)

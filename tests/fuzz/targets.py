@@ -229,10 +229,11 @@ def _families(content: bytes, path: Path) -> None:
 
 def _engine(content: bytes, path: Path) -> None:
     from nanoquant_edge.formats.engine import read_engine
+    from nanoquant_edge.formats.entry import Entry
     from nanoquant_edge.system.files import read_json
 
     path.write_bytes(content)
-    read_engine(read_json(path, "NQ-BUNDLE"))
+    read_engine(Entry(read_json(path, "NQ-BUNDLE"), "engine"))
 
 
 def _torch(path: Path) -> None:

@@ -14,6 +14,7 @@ from ...errors import NqEdgeError
 from ...formats.backends import ONNXRUNTIME
 from ...formats.bundle import Bundle
 from ...formats.checkpoint import Checkpoint
+from ...formats.companions import copy_companions
 from ...formats.graph import DATA_FILE, MODEL_FILE
 from ...system.files import new_folder
 from ...system.progress import Progress
@@ -88,7 +89,7 @@ def write_graph_folder(graph: ir.Model, source: Source, folder: Path, progress: 
     compressed = check_file(folder / MODEL_FILE)
     if compressed != source.layers:
         raise NqEdgeError("NQ-OPERATOR", f"the graph has {compressed} of {source.layers} compressed layers.")
-    source.copy_companions(folder)
+    copy_companions(source.folder, folder)
 
 
 def write_model(graph: ir.Model, path: Path, progress: Progress | None = None) -> None:

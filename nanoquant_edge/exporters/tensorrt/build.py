@@ -15,7 +15,7 @@ from ...devices.targets import targets_named
 from ...errors import NqEdgeError
 from ...formats.backends import BOARD_BUILD, FLAVOURS
 from ...formats.bundle import MANIFEST_FILE, REFERENCE_FILE, Bundle
-from ...formats.checkpoint import COMPANION_FILES
+from ...formats.companions import COMPANION_FILES, copy_companions
 from ...formats.engine import ENGINE_FILE, PLUGIN, EngineInfo, PluginInfo
 from ...system.extras import install_command
 from ...system.files import check_new_folder, new_folder, read_json, sha256_of
@@ -28,6 +28,8 @@ from .toolchain import Toolchain
 
 __all__ = ["build_engine"]
 
+#: Files that travel from the source to the bundle: the tokenizer's, and what PyTorch computed, to validate against.
+_COMPANIONS = (*COMPANION_FILES, REFERENCE_FILE)
 #: What the compiler measured and the manifest keeps.
 _MEASURED = ("layers", "parse_seconds", "build_seconds", "engine_bytes", "peak_bytes", "peak_private_bytes")
 
@@ -149,7 +151,7 @@ class _Build:
             folder = scratch / "graph" if compiles else scratch
             folder.mkdir(exist_ok=True)
             planned.write(folder, self.progress.part(0.02, 0.05))
-            model.copy_companions(scratch, (REFERENCE_FILE,))
+            copy_companions(model.folder, scratch, _COMPANIONS)
             shell = model.bundle(scratch, graph, BOARD_BUILD, versions)
             if plugin is None:
                 write_board_files(scratch, plan, self.targets[0])
@@ -183,9 +185,7 @@ class _Build:
         plugin = self._plugin()
         host = check_host(plan.weights, ModelSizes.code_of(plan.kv.layers), folder=self.output)
         with new_folder(self.output, self.overwrite) as scratch:
-            for name in (*COMPANION_FILES, REFERENCE_FILE):
-                if name in prepared.files:
-                    shutil.copyfile(source / name, scratch / name)
+            copy_companions(source, scratch, [name for name in _COMPANIONS if name in prepared.files])
             result = self._compile(source, scratch, plugin, self.progress)
             shell = replace(prepared, folder=scratch)
             bundle = self._engine_bundle(shell, plan, plugin, result, {"host": host})

@@ -7,15 +7,13 @@ a stranger; so every value is checked, and no path is in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from ...errors import NqEdgeError
 from ...formats.backends import FLAVOURS
-from ...formats.engine import Profile
-from ...formats.graph import ATTENTION_MASK, INPUT_IDS, LOGITS_INDICES
+from ...formats.engine import Profile, read_profiles
+from ...formats.entry import Entry
+from ...formats.graph import ATTENTION_MASK, INPUT_IDS, LOGITS_INDICES, MODEL_FILE
 from ...formats.kv_layout import KvLayout
 from ...system.files import read_json, write_json
 
@@ -23,7 +21,7 @@ __all__ = ["PLAN_FILE", "BuildPlan", "input_shapes"]
 
 PLAN_FILE = "nq_build.json"
 PLAN_VERSION = 1
-_LARGEST = 1 << 31
+_MOST_BYTES, _LARGEST_WEIGHTS = 16 << 20, 1 << 48
 
 
 @dataclass(frozen=True)
@@ -75,59 +73,31 @@ class BuildPlan:
         Raises:
             NqEdgeError: NQ-BUNDLE naming the first value that is missing, unknown or impossible.
         """
-        entry = read_json(folder / PLAN_FILE, "NQ-BUNDLE")
-        if entry.pop("plan_version", None) != PLAN_VERSION:
-            raise _bad("plan_version", "another version")
-        main = _record(entry, cls, "")
-        for name in ("targets", "capabilities", "debug_outputs"):
-            if not isinstance(main[name], list) or not all(isinstance(item, str) and item for item in main[name]):
-                raise _bad(name, main[name])
-            main[name] = tuple(main[name])
-        for name in ("optimization_level", "workspace_mb"):
-            if main[name] is not None and (type(main[name]) is not int or not 0 <= main[name] < _LARGEST):
-                raise _bad(name, main[name])
-        for name in ("plugin_layers", "compressed_linears", "weights"):
-            if not 0 < main[name] < 1 << 48:
-                raise _bad(name, main[name])
-        main["kv"] = KvLayout.from_engine(main["kv"], "kv")
-        if not isinstance(main["profiles"], dict) or set(main["profiles"]) != {"decode", "prefill"}:
-            raise _bad("profiles", main["profiles"])
-        main["profiles"] = {name: _profile(name, value) for name, value in main["profiles"].items()}
-        if sorted(profile.index for profile in main["profiles"].values()) != [0, 1]:
-            raise _bad("profiles", "indexes other than 0 and 1")
-        if main["flavour"] not in FLAVOURS or Path(main["graph"]).name != main["graph"]:
-            raise _bad("flavour or graph", (main["flavour"], main["graph"]))
-        return cls(**main)
-
-
-_PLAIN = {"str": str, "int": int, "bool": bool}
-
-
-def _record(entry: Any, kind: type, place: str) -> dict[str, Any]:
-    """The values of a JSON object that holds exactly the fields of a dataclass."""
-    wanted = {field.name: str(field.type) for field in fields(kind)}
-    if not isinstance(entry, Mapping) or set(entry) != set(wanted):
-        odd = sorted(set(wanted) ^ set(entry), key=str)[0] if isinstance(entry, Mapping) else "everything"
-        raise _bad(f"{place}{odd}", "missing or unknown")
-    for name, annotation in wanted.items():
-        if annotation in _PLAIN and type(entry[name]) is not _PLAIN[annotation]:
-            raise _bad(f"{place}{name}", entry[name])
-    return dict(entry)
-
-
-def _profile(name: str, entry: Any) -> Profile:
-    values = _record(entry, Profile, f"profiles.{name}.")
-    for part in ("batch", "sequence", "positions", "total"):
-        span = values[part]
-        good = isinstance(span, list) and len(span) == 3 and all(type(size) is int for size in span)
-        if not (good and 0 < span[0] <= span[1] <= span[2] < _LARGEST):
-            raise _bad(f"profiles.{name}.{part}", span)
-        values[part] = tuple(span)
-    return Profile(**values)
-
-
-def _bad(name: str, value: object) -> NqEdgeError:
-    return NqEdgeError("NQ-BUNDLE", f"{PLAN_FILE} has an impossible {name}: {str(value)[:100]}.", "Export it again.")
+        content = read_json(folder / PLAN_FILE, "NQ-BUNDLE", _MOST_BYTES)
+        entry = Entry(content, owner=f"{PLAN_FILE}'s")
+        entry.exactly("plan_version", *(item.name for item in fields(cls)))
+        entry.integer("plan_version", PLAN_VERSION, PLAN_VERSION)
+        profiles = read_profiles(entry)
+        entry.need(set(profiles) == {"decode", "prefill"}, "profiles", list(profiles))
+        return cls(
+            graph=entry.text("graph", choices=(MODEL_FILE,)),
+            targets=entry.texts("targets"),
+            flavour=entry.text("flavour", choices=tuple(FLAVOURS)),
+            capabilities=entry.texts("capabilities"),
+            dialect=entry.text("dialect"),
+            precision=entry.text("precision"),
+            kv=KvLayout.from_engine(entry.entry("kv")),
+            profiles=profiles,
+            plugin_layers=entry.integer("plugin_layers", 1),
+            compressed_linears=entry.integer("compressed_linears", 1),
+            weights=entry.integer("weights", 1, _LARGEST_WEIGHTS),
+            refit=entry.flag("refit"),
+            version_compatible=entry.flag("version_compatible"),
+            embed_plugin=entry.flag("embed_plugin"),
+            optimization_level=None if entry.null("optimization_level") else entry.integer("optimization_level"),
+            workspace_mb=None if entry.null("workspace_mb") else entry.integer("workspace_mb"),
+            debug_outputs=entry.texts("debug_outputs"),
+        )
 
 
 def input_shapes(
@@ -143,7 +113,7 @@ def input_shapes(
     second = {INPUT_IDS: profile.sequence, ATTENTION_MASK: profile.total, LOGITS_INDICES: profile.positions}
     tail = second.get(name)
     shapes = [
-        (profile.batch[place], tail[place]) if tail is not None else (profile.batch[place], *dims[1:])
-        for place in range(3)
+        (profile.batch[which], tail[which]) if tail is not None else (profile.batch[which], *dims[1:])
+        for which in range(3)
     ]
     return shapes[0], shapes[1], shapes[2]

@@ -10,10 +10,9 @@ from .reader import INDEX_FILE, WEIGHTS_FILE, Checkpoint
 from .settings import FORMAT_VERSION, QUANT_METHOD, QuantizationSettings
 from .table import TABLE_FORMATS, QuantizedTable, quantize_table
 from .tiles import from_tiles, tiles_shape, to_tiles
-from .writer import COMPANION_FILES, CheckpointParts, true_bits_per_weight, write_checkpoint
+from .writer import CheckpointParts, true_bits_per_weight, write_checkpoint
 
 __all__ = [
-    "COMPANION_FILES",
     "FORMAT_VERSION",
     "INDEX_FILE",
     "QUANT_METHOD",

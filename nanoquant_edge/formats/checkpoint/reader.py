@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import NqEdgeError
-from ...system.files import path_in_snapshot, read_json
+from ...system.files import path_inside, read_json
+from ..entry import LARGEST, Entry
 from ..safetensors_file import TensorFile
 from .layer import PackedLayer
 from .naming import model_name
@@ -28,6 +29,8 @@ INDEX_FILE = "nanoquant.safetensors.index.json"
 #: config.json's name of a scale type -> safetensors' name
 _SPELLING = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
+#: Ranks of a thousand layers take some hundred kilobytes.
+_MOST_CONFIG_BYTES = 64 << 20
 _PARTS = ("u_packed", "v_packed", "scale_out", "scale_in", "scale_mid", "bias")
 
 
@@ -48,11 +51,12 @@ class Checkpoint:
             raise NqEdgeError(
                 "NQ-CKPT", f"{self.folder} is not a folder.", "Pass the folder that `nq-edge compress` wrote."
             )
-        self.config: dict[str, Any] = read_json(self.folder / "config.json", "NQ-CKPT")
+        content = read_json(self.folder / "config.json", "NQ-CKPT", _MOST_CONFIG_BYTES)
+        self.config: dict[str, Any] = Entry(content, owner="config.json's", code="NQ-CKPT").whole()
         self.settings = QuantizationSettings.from_dict(self.config.get("quantization_config"))
         self._home: dict[str, TensorFile] = {}
         for name, listed in self._weight_files().items():
-            file = TensorFile(path_in_snapshot(self.folder, name))
+            file = TensorFile(path_inside(self.folder, name))
             if listed is not None and listed != set(file.names()):
                 odd = sorted(listed ^ set(file.names()))[0]
                 raise NqEdgeError("NQ-CKPT", f"{INDEX_FILE} and {name} disagree about tensor {odd}.")
@@ -71,7 +75,7 @@ class Checkpoint:
         index = self.folder / INDEX_FILE
         if not index.is_file():
             raise NqEdgeError("NQ-CKPT", f"{self.folder} has no {INDEX_FILE}.")
-        weight_map = read_json(index, "NQ-CKPT").get("weight_map")
+        weight_map = read_json(index, "NQ-CKPT", _MOST_CONFIG_BYTES).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise NqEdgeError("NQ-CKPT", f"{index} has no weight_map.")
         names = sorted(set(weight_map.values()))
@@ -90,6 +94,8 @@ class Checkpoint:
         if any(len(shapes[part]) != 1 for part in shapes if not part.endswith("packed")):
             raise NqEdgeError("NQ-CKPT", f"layer {layer} has a scale or bias that is not a vector.")
         m, n = shapes["scale_out"][0], shapes["scale_in"][0]
+        if not 0 < m < LARGEST or not 0 < n < LARGEST:
+            raise NqEdgeError("NQ-CKPT", f"layer {layer} has {m} rows and {n} columns.")
         expected = {
             "u_packed": (m, words_for(rank)),
             "v_packed": (rank, words_for(n)),
@@ -121,6 +127,8 @@ class Checkpoint:
             raise NqEdgeError("NQ-CKPT", f"the table {module} is stored twice, with and without codes.")
         form = TABLE_FORMATS[self.settings.tables[module]]
         rows, width = self.shape(codes)
+        if not 0 < rows < LARGEST or not 0 < width < LARGEST:
+            raise NqEdgeError("NQ-CKPT", f"the table {module} has {rows} rows of {width} bytes.")
         expected = (rows, form.groups(width * 8 // form.bits))
         if self.shape(scales) != expected:
             raise NqEdgeError("NQ-CKPT", f"{scales} has shape {self.shape(scales)}, not {expected}.")

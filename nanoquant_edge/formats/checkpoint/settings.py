@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...errors import NqEdgeError
+from ..entry import Entry
 from .table import TABLE_FORMATS
 
 __all__ = ["FORMAT_VERSION", "QUANT_METHOD", "SCALE_DTYPES", "QuantizationSettings"]
@@ -16,6 +16,7 @@ QUANT_METHOD = "nanoquant"
 FORMAT_VERSION = 1
 SCALE_DTYPES = ("float16", "bfloat16", "float32")
 PACKING = "int32-rowmajor-lsb-v1"
+_LARGEST_RANK, _MOST_SHARDS = (1 << 24) - 1, (1 << 16) - 1
 
 
 @dataclass(frozen=True)
@@ -72,24 +73,24 @@ class QuantizationSettings:
                 f"this version reads format {FORMAT_VERSION} with {PACKING!r}.",
                 "Install the nanoquant-edge version that wrote it, or compress again.",
             )
-        known = {name: entry[name] for name in cls.__dataclass_fields__ if name in entry}
-        ranks = known.get("ranks")
-        rates = (known.get("target_bpw"), known.get("true_bpw"))
-        good = (
-            isinstance(ranks, dict)
-            and bool(ranks)
-            and all(isinstance(k, str) and type(v) is int and 0 < v < 1 << 24 for k, v in ranks.items())
-            and all(isinstance(rate, int | float) and math.isfinite(rate) for rate in rates)
-            and known.get("scale_dtype", "float16") in SCALE_DTYPES
-            and isinstance(known.get("recipe", {}), dict)
-            and isinstance(known.get("calibration", {}), dict)
-            and isinstance(known.get("embedding", ""), str)
-            and isinstance(known.get("head", ""), str)
-            and isinstance(known.get("tables", {}), dict)
-            and all(isinstance(v, str) and v in TABLE_FORMATS for v in known.get("tables", {}).values())
-            and type(known.get("shards", 1)) is int
-            and 0 < known.get("shards", 1) < 1 << 16
-        )
-        if not good:
-            raise NqEdgeError("NQ-CKPT", "the checkpoint's quantization_config has missing or impossible values.")
-        return cls(**known)
+        return cls._read(Entry(entry, "quantization_config", owner="config.json's", code="NQ-CKPT"))
+
+    @classmethod
+    def _read(cls, entry: Entry) -> QuantizationSettings:
+        ranks, tables = entry.entry("ranks"), entry.entry("tables") if "tables" in entry else None
+        layers = ranks.names()
+        entry.need(bool(layers), "ranks", "{}")
+        found: dict[str, Any] = {
+            "target_bpw": entry.number("target_bpw"),
+            "true_bpw": entry.number("true_bpw"),
+            "ranks": {layer: ranks.integer(layer, 1, _LARGEST_RANK) for layer in layers},
+        }
+        if tables is not None:
+            found["tables"] = {module: tables.text(module, choices=tuple(TABLE_FORMATS)) for module in tables.names()}
+        if "scale_dtype" in entry:
+            found["scale_dtype"] = entry.text("scale_dtype", choices=SCALE_DTYPES)
+        if "shards" in entry:
+            found["shards"] = entry.integer("shards", 1, _MOST_SHARDS)
+        found |= {name: entry.text(name) for name in ("embedding", "head") if name in entry}
+        found |= {name: entry.anything(name) for name in ("recipe", "calibration") if name in entry}
+        return cls(**found)

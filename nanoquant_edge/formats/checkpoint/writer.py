@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,22 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from ...system.files import new_folder, write_json
+from ...system.files import new_folder, usual_mode, write_json
+from ..companions import copy_companions
 from .layer import PackedLayer
 from .reader import INDEX_FILE, WEIGHTS_FILE, Checkpoint
 from .settings import QuantizationSettings
 from .table import QuantizedTable
 
-__all__ = ["COMPANION_FILES", "CheckpointParts", "true_bits_per_weight", "write_checkpoint"]
-
-#: Files that travel with a model unchanged.
-COMPANION_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+__all__ = ["CheckpointParts", "true_bits_per_weight", "write_checkpoint"]
 
 SHARD_BYTES = 5_000_000_000
 
@@ -52,6 +43,12 @@ def _shards(tensors: dict[str, NDArray[np.generic]], limit: int) -> list[dict[st
         shards[-1][name] = tensor
         used += tensor.nbytes
     return shards
+
+
+def _save(tensors: dict[str, NDArray[np.generic]], path: Path) -> None:
+    # A second entry of metadata would come out in random order, and equal runs in unequal bytes.
+    save_file(tensors, path, {"format": "np"})
+    usual_mode(path)  # safetensors makes files that nobody else may read
 
 
 @dataclass(frozen=True)
@@ -115,15 +112,14 @@ def write_checkpoint(
     """
     tensors = parts.tensors()
     with new_folder(Path(folder), overwrite) as scratch:
-        metadata = {"format": "np"}  # a second entry would come out in random order, and equal runs in unequal bytes
         shards = _shards(tensors, shard_bytes)
         if len(shards) == 1:
-            save_file(shards[0], scratch / WEIGHTS_FILE, metadata)
+            _save(shards[0], scratch / WEIGHTS_FILE)
         else:
             weight_map = {}
             for number, shard in enumerate(shards, 1):
                 name = f"nanoquant-{number:05d}-of-{len(shards):05d}.safetensors"
-                save_file(shard, scratch / name, metadata)
+                _save(shard, scratch / name)
                 weight_map.update(dict.fromkeys(shard, name))
             total = sum(tensor.nbytes for tensor in tensors.values())
             write_json(scratch / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -131,7 +127,5 @@ def write_checkpoint(
         entry = replace(parts.settings, shards=len(shards), tables=kinds).to_dict()
         write_json(scratch / "config.json", {**parts.config, "quantization_config": entry})
         if companions is not None:
-            for name in COMPANION_FILES:
-                if (Path(companions) / name).is_file():
-                    shutil.copyfile(Path(companions) / name, scratch / name)
+            copy_companions(companions, scratch)
     return Checkpoint(folder)

@@ -21,7 +21,6 @@ from ...formats.onnx_file import ModelSummary, strip_functions, summarize
 from ...formats.onnx_outputs import FOLDER_OPTION, with_extra_outputs
 from ...system.error_messages import wants_memory
 from ...system.extras import install_command
-from ...system.files import path_inside
 from ...system.native import ort_library_path
 from ...system.processors import allowed_processors, default_threads, usable_processors
 from ...system.versions import release
@@ -120,7 +119,7 @@ def open_session(
     runtime = runtime or import_onnxruntime()
     check_versions(bundle, runtime.__version__)
     providers = provider_list(runtime, bundle, options.provider)
-    path = path_inside(bundle.folder, MODEL_FILE)
+    path = bundle.path(MODEL_FILE)
     if not path.is_file() or path.stat().st_size > MAX_MODEL_BYTES:
         raise NqEdgeError("NQ-BUNDLE", f"{path} is missing or too large for a graph without its weights.")
     model = with_extra_outputs(path, extra_outputs, bundle.dtype) if extra_outputs else path.read_bytes()

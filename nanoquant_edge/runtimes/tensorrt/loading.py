@@ -17,7 +17,6 @@ from typing import Any
 from ...errors import NqEdgeError
 from ...formats.bundle import Bundle
 from ...formats.engine import PLUGIN
-from ...system.files import path_inside
 from ...system.native import tensorrt_library_path
 from .cache import DeviceCache
 from .device import CudaDevice, Device
@@ -168,11 +167,11 @@ def deserialize(bundle: Bundle, module: Any, *, logger: Any, log: list[str], tru
         NqEdgeError: NQ-ENGINE or NQ-CUDA with TensorRT's words when it refuses, NQ-MEMORY.
     """
     engine = engine_of(bundle)
-    path = path_inside(bundle.folder, engine.file)
+    path = bundle.path(engine.file)
     runtime = module.Runtime(logger)
     if trusted and engine.host_code:
         runtime.engine_host_code_allowed = True
-    cache = path_inside(bundle.folder, engine.runtime_cache) if engine.runtime_cache else None
+    cache = bundle.path(engine.runtime_cache) if engine.runtime_cache else None
     content = b""
     if cache is not None and cache.stat().st_size <= _MAX_CACHE_BYTES:
         content = cache.read_bytes()
