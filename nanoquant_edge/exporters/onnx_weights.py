@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import NqEdgeError
 from ..formats.checkpoint import TABLE_FORMATS, PackedLayer, QuantizedTable, from_tiles
 from ..formats.graph import DOMAIN, GROUP_OP, LAYOUT_TILES_16X256, LINEAR_INPUTS, LINEAR_OP
-from .schema import check_file
+from .schema import check_model, load_model
 from .schema.linear import LayerAttributes, layer_attributes
 
 __all__ = ["OnnxWeights"]
@@ -34,8 +34,8 @@ class OnnxWeights:
     """
 
     def __init__(self, path: Path) -> None:
-        check_file(path)
-        self._model = ir.load(path)
+        self._model = load_model(path)
+        check_model(self._model)
         #: Module path -> what the node says of the layer, and the layer's six weights.
         self._layers: dict[str, tuple[LayerAttributes, list[ir.Value | None]]] = {}
         each = len(LINEAR_INPUTS) - 1

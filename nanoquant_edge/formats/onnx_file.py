@@ -8,15 +8,28 @@ specification.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..errors import NqEdgeError
 from .graph import DOMAIN
-from .protobuf import BYTES, WireError, fields, integers
+from .protobuf import BYTES, WireError, fields, integers, message
 
-__all__ = ["ModelSummary", "external_tensors", "initializers", "strip_functions", "summarize"]
+__all__ = [
+    "MAX_MODEL_BYTES",
+    "ModelSummary",
+    "Part",
+    "external_tensors",
+    "initializers",
+    "parts",
+    "rename_data",
+    "strip_functions",
+    "summarize",
+]
 
+#: Weights lie outside of model.onnx; what is left is structure, some 100 KB for 30 layers.
+MAX_MODEL_BYTES = 64 << 20
 #: Nesting of graphs in nodes; real models stay below 5.
 MAX_DEPTH = 32
 
@@ -30,13 +43,28 @@ _CHILDREN = {
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "place"},
-    "place": {},
+    "tensor": {13: "location"},
+    "location": {},
 }
 _GRAPH, _FUNCTION, _INITIALIZER = 7, 25, 5
 _FUNCTION_NAME, _FUNCTION_DOMAIN, _NODE_OPERATOR, _NODE_DOMAIN = 1, 10, 4, 7
-_TENSOR_DIMS, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_PLACE = 1, 8, 9, 13
+_TENSOR_DIMS, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 1, 8, 9, 13
 _KEY, _VALUE = 1, 2
+
+
+class Part(NamedTuple):
+    """A message inside of a model.
+
+    Attributes:
+        path: kinds of the messages from the model to this one: "graph", "training", "function", "node", "attribute",
+            "tensor", "sparse", and "location" for each entry that says where a tensor's data lies.
+        name: of a function, or an operator's type; the key of a location.
+        domain: of a function or a node; the value of a location.
+    """
+
+    path: tuple[str, ...]
+    name: str = ""
+    domain: str = ""
 
 
 @dataclass
@@ -53,6 +81,16 @@ class ModelSummary:
     functions: set[str] = field(default_factory=set)
     external_files: set[str] = field(default_factory=set)
 
+    def add(self, part: Part) -> None:
+        """Count one of the model's `parts`."""
+        kind = part.path[-1]
+        if kind == "location" and part.name == "location":
+            self.external_files.add(part.domain)
+        elif kind == "function" and part.domain == DOMAIN:
+            self.functions.add(part.name)
+        elif kind == "node" and part.domain == DOMAIN:
+            self.operators[part.name] = self.operators.get(part.name, 0) + 1
+
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
@@ -63,12 +101,32 @@ def _reading() -> Iterator[None]:
         raise NqEdgeError("NQ-BUNDLE", f"model.onnx is not a valid ONNX file: {error}.") from error
 
 
-def _walk(kind: str, data: memoryview, depth: int = 0) -> Iterator[tuple[str, dict[int, str]]]:
-    """Every function, node and place inside a message: what it is, and its texts by the numbers of their fields."""
+def parts(model: bytes) -> Iterator[Part]:
+    """Every message that can hold nodes or name a file, whatever it lies in.
+
+    Args:
+        model: content of model.onnx (ModelProto).
+
+    Raises:
+        NqEdgeError: NQ-BUNDLE when it is not a protocol buffer of the expected form.
+    """
+    with _reading():
+        yield from _walk(("model",), memoryview(model), 0)
+
+
+#: Kind of a message -> the numbers of the texts that make its `Part.name` and `Part.domain`.
+_TEXTS = {
+    "function": (_FUNCTION_NAME, _FUNCTION_DOMAIN),
+    "node": (_NODE_OPERATOR, _NODE_DOMAIN),
+    "location": (_KEY, _VALUE),
+}
+
+
+def _walk(path: tuple[str, ...], data: memoryview, depth: int) -> Iterator[Part]:
     if depth > MAX_DEPTH:
         raise WireError("its graphs are nested without end")
-    children = _CHILDREN[kind]
-    texts = {}
+    kind = path[-1]
+    children, texts = _CHILDREN[kind], {}
     for number, wire, content, _ in fields(data):
         if wire != BYTES:
             continue
@@ -76,9 +134,9 @@ def _walk(kind: str, data: memoryview, depth: int = 0) -> Iterator[tuple[str, di
         if child is None:
             texts[number] = content  # of a field that comes twice, the last counts
         else:
-            yield from _walk(child, content, depth + (child == "graph"))
-    if kind in ("function", "node", "place"):
-        yield kind, {number: _text(content) for number, content in texts.items()}
+            yield from _walk((*path, child), content, depth + (child == "graph"))
+    name, domain = (_text(texts.get(number, memoryview(b""))) for number in _TEXTS.get(kind, (0, 0)))
+    yield Part(path, name, domain)
 
 
 def _text(content: memoryview) -> str:
@@ -104,15 +162,8 @@ def summarize(model: bytes) -> ModelSummary:
         NqEdgeError: NQ-BUNDLE when it is not a protocol buffer of the expected form.
     """
     summary = ModelSummary()
-    with _reading():
-        for kind, texts in _walk("model", memoryview(model)):
-            if kind == "place" and texts.get(_KEY) == "location":
-                summary.external_files.add(texts.get(_VALUE, ""))
-            elif kind == "function" and texts.get(_FUNCTION_DOMAIN) == DOMAIN:
-                summary.functions.add(texts.get(_FUNCTION_NAME, ""))
-            elif kind == "node" and texts.get(_NODE_DOMAIN) == DOMAIN:
-                operator = texts.get(_NODE_OPERATOR, "")
-                summary.operators[operator] = summary.operators.get(operator, 0) + 1
+    for part in parts(model):
+        summary.add(part)
     return summary
 
 
@@ -122,7 +173,12 @@ class _Initializer:
 
     dims: list[int] = field(default_factory=list)
     bytes: int = 0
-    place: dict[str, str] = field(default_factory=dict)
+    location: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the values, wherever they lie."""
+        return _number(self.location["length"]) if "length" in self.location else self.bytes
 
 
 def _initializers(model: bytes) -> dict[str, _Initializer]:
@@ -149,8 +205,8 @@ def _initializer(tensor: memoryview) -> tuple[str, _Initializer]:
             name = _text(content)
         elif number == _TENSOR_RAW:
             found.bytes = len(content)
-        elif number == _TENSOR_PLACE:
-            found.place[_last_text(content, _KEY)] = _last_text(content, _VALUE)
+        elif number == _TENSOR_LOCATION:
+            found.location[_last_text(content, _KEY)] = _last_text(content, _VALUE)
     return name, found
 
 
@@ -165,7 +221,10 @@ def initializers(model: bytes) -> dict[str, tuple[tuple[int, ...], int]]:
     """
     with _reading():
         return {
-            name: (tuple(tensor.dims), _number(tensor.place["length"]) if "length" in tensor.place else tensor.bytes)
+            name: (
+                tuple(tensor.dims),
+                _number(tensor.location["length"]) if "length" in tensor.location else tensor.bytes,
+            )
             for name, tensor in _initializers(model).items()
         }
 
@@ -177,15 +236,15 @@ def external_tensors(model: bytes) -> dict[str, tuple[str, int, int]]:
         model: content of model.onnx (ModelProto).
 
     Raises:
-        NqEdgeError: NQ-BUNDLE when it is not a protocol buffer of the expected form, or a place is not complete.
+        NqEdgeError: NQ-BUNDLE when it is not a protocol buffer of the expected form, or a location is not complete.
     """
     found = {}
     with _reading():
         for name, tensor in _initializers(model).items():
-            if place := tensor.place:
-                if not {"location", "length"} <= set(place):
+            if entry := tensor.location:
+                if not {"location", "length"} <= set(entry):
                     raise WireError(f"initializer {name!r} does not say where its data lies")
-                found[name] = (place["location"], _number(place.get("offset", "0")), _number(place["length"]))
+                found[name] = (entry["location"], _number(entry.get("offset", "0")), _number(entry["length"]))
     return found
 
 
@@ -211,4 +270,35 @@ def strip_functions(model: bytes) -> bytes:
             if not body:
                 pieces.append(model[start:end])
             start = end
+    return b"".join(pieces)
+
+
+def rename_data(model: bytes, names: Mapping[str, str]) -> bytes:
+    """The model with other names of the files that hold its initializers.
+
+    The Hugging Face cache stores a bundle's files under names of its own; ONNX Runtime follows no link to them.
+
+    Args:
+        model: content of model.onnx (ModelProto).
+        names: file that the model names -> file that it shall name.
+
+    Raises:
+        NqEdgeError: NQ-BUNDLE when it is not a protocol buffer of the expected form.
+    """
+    with _reading():
+        return _renamed(memoryview(model), (_GRAPH, _INITIALIZER, _TENSOR_LOCATION), names)
+
+
+def _renamed(data: memoryview, path: tuple[int, ...], names: Mapping[str, str]) -> bytes:
+    """A message whose locations, which lie below it along a path of field numbers, name other files."""
+    if not path:
+        key, value = _last_text(data, _KEY), _last_text(data, _VALUE)
+        if key != "location" or value not in names:
+            return bytes(data)
+        return message(_KEY, key.encode()) + message(_VALUE, names[value].encode())
+    pieces, start = [], 0
+    for number, wire, content, end in fields(data):
+        inside = number == path[0] and wire == BYTES
+        pieces.append(message(number, _renamed(content, path[1:], names)) if inside else bytes(data[start:end]))
+        start = end
     return b"".join(pieces)

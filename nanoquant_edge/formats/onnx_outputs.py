@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import NqEdgeError
+from .onnx_file import MAX_MODEL_BYTES
 from .protobuf import integer, message
 
 __all__ = ["FOLDER_OPTION", "with_extra_outputs"]
@@ -19,8 +20,6 @@ __all__ = ["FOLDER_OPTION", "with_extra_outputs"]
 #: ONNX Runtime session entry that says where the external data of a model passed as bytes lies: its folder.
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 
-#: A graph without its weights is far below this; protobuf itself stops at 2 GiB.
-_LARGEST = 1 << 28
 # Field numbers of onnx.proto3.
 _MODEL_GRAPH, _GRAPH_OUTPUT, _INFO_NAME, _INFO_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT = 7, 12, 1, 2, 1, 1
 _ELEMENTS = {"float32": 1, "float16": 10, "bfloat16": 16}
@@ -43,7 +42,7 @@ def with_extra_outputs(model_file: str | Path, names: Iterable[str], dtype: str 
     """
     path = Path(model_file)
     try:
-        if path.stat().st_size > _LARGEST:
+        if path.stat().st_size > MAX_MODEL_BYTES:
             raise NqEdgeError("NQ-BUNDLE", f"{path} has {path.stat().st_size} bytes; a graph without weights has less.")
         data = path.read_bytes()
     except OSError as error:

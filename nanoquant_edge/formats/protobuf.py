@@ -14,6 +14,7 @@ __all__ = ["BYTES", "FIXED32", "FIXED64", "VARINT", "WireError", "fields", "inte
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _SIZES = {FIXED64: 8, FIXED32: 4}
+_LARGEST_NUMBER = (1 << 29) - 1
 
 
 class WireError(ValueError):
@@ -49,8 +50,9 @@ def fields(data: memoryview) -> Iterator[tuple[int, int, Any, int]]:
             content = data[begin:position]
         else:
             raise WireError(f"a record has the wire type {wire}")
-        if position > end or number == 0:
-            raise WireError("a record passes the end, or has the number 0")
+        # Other readers cut a key to 32 bits: a number beyond would be another field to them than to us.
+        if position > end or not 0 < number <= _LARGEST_NUMBER:
+            raise WireError("a record passes the end, or has an impossible number")
         yield number, wire, content, position
 
 

@@ -14,8 +14,8 @@ import torch
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
-from nanoquant_edge.formats import onnx_outputs as extra_outputs
 from nanoquant_edge.formats.graph import block_output, linear_output
+from nanoquant_edge.formats.onnx_file import MAX_MODEL_BYTES
 from nanoquant_edge.formats.onnx_outputs import FOLDER_OPTION, with_extra_outputs
 from tests.exporters.onnx.support import have_kernel, open_session, reference_model
 from tests.tiny import tiny_checkpoint
@@ -60,7 +60,7 @@ def test_the_bytes_are_one_valid_model(tmp_path: Path) -> None:
     assert model.graph.output[-1].type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
 
 
-def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(tmp_path: Path) -> None:
     file = export_onnx(tiny_checkpoint(tmp_path / "c"), tmp_path / "b").folder / "model.onnx"
     for name in ("block.9.output", ""):
         with pytest.raises(NqEdgeError, match="the model has no value") as caught:
@@ -71,7 +71,8 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NqEdgeError, match=r"cannot read .*absent\.onnx") as caught:
         with_extra_outputs(file.with_name("absent.onnx"), ["block.0.output"])
     assert caught.value.code == "NQ-BUNDLE"
-    monkeypatch.setattr(extra_outputs, "_LARGEST", 100)
+    with file.open("r+b") as opened:
+        opened.truncate(MAX_MODEL_BYTES + 1)
     with pytest.raises(NqEdgeError, match="a graph without weights has less"):
         with_extra_outputs(file, ["block.0.output"])
 

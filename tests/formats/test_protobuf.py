@@ -49,7 +49,8 @@ def test_integers_are_read_packed_and_one_by_one() -> None:
         (b"\x0a", "cut off"),
         (b"\x08" + b"\xff" * 11, "more than 64 bits"),
         (b"\x0b", "wire type 3"),
-        (b"\x00\x00", "the number 0"),
+        (b"\x00\x00", "an impossible number"),
+        (b"\xba\x80\x80\x80\x70\x00", "an impossible number"),  # 7 to a reader that cuts it to 32 bits
         (b"\x09\x00\x00", "passes the end"),
     ],
 )

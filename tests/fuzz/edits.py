@@ -28,6 +28,13 @@ HOSTILE: tuple[Any, ...] = (
     "config.json", "é" * 40, "\x1b[2J", "float16", "F64", "BF16", "I32", "llama", "gemma3_text", "opt", "qwen3",
     "mistral", [], [0], [1, -1], [2**62, 2**62], [0, 2**63], {}, {"a": 1}, [[]], DEEP, ["a", "a"],
 )  # fmt: skip
+#: More of it: numbers that no float holds, digits of other scripts, markers, markup.
+RARE: tuple[Any, ...] = (
+    10**400, -(10**400), [10**400], {"a": {"b": [10**400]}}, 1e-320, "9" * 5000, "²", "٣", "1e999", "1_0", " 1",
+    "*/_ORT_MEM_ADDR_/*", "a/" * 2000, "[/y]", "%s%n", "\ud800\udc00", "con", "x" * 100_000,
+)  # fmt: skip
+#: From this byte on, one of `RARE` is chosen.
+_RARE_FROM = 224
 NUMBERS = (
     0,
     1,
@@ -130,6 +137,10 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
+def _hostile(choice: int) -> Any:
+    return HOSTILE[choice % len(HOSTILE)] if choice < _RARE_FROM else RARE[choice % len(RARE)]
+
+
 def _edit_json(document: Any, steps: _Script) -> Any:
     for _ in range(1 + steps.take() % _MOST_EDITS):
         places = _places(document) if isinstance(document, dict | list) else []
@@ -145,7 +156,7 @@ def _edit_json(document: Any, steps: _Script) -> Any:
         elif what == 3 and isinstance(container[key], str):
             container[key] += str(steps.rest(steps.take() % 8), "latin-1")
         else:
-            container[key] = copy.deepcopy(HOSTILE[steps.take() % len(HOSTILE)])
+            container[key] = copy.deepcopy(_hostile(steps.take()))
     return document
 
 
@@ -196,7 +207,7 @@ def _onnx(seed: bytes, steps: _Script) -> bytes:
             tensor.dims[steps.take() % len(tensor.dims)] = number
         elif what == 2 and tensor.external_data:
             entry = tensor.external_data[steps.take() % len(tensor.external_data)]
-            text = str(HOSTILE[steps.take() % len(HOSTILE)])[:400]
+            text = str(_hostile(steps.take()))[:400]
             entry.value = text.encode("utf-8", "replace").decode()
         elif what == 3:
             tensor.data_type = steps.take() % 32

@@ -132,10 +132,18 @@ def _manifest(folder: Path) -> None:
 
 
 def _graph(content: bytes) -> None:
-    from nanoquant_edge.formats.onnx_file import strip_functions, summarize
+    from nanoquant_edge.formats.graph_check import check_graph
+    from nanoquant_edge.formats.onnx_file import external_tensors, initializers, rename_data, strip_functions
 
-    summarize(content)
-    strip_functions(content)
+    refusals = []
+    for read in (check_graph, initializers, external_tensors, strip_functions):
+        try:
+            read(content)
+        except NqEdgeError as error:
+            refusals.append(error)
+    rename_data(content, {"model.onnx.data": "0123"})
+    if refusals:
+        raise refusals[0]
 
 
 def _schema(folder: Path) -> None:

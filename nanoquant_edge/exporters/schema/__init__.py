@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from .model import check_file, check_model
+from .model import check_file, check_model, load_model
 
-__all__ = ["check_file", "check_model"]
+__all__ = ["check_file", "check_model", "load_model"]

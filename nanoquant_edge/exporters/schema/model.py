@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ...errors import NqEdgeError
-from ...formats.graph import ATTENTION_OP, DOMAIN, LAYOUT_ROWS_LSB_FIRST, OPERATOR_VERSION, OPERATORS
+from ...formats.graph import ATTENTION_OP, DATA_FILE, DOMAIN, LAYOUT_ROWS_LSB_FIRST, OPERATOR_VERSION, OPERATORS
+from ...formats.graph_check import check_graph
+from ...formats.onnx_file import MAX_MODEL_BYTES, rename_data
 from ...system.files import path_inside
 from .attention import check_attention_node
 from .linear import check_linear_node
 from .table import TABLE_OPS, check_table_node
 
 if TYPE_CHECKING:
-    from onnx import TensorProto
+    from onnx import ModelProto, TensorProto
 
-__all__ = ["check_file", "check_model"]
+__all__ = ["check_file", "check_model", "load_model"]
 
 
 def _fail(node: ir.Node, problem: str) -> NqEdgeError:
@@ -32,7 +34,7 @@ def _fail(node: ir.Node, problem: str) -> NqEdgeError:
 
 
 def check_file(path: str | Path) -> int:
-    """Check a model file: ONNX's own rules, then ours for every node of this package's operators.
+    """Check a model file: what it may hold at all, ONNX's own rules, then ours for every node of our operators.
 
     Args:
         path: model.onnx, its external data beside it.
@@ -41,34 +43,65 @@ def check_file(path: str | Path) -> int:
         Number of compressed layers; a group counts each of its own.
 
     Raises:
-        NqEdgeError: NQ-OPERATOR naming the node and the rule; NQ-PATH when external data leaves the folder.
+        NqEdgeError: NQ-OPERATOR naming the node and the rule; NQ-PATH when external data leaves the folder, NQ-BUNDLE
+            when it lies in another file than `model.onnx.data` or the file is no model.
+    """
+    return check_model(load_model(path))
+
+
+def load_model(path: str | Path) -> ir.Model:
+    """Read a model file from a stranger; its weights are mapped from the file beside it when they are asked for.
+
+    Raises:
+        NqEdgeError: as `check_file`, but for the rules of our operators.
     """
     import onnx
 
     path = Path(path)
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        if path.stat().st_size > MAX_MODEL_BYTES:
+            raise NqEdgeError("NQ-OPERATOR", f"{path} is too large for a graph without its weights.")
+        content = path.read_bytes()
+        check_graph(content)
+        data = path_inside(path.parent, DATA_FILE)
+        proto = onnx.load_from_string(rename_data(content, {DATA_FILE: data.name}))
         for tensor in proto.graph.initializer:
-            _check_external(path.parent, tensor)
-        onnx.checker.check_model(str(path))
-        return check_model(ir.load(path))
+            _check_external(data, tensor)
+        onnx.checker.check_model(_weights_as_inputs(proto))
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, data.parent)
+        return model
     except NqEdgeError:
         raise
     except Exception as error:  # protobuf, onnx and onnx-ir each raise types of their own
         raise NqEdgeError("NQ-OPERATOR", f"{path} is not a valid ONNX model ({str(error)[:300]}).") from error
 
 
-def _check_external(folder: Path, tensor: TensorProto) -> None:
-    """An initializer's external data lies in the model's folder, inside its file, and has the size of its shape."""
+def _check_external(data: Path, tensor: TensorProto) -> None:
+    """An initializer's external data lies inside its file, and has the size of its shape."""
     entry = {item.key: item.value for item in tensor.external_data}
     if not entry:
         return
-    file = path_inside(folder, entry.get("location", ""))
     needed = ir.DataType(tensor.data_type).itemsize * math.prod(tensor.dims)
     start, length = int(entry.get("offset", 0)), int(entry.get("length", needed))
-    inside = file.is_file() and start >= 0 and start + needed <= file.stat().st_size
+    inside = data.is_file() and start >= 0 and start + needed <= data.stat().st_size
     if not inside or any(dim < 0 for dim in tensor.dims) or length != needed:
-        raise NqEdgeError("NQ-OPERATOR", f"initializer {tensor.name!r} does not fit its place in {file.name}.")
+        raise NqEdgeError("NQ-OPERATOR", f"initializer {tensor.name!r} does not fit its place in {DATA_FILE}.")
+
+
+def _weights_as_inputs(proto: ModelProto) -> ModelProto:
+    """A copy for ONNX's checker, which would look for the weights and follow no links of the Hugging Face cache."""
+    from onnx.helper import make_tensor_value_info
+
+    copy = type(proto)()
+    copy.CopyFrom(proto)
+    del copy.graph.initializer[:]
+    for tensor in proto.graph.initializer:
+        if tensor.external_data:
+            copy.graph.input.append(make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            copy.graph.initializer.append(tensor)
+    return copy
 
 
 def check_model(model: ir.Model) -> int:

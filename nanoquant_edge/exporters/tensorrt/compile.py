@@ -21,6 +21,7 @@ from ...errors import NqEdgeError
 from ...formats.backends import FLAVOURS
 from ...formats.engine import PLUGIN
 from ...formats.graph import GROUP_OP, LINEAR_OP
+from ...formats.graph_check import check_graph
 from ...system.memory_watch import MemoryWatch
 from .lent_weights import LentWeights
 from .plan import BuildPlan, input_shapes
@@ -70,6 +71,7 @@ def compile_graph(
     if plan.version_compatible:
         parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)  # such engines allow no plugin for it
     start = time.perf_counter()
+    check_graph((folder / plan.graph).read_bytes())  # the folder may be a stranger's, and the parser trusts it
     lent = LentWeights(folder / plan.graph) if hasattr(parser, "load_initializer") else None
     if not _parse(parser, folder / plan.graph, lent):
         errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]

@@ -17,7 +17,8 @@ from ...errors import NqEdgeError
 from ...formats.backends import ONNXRUNTIME
 from ...formats.bundle import Bundle
 from ...formats.graph import DOMAIN, MODEL_FILE
-from ...formats.onnx_file import ModelSummary, strip_functions, summarize
+from ...formats.graph_check import check_graph
+from ...formats.onnx_file import MAX_MODEL_BYTES, ModelSummary, rename_data, strip_functions
 from ...formats.onnx_outputs import FOLDER_OPTION, with_extra_outputs
 from ...system.error_messages import wants_memory
 from ...system.extras import install_command
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["KERNEL", "NO_KERNEL", "PORTABLE", "import_onnxruntime", "open_session", "refusal"]
 
 KERNEL, PORTABLE, NO_KERNEL = "nanoquant", "portable", "none"
-#: Weights lie outside of model.onnx; what is left is structure, some 100 KB for 30 layers.
-MAX_MODEL_BYTES = 512 << 20
 
 
 def import_onnxruntime() -> Any:
@@ -120,12 +119,12 @@ def open_session(
     check_versions(bundle, runtime.__version__)
     providers = provider_list(runtime, bundle, options.provider)
     path = bundle.path(MODEL_FILE)
-    if not path.is_file() or path.stat().st_size > MAX_MODEL_BYTES:
-        raise NqEdgeError("NQ-BUNDLE", f"{path} is missing or too large for a graph without its weights.")
+    if path.stat().st_size > MAX_MODEL_BYTES:
+        raise NqEdgeError("NQ-BUNDLE", f"{path} is too large for a graph without its weights.")
     model = with_extra_outputs(path, extra_outputs, bundle.dtype) if extra_outputs else path.read_bytes()
-    summary = summarize(model)
-    _check_files(bundle, summary)
-    settings = _settings(runtime, bundle.folder, options)
+    summary = check_graph(model, bundle.files)
+    model, folder = _found(model, bundle, summary)
+    settings = _settings(runtime, folder, options)
     if profile_prefix is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = profile_prefix
@@ -150,11 +149,18 @@ def open_session(
     return session, kernel
 
 
-def _check_files(bundle: Bundle, summary: ModelSummary) -> None:
-    # Names in the manifest were seen to stay inside the folder, so being listed is enough.
-    for name in (MODEL_FILE, *sorted(summary.external_files)):
-        if name not in bundle.files:
-            raise NqEdgeError("NQ-BUNDLE", f"the model needs {name!r}, which the manifest does not list.")
+def _found(model: bytes, bundle: Bundle, summary: ModelSummary) -> tuple[bytes, Path]:
+    """The model with the names under which its weights are stored, and their folder: ONNX Runtime follows no links.
+
+    Raises:
+        NqEdgeError: NQ-PATH when a file leads outside of the bundle, NQ-BUNDLE when they lie in several folders.
+    """
+    stored = {name: bundle.path(name) for name in summary.external_files}
+    folders = {path.parent for path in stored.values()} or {bundle.folder.resolve()}
+    if len(folders) > 1:
+        raise NqEdgeError("NQ-BUNDLE", f"the weights of {bundle.folder} lie in several folders.")
+    renamed = {name: path.name for name, path in stored.items() if path.name != name}
+    return (rename_data(model, renamed) if renamed else model), folders.pop()
 
 
 def _settings(runtime: Any, folder: Path, options: OpenOptions) -> Any:

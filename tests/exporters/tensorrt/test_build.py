@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
@@ -144,7 +145,9 @@ def test_a_broken_graph_is_refused_in_the_parsers_words(checkpoint: Checkpoint, 
     with pytest.raises(NqEdgeError, match="not a valid ONNX") as caught:
         run_compiler(graph, tmp_path / "model.engine", tensorrt_library_path())
     assert caught.value.code == "NQ-BUNDLE"
-    (graph / "model.onnx").write_bytes(whole.replace(b"TensorScatter", b"TensorScattex"))
+    model = onnx.load_from_string(whole)
+    next(node for node in model.graph.node if node.op_type == "TensorScatter").input[0] = "nowhere"
+    (graph / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(NqEdgeError, match=r"does not parse model\.onnx") as caught:
         run_compiler(graph, tmp_path / "model.engine", tensorrt_library_path())
     assert caught.value.code == "NQ-ENGINE"
