@@ -7,8 +7,10 @@ the model's own folder.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +48,19 @@ def check_file(path: str | Path) -> int:
         NqEdgeError: NQ-OPERATOR naming the node and the rule; NQ-PATH when external data leaves the folder, NQ-BUNDLE
             when it lies in another file than `model.onnx.data` or the file is no model.
     """
-    return check_model(load_model(path))
+    with _refusing(path):
+        return check_model(load_model(path))
+
+
+@contextlib.contextmanager
+def _refusing(path: str | Path) -> Iterator[None]:
+    """Turns what protobuf, onnx and onnx-ir raise, each of types of their own, into this package's error."""
+    try:
+        yield
+    except NqEdgeError:
+        raise
+    except Exception as error:
+        raise NqEdgeError("NQ-OPERATOR", f"{path} is not a valid ONNX model ({str(error)[:300]}).") from error
 
 
 def load_model(path: str | Path) -> ir.Model:
@@ -58,7 +72,7 @@ def load_model(path: str | Path) -> ir.Model:
     import onnx
 
     path = Path(path)
-    try:
+    with _refusing(path):
         if path.stat().st_size > MAX_MODEL_BYTES:
             raise NqEdgeError("NQ-OPERATOR", f"{path} is too large for a graph without its weights.")
         content = path.read_bytes()
@@ -71,10 +85,6 @@ def load_model(path: str | Path) -> ir.Model:
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, data.parent)
         return model
-    except NqEdgeError:
-        raise
-    except Exception as error:  # protobuf, onnx and onnx-ir each raise types of their own
-        raise NqEdgeError("NQ-OPERATOR", f"{path} is not a valid ONNX model ({str(error)[:300]}).") from error
 
 
 def _check_external(data: Path, tensor: TensorProto) -> None:
@@ -84,7 +94,9 @@ def _check_external(data: Path, tensor: TensorProto) -> None:
         return
     needed = ir.DataType(tensor.data_type).itemsize * math.prod(tensor.dims)
     start, length = int(entry.get("offset", 0)), int(entry.get("length", needed))
-    inside = data.is_file() and start >= 0 and start + needed <= data.stat().st_size
+    inside = (
+        entry.get("location") == data.name and data.is_file() and start >= 0 and start + needed <= data.stat().st_size
+    )
     if not inside or any(dim < 0 for dim in tensor.dims) or length != needed:
         raise NqEdgeError("NQ-OPERATOR", f"initializer {tensor.name!r} does not fit its place in {DATA_FILE}.")
 

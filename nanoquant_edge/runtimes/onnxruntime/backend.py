@@ -136,6 +136,19 @@ class OnnxRuntimeBackend(SerialBackend):
 
     def _check_interface(self, bundle: Bundle) -> None:
         """Refuse a graph whose inputs and outputs are not the ones this backend fills."""
+        try:
+            good = self._has_interface(bundle)
+        except UnicodeDecodeError:  # names in a stranger's graph need not be text
+            good = False
+        if not good:
+            self.close()
+            raise NqEdgeError(
+                "NQ-BUNDLE",
+                "the graph's inputs and outputs are not those that the manifest describes.",
+                "Run `nq-edge export` again.",
+            )
+
+    def _has_interface(self, bundle: Bundle) -> bool:
         kv = bundle.kv
         element = {"float32": "tensor(float)", "float16": "tensor(float16)"}.get(kv.dtype)
         inputs = {value.name: value for value in self._session.get_inputs()}
@@ -150,13 +163,7 @@ class OnnxRuntimeBackend(SerialBackend):
             shape = value.shape
             good = good and value.type == element and len(shape) == 4 and shape[1] == kv.heads
             good = good and shape[3] == kv.head_dim
-        if not good:
-            self.close()
-            raise NqEdgeError(
-                "NQ-BUNDLE",
-                "the graph's inputs and outputs are not those that the manifest describes.",
-                "Run `nq-edge export` again.",
-            )
+        return good
 
     def _run(
         self, input_ids: np.ndarray, positions: np.ndarray, past: np.ndarray, valid: np.ndarray

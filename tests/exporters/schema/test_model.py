@@ -210,3 +210,14 @@ def test_files_of_strangers(checkpoint, tmp_path: Path) -> None:
     for name in ("noise.onnx", "absent.onnx"):
         with pytest.raises(NqEdgeError, match="not a valid ONNX"):
             check_file(folder / name)
+
+
+def test_an_initializer_that_names_no_file(checkpoint, tmp_path: Path) -> None:
+    file = export_onnx(checkpoint, tmp_path / "b").folder / "model.onnx"
+    model = onnx.load(str(file), load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.name == f"{NAME}.u_packed")
+    next(item for item in tensor.external_data if item.key == "location").key = "elsewhere"
+    file.write_bytes(model.SerializeToString())
+    with pytest.raises(NqEdgeError, match="does not fit its place") as caught:
+        check_file(file)
+    assert caught.value.code == "NQ-OPERATOR"

@@ -263,3 +263,11 @@ def test_the_cache_grows_by_doubling_up_to_its_limit_and_keeps_its_content() -> 
     assert not cache.keys[1].any()
     cache.release()
     assert cache.bytes == 0
+
+
+def test_a_name_that_is_no_text_is_an_error_not_a_traceback(tiny_bundle: Path, edit_bundle: Edit) -> None:
+    content = (tiny_bundle / "model.onnx").read_bytes()
+    assert b"capacity" in content
+    with pytest.raises(NqEdgeError) as caught:
+        _open(edit_bundle(tiny_bundle, files={"model.onnx": content.replace(b"capacity", b"capa\x80ity")}))
+    assert caught.value.code in ("NQ-BUNDLE", "NQ-BACKEND")
