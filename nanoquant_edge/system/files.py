@@ -55,7 +55,7 @@ def path_inside(folder: Path, name: str) -> Path:
     if not _is_relative_name(name):
         raise NqEdgeError("NQ-PATH", f"{name[:200]!r} is not a file name inside {folder}.")
     if ".." in name.replace("\\", "/").split("/"):
-        raise NqEdgeError("NQ-PATH", f"{name[:200]!r} is not a file name inside {folder}: '..' leads outside.")
+        raise NqEdgeError("NQ-PATH", f"{name[:200]!r} has a '..' in it, which leads outside {folder}.")
     root = folder.resolve()
     try:
         above = (root / name).parent
