@@ -199,6 +199,6 @@ def read_profiles(entry: Entry) -> dict[str, Profile]:
 
 
 def _span(profile: Entry, name: str) -> Span:
-    smallest, usual, largest = profile.integers(name, 3, 1)
+    smallest, usual, largest = profile.integers(name, 3, least=1)
     profile.need(smallest <= usual <= largest, name, [smallest, usual, largest])
     return smallest, usual, largest

@@ -89,7 +89,7 @@ class Entry:
             raise self._impossible(self._path(name), value)
         return value
 
-    def integers(self, name: str, count: int, least: int = 0, most: int = LARGEST - 1) -> tuple[int, ...]:
+    def integers(self, name: str, count: int, *, least: int = 0, most: int = LARGEST - 1) -> tuple[int, ...]:
         """So many whole numbers from `least` to `most`."""
         value = self._get(name)
         good = isinstance(value, list | tuple) and len(value) == count
