@@ -75,9 +75,9 @@ def compress(
         NqEdgeError: with a code that says which input is at fault.
 
     Example:
-        >>> checkpoint = compress("models/SmolLM2-135M", "checkpoint", bpw=1.0, recipe="quick")  # doctest: +SKIP
-        >>> checkpoint.settings.true_bpw  # doctest: +SKIP
-        0.9557
+        >>> checkpoint = compress("model", "checkpoint", bpw=1.0, recipe="quick")
+        >>> checkpoint.settings.target_bpw
+        1.0
     """
     options = (options or CompressOptions()).changed(**keywords)
     # What can be refused at once is refused before the model is loaded.

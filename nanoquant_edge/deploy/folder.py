@@ -64,7 +64,10 @@ def deploy(
             written.
 
     Example:
-        >>> deploy("bundle", target_named("raspberry-pi-5"), output="board", options=DeployOptions(wheels=False))
+        >>> from nanoquant_edge.devices import target_named
+        >>> options = DeployOptions(wheels=False, build_native=False)
+        >>> deploy("bundle", target_named("raspberry-pi-5"), output="board", options=options).target.name
+        'raspberry-pi-5-8gb'
     """
     options, progress = options or DeployOptions(), progress or Progress()
     progress(0.0, "checking the bundle")

@@ -53,8 +53,8 @@ class Source:
                 NQ-TOKENIZER without a tokenizer.json.
 
         Example:
-            >>> Source.open("smollm2-1bit").layers
-            210
+            >>> Source.open("checkpoint").layers
+            14
         """
         if isinstance(source, Checkpoint):
             opened = cls._of_checkpoint(source)

@@ -49,6 +49,12 @@ class Generator:
         tokenizer: the model's.
         eos_ids: ids that end a text.
         chat_template: needed for chats only.
+
+    Example:
+        >>> with Generator.from_bundle("bundle", threads=1) as generator:
+        ...     result = generator.generate("The sky is", max_new_tokens=8)
+        >>> result.prompt_tokens > 0 and len(result.ids) <= 8
+        True
     """
 
     def __init__(
@@ -94,8 +100,9 @@ class Generator:
             NqEdgeError: NQ-BUNDLE, NQ-HASH, NQ-TOKENIZER, NQ-TEMPLATE, and what `open_backend` raises.
 
         Example:
-            >>> with Generator.from_bundle("bundle", threads=2) as generator:
-            ...     print(generator.generate("The sky is", max_new_tokens=16).text)
+            >>> with Generator.from_bundle("bundle", threads=1, max_context=64) as generator:
+            ...     generator.backend.max_context
+            64
         """
         options = replace(options or OpenOptions(), **keywords)
         bundle = Bundle.open(path, verify=verify)
@@ -234,10 +241,11 @@ class Generator:
             NqEdgeError: as `encode` and `generate_step`, and NQ-OPTION for stop strings that are none.
 
         Example:
-            >>> run = generator.stream("The sky is", stop="\\n")
-            >>> for piece in run:
-            ...     print(piece, end="")
-            >>> run.result.finish_reason
+            >>> with Generator.from_bundle("bundle", threads=1) as generator:
+            ...     run = generator.stream("The sky is", max_new_tokens=8, stop="\\n")
+            ...     pieces = list(run)  # or print each of them as it comes
+            >>> run.result.text == "".join(pieces)
+            True
         """
         begin = time.perf_counter()
         matcher = StopMatcher(stop_strings(stop), self.tokenizer.special_texts)
@@ -292,7 +300,15 @@ class Generator:
         sampling: SamplingConfig | None = None,
         stop: str | Sequence[str] | None = (),
     ) -> Generation:
-        """The whole text at once; arguments as `stream`."""
+        """The whole text at once; arguments and errors as `stream`.
+
+        Example:
+            >>> chat = [{"role": "user", "content": "Why is the sky blue?"}]
+            >>> with Generator.from_bundle("bundle", threads=1) as generator:
+            ...     result = generator.generate(chat, system="Answer in one word.", max_new_tokens=4)
+            >>> result.finish_reason in ("eos", "length")
+            True
+        """
         run = self.stream(prompt, system=system, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
         for _ in run:
             pass

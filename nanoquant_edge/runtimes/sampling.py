@@ -36,6 +36,12 @@ class SamplingConfig:
         min_p: drop tokens less likely than this fraction of the most likely one; 0 keeps all.
         repetition_penalty: above 1 makes tokens that already occur, prompt included, less likely.
         seed: equal seeds give equal text; None draws a new one.
+
+    Example:
+        >>> SamplingConfig(temperature=0.8, top_p=0.95, seed=7).greedy
+        False
+        >>> SamplingConfig().greedy
+        True
     """
 
     temperature: float = 0.0

@@ -40,8 +40,9 @@ def open_backend(
         NqEdgeError: NQ-BACKEND for a backend that this program does not know, and whatever opening raises.
 
     Example:
-        >>> with open_backend(Bundle.open(folder), threads=2) as backend:
-        ...     print(backend.kernel)
+        >>> with open_backend(Bundle.open("bundle"), threads=1) as backend:
+        ...     backend.name
+        'onnxruntime'
     """
     options = replace(options or OpenOptions(), **keywords)
     if bundle.backend in ENGINE_BACKENDS:

@@ -89,7 +89,11 @@ def perplexity(
         ValueError: when there is not one whole window.
 
     Example:
-        >>> perplexity(model, tokenizer(text).input_ids, window=2048)
+        >>> from nanoquant_edge.models.loading import load_model
+        >>> with load_model("model") as source:
+        ...     found = perplexity(source.model, [1, 5, 9, 12] * 16, window=32)
+        >>> found > 1
+        True
     """
     import torch
 

@@ -64,8 +64,9 @@ def validate(
             is needed and absent, and whatever opening the bundle or the checkpoint raises.
 
     Example:
-        >>> report = validate("bundle", "checkpoint", windows=4)
-        >>> report.steps["logits"].figures["mean KL"]
+        >>> report = validate("bundle", "checkpoint", threads=1)
+        >>> report.status, list(report.steps)
+        ('pass', ['layers', 'logits', 'greedy', 'perplexity'])
     """
     options = replace(options or ValidationOptions(), **keywords)
     progress = Progress(progress) if progress is not None else Progress()

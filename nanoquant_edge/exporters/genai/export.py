@@ -61,7 +61,7 @@ def export_genai(
             library.
 
     Example:
-        >>> export_genai("smollm2-1bit", "smollm2-genai", max_length=4096).backend
+        >>> export_genai("checkpoint", "genai", max_length=128).backend
         'onnxruntime-genai'
     """
     options = replace(options or GenaiOptions(), **keywords)

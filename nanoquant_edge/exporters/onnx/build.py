@@ -43,8 +43,12 @@ def build_model(
             dialect cannot express, NQ-CKPT when a weight does not fit, NQ-NUMERIC when a scale does not.
 
     Example:
-        >>> checkpoint = Checkpoint("smollm2-1bit")
+        >>> from nanoquant_edge.formats.checkpoint import Checkpoint
+        >>> from nanoquant_edge.models.config_reader import read_config
+        >>> checkpoint = Checkpoint("checkpoint")
         >>> model = build_model(read_config(checkpoint.config), checkpoint, dialect="onnx24", dtype="float16")
+        >>> [value.name for value in model.graph.inputs][:3]
+        ['input_ids', 'attention_mask', 'logits_indices']
     """
     options = replace(options or GraphOptions(), **keywords)
     dialect, length = dialect_named(options.dialect), options.length(config)

@@ -59,9 +59,9 @@ def export_onnx(
             behind.
 
     Example:
-        >>> bundle = export_onnx("smollm2-1bit", "smollm2-onnx", dtype="float32", max_length=4096)
+        >>> bundle = export_onnx("checkpoint", "bundle", dtype="float32", max_length=128)
         >>> bundle.kv.capacity
-        4096
+        128
     """
     options = replace(options or ExportOptions(), **keywords)
     model = Source.open(checkpoint).requantized(options.embedding)

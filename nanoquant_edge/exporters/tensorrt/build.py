@@ -67,9 +67,9 @@ def build_engine(
             what opening the source raises; nothing is left behind.
 
     Example:
-        >>> bundle = build_engine("smollm2-1bit", "smollm2-rtx", target="rtx-4060", capacity=2048)
-        >>> bundle.engine.compute_capabilities
-        ('8.9',)
+        >>> bundle = build_engine("checkpoint", "board", target="jetson-orin-nano-8gb", capacity=128)
+        >>> bundle.backend, bundle.kv.capacity  # the board builds the engine from what lies there
+        ('tensorrt-build', 128)
     """
     started = time.perf_counter()
     options = replace(options or EngineOptions(), **keywords)

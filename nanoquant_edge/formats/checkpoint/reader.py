@@ -43,6 +43,12 @@ class Checkpoint:
     Raises:
         NqEdgeError: NQ-CKPT when a file is missing or truncated, or when a layer's tensors contradict each other or
             the configuration. Only headers are read for that.
+
+    Example:
+        >>> checkpoint = Checkpoint("checkpoint")
+        >>> layer = checkpoint.layer(checkpoint.layers[0])
+        >>> layer.rank == checkpoint.settings.ranks[checkpoint.layers[0]]
+        True
     """
 
     def __init__(self, folder: str | Path) -> None:

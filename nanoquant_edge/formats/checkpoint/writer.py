@@ -106,8 +106,12 @@ def write_checkpoint(
         NqEdgeError: NQ-OUTPUT when the folder exists or cannot be written.
 
     Example:
-        >>> parts = CheckpointParts(config, settings, layers, others)
-        >>> write_checkpoint("smollm2-1bit", parts, companions="SmolLM2-135M").layers[0]
+        >>> made = Checkpoint("checkpoint")
+        >>> layers = {name: made.layer(name) for name in made.layers}
+        >>> parts = {name for layer in layers for name in made.tensor_names() if name.startswith(f"{layer}.")}
+        >>> others = {name: made.tensor(name) for name in made.tensor_names() if name not in parts}
+        >>> copy = CheckpointParts(made.config, made.settings, layers, others)
+        >>> write_checkpoint("copy", copy, companions="checkpoint").layers[0]
         'model.layers.0.self_attn.q_proj'
     """
     tensors = parts.tensors()

@@ -48,8 +48,10 @@ class OnnxRuntimeBackend(SerialBackend):
         NqEdgeError: as `open_session`, and NQ-OPTION for a `max_context` beyond the bundle's.
 
     Example:
-        >>> with OnnxRuntimeBackend(Bundle.open(folder), threads=2) as backend:
+        >>> with OnnxRuntimeBackend(Bundle.open("bundle"), threads=1) as backend:
         ...     logits = backend.forward(np.array([[1, 5, 7]]))
+        >>> logits.shape  # of the last position
+        (1, 1, 320)
     """
 
     name = "onnxruntime"
