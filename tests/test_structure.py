@@ -38,7 +38,7 @@ MOST_PARAMETERS = 7
 MANY_PARAMETERS, BY_POSITION = 4, 2
 #: Where that does not hold: graph builders are called as `node(operator, inputs, name)` a thousand times, and functions
 #: of the mathematics have their operands in the order of the formula.
-FREE_ORDER = ("compression/", "exporters/", "models/")
+FREE_ORDER = ("compression/", "exporters/onnx/", "models/")
 #: Published with three parameters by position.
 PUBLISHED = ("runtimes/generator.py: __init__",)
 

@@ -131,7 +131,7 @@ class Source:
             return self
         return replace(self, weights=Requantized(self.weights, table_modules(self.config), embedding))
 
-    def bundle(self, folder: Path, graph: GraphOptions, backend: str, versions: tuple[str, str]) -> Bundle:
+    def bundle(self, folder: Path, graph: GraphOptions, *, backend: str, versions: tuple[str, str]) -> Bundle:
         """The manifest of a bundle with this model, not written yet.
 
         Args:

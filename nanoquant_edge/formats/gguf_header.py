@@ -134,10 +134,10 @@ class _Walk:
         if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
             raise _Damaged(f"its alignment is {alignment!r}")
         base = -(-self.position // alignment) * alignment
-        placed = {name: GgufTensor(shape, kind, base + offset) for name, shape, kind, offset in found}
-        if len(placed) != len(found) or any(tensor.start > len(self.data) for tensor in placed.values()):
+        named = {name: GgufTensor(shape, kind, base + offset) for name, shape, kind, offset in found}
+        if len(named) != len(found) or any(tensor.start > len(self.data) for tensor in named.values()):
             raise _Damaged("a tensor comes twice or begins past the end of the file")
-        return GgufHeader(values, arrays, placed, len(self.data))
+        return GgufHeader(values, arrays, named, len(self.data))
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         name, count = self.text(_LONGEST_NAME), self.number("I")

@@ -81,8 +81,9 @@ def test_a_bundle_becomes_a_folder_for_genai(checkpoint: Checkpoint, tmp_path: P
 
 def test_every_manifest_says_the_same_of_the_model(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = Source.open(checkpoint)
-    onnx = source.bundle(tmp_path, GraphOptions(), "onnxruntime", ("1.23", ""))
-    engine = source.bundle(tmp_path, GraphOptions("trt103", "float16", capacity=64), "tensorrt-build", ("10.3", ""))
+    onnx = source.bundle(tmp_path, GraphOptions(), backend="onnxruntime", versions=("1.23", ""))
+    form = GraphOptions("trt103", "float16", capacity=64)
+    engine = source.bundle(tmp_path, form, backend="tensorrt-build", versions=("10.3", ""))
     assert onnx.source_model == {**engine.source_model, "embedding": "float16", "head": "float16"}
     assert engine.source_model["embedding"] == engine.source_model["head"] == "float16"
     assert (onnx.kv.capacity, onnx.kv.in_place) == (256, True) and onnx.compressed_linears == 14

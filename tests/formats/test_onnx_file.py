@@ -28,12 +28,12 @@ def test_the_initializers_are_onnxs(model: Path) -> None:
     found = initializers(content)
     expected = {tensor.name: (tuple(tensor.dims), len(tensor.raw_data)) for tensor in whole.graph.initializer}
     assert found == expected and len(found) > 60
-    places: dict[str, Any] = {}
+    locations: dict[str, Any] = {}
     for tensor in onnx.load(model, load_external_data=False).graph.initializer:
         entry = {item.key: item.value for item in tensor.external_data}
         if entry:
-            places[tensor.name] = (entry["location"], int(entry["offset"]), int(entry["length"]))
-    assert external_tensors(content) == places and len(places) > 50
+            locations[tensor.name] = (entry["location"], int(entry["offset"]), int(entry["length"]))
+    assert external_tensors(content) == locations and len(locations) > 50
 
 
 def test_functions_are_cut_out_and_nothing_else_is(model: Path) -> None:

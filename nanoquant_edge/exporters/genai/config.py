@@ -30,7 +30,7 @@ _TYPES = {
 
 
 def genai_config(
-    config: DecoderConfig, source: dict[str, Any], generation: dict[str, Any], max_length: int, library: str
+    config: DecoderConfig, source: dict[str, Any], *, generation: dict[str, Any], max_length: int, library: str
 ) -> dict[str, Any]:
     """The content of `genai_config.json`.
 
@@ -50,9 +50,9 @@ def genai_config(
             f"ONNX Runtime GenAI has no model type for {config.family}.",
             f"It has {', '.join(_TYPES)}; export with --to onnx.",
         )
-    ends = generation.get("eos_token_id", source.get("eos_token_id"))
+    given = generation.get("eos_token_id", source.get("eos_token_id"))
     first = generation.get("bos_token_id", source.get("bos_token_id"))
-    stops = ends if isinstance(ends, list) else [ends]
+    stops = given if isinstance(given, list) else [given]
     stops = [number for number in stops if isinstance(number, int)]
     if not stops:
         raise NqEdgeError("NQ-MODEL", "the model names no end-of-text token (eos_token_id), which GenAI needs.")

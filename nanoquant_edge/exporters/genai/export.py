@@ -71,9 +71,9 @@ def export_genai(
     settings = genai_config(
         model.config,
         model.model_config,
-        read_json(generation, "NQ-CKPT") if generation.is_file() else {},
-        options.graph.length(model.config),
-        ORT_LIBRARY_NAME,
+        generation=read_json(generation, "NQ-CKPT") if generation.is_file() else {},
+        max_length=options.graph.length(model.config),
+        library=ORT_LIBRARY_NAME,
     )
     library = Path(options.library) if options.library is not None else ort_library_path()
     if not library.is_file():
@@ -83,9 +83,10 @@ def export_genai(
     model = model.requantized(options.embedding)
     graph = build_model(model.config, model.weights, options.graph)
     last_token_logits(graph)
+    told = Progress(progress) if progress is not None else Progress()
     with new_folder(Path(output), overwrite) as scratch:
-        write_graph_folder(graph, model, scratch, Progress(progress) if progress is not None else Progress())
+        write_graph_folder(graph, model, folder=scratch, progress=told)
         write_json(scratch / CONFIG_FILE, settings)
         shutil.copyfile(library, scratch / ORT_LIBRARY_NAME)
-        bundle = model.bundle(scratch, options.graph, GENAI, (_LOWEST, "")).write()
+        bundle = model.bundle(scratch, options.graph, backend=GENAI, versions=(_LOWEST, "")).write()
     return replace(bundle, folder=Path(output))

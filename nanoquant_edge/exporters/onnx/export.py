@@ -67,13 +67,14 @@ def export_onnx(
     model = Source.open(checkpoint).requantized(options.embedding)
     graph = build_model(model.config, model.weights, options.graph)
     versions = dialect_named(options.dialect).backend_versions(model.config, options.graph)
+    told = Progress(progress) if progress is not None else Progress()
     with new_folder(Path(output), overwrite) as scratch:
-        write_graph_folder(graph, model, scratch, Progress(progress) if progress is not None else Progress())
-        bundle = model.bundle(scratch, options.graph, ONNXRUNTIME, versions).write()
+        write_graph_folder(graph, model, folder=scratch, progress=told)
+        bundle = model.bundle(scratch, options.graph, backend=ONNXRUNTIME, versions=versions).write()
     return replace(bundle, folder=Path(output))
 
 
-def write_graph_folder(graph: ir.Model, source: Source, folder: Path, progress: Progress) -> None:
+def write_graph_folder(graph: ir.Model, source: Source, *, folder: Path, progress: Progress) -> None:
     """Write a graph, its weights and the tokenizer's files, and check the nodes that were written.
 
     Args:

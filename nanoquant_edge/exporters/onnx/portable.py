@@ -86,8 +86,8 @@ def _unpack(body: _Body, words: ir.Value, name: str, factor: ir.Value) -> ir.Val
     # Out-of-range integer casts keep the low bits (ONNX Cast), so the sign bit of a word survives as bit 31.
     unsigned = body.op("Cast", [words], f"{name}_unsigned", to=int(ir.DataType.UINT32))
     column = body.op("Unsqueeze", [unsigned, const("end", [-1], np.int64)], f"{name}_column")
-    places = const("places", np.arange(_WORD_BITS), np.uint32)
-    moved = body.op("BitShift", [column, places], f"{name}_moved", direction="RIGHT")
+    shifts = const("places", np.arange(_WORD_BITS), np.uint32)
+    moved = body.op("BitShift", [column, shifts], f"{name}_moved", direction="RIGHT")
     bits = body.op("BitwiseAnd", [moved, const("one", 1, np.uint32)], f"{name}_bits")
     flat = body.op("Flatten", [bits], f"{name}_flat", axis=1)
     used = body.op("Slice", [flat, begin, columns, axis], f"{name}_used")

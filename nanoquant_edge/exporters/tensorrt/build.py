@@ -142,7 +142,7 @@ class _Build:
             raise NqEdgeError("NQ-MISSING", f"writing a graph needs the package {error.name}.", hint) from error
         self.progress(0.0, "reading the model")
         model = Source.open(source)
-        planned = plan_graph(model, self.targets, self.toolchain.dialect_of(flavour), self.options)
+        planned = plan_graph(model, self.targets, dialect=self.toolchain.dialect_of(flavour), options=self.options)
         plan, graph = planned.plan, planned.options
         host = check_host(plan.weights, planned.code, folder=self.output, builds=compiles)
         measured: dict[str, Any] = {"preflight": [fit.to_dict() for fit in planned.fits], "host": host}
@@ -152,7 +152,7 @@ class _Build:
             folder.mkdir(exist_ok=True)
             planned.write(folder, self.progress.part(0.02, 0.05))
             copy_companions(model.folder, scratch, _COMPANIONS)
-            shell = model.bundle(scratch, graph, BOARD_BUILD, versions)
+            shell = model.bundle(scratch, graph, backend=BOARD_BUILD, versions=versions)
             if plugin is None:
                 write_board_files(scratch, plan, self.targets[0])
                 bundle = replace(shell, measured={"build": self._timed(measured)}).write()
@@ -201,7 +201,10 @@ class _Build:
         return path
 
     def _compile(self, graph: Path, scratch: Path, plugin: Path, progress: Progress) -> dict[str, Any]:
-        return self.toolchain.compile(graph, scratch / ENGINE_FILE, plugin, self.options.timing_cache, progress)
+        cache = self.options.timing_cache
+        return self.toolchain.compile(
+            graph, scratch / ENGINE_FILE, library=plugin, timing_cache=cache, progress=progress
+        )
 
     def _timed(self, measured: dict[str, Any]) -> dict[str, Any]:
         return {**measured, "seconds": round(time.perf_counter() - self.started, 3)}

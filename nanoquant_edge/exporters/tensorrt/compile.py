@@ -35,7 +35,7 @@ Event = Callable[[str, dict[str, Any]], None]
 
 
 def compile_graph(
-    folder: Path, output: Path, library: Path, timing_cache: Path | None = None, event: Event | None = None
+    folder: Path, output: Path, *, library: Path, timing_cache: Path | None = None, event: Event | None = None
 ) -> dict[str, Any]:
     """Build an engine.
 
@@ -271,9 +271,9 @@ def main() -> int:
         result = compile_graph(
             Path(request["folder"]),
             Path(request["output"]),
-            Path(request["library"]),
-            None if cache is None else Path(cache),
-            send,
+            library=Path(request["library"]),
+            timing_cache=None if cache is None else Path(cache),
+            event=send,
         )
     except NqEdgeError as error:
         send("error", {"code": error.code, "message": error.message, "hint": error.hint})

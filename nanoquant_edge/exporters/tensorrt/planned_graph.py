@@ -64,7 +64,7 @@ class PlannedGraph:
         self.plan.write(folder)
 
 
-def plan_graph(source: Source, targets: list[Target], dialect: str, options: EngineOptions) -> PlannedGraph:
+def plan_graph(source: Source, targets: list[Target], *, dialect: str, options: EngineOptions) -> PlannedGraph:
     """Choose the capacity, build the graph in memory (weights stay on disk), and plan its compilation.
 
     Args:

@@ -28,10 +28,10 @@ _STDERR_BYTES = 2000
 def run_compiler(
     folder: Path,
     output: Path,
+    *,
     library: Path,
     timing_cache: Path | None = None,
     progress: Progress | None = None,
-    *,
     command: Sequence[str] = COMPILER,
 ) -> dict[str, Any]:
     """Compile the graph of a folder; see `compile.compile_graph` for the result.

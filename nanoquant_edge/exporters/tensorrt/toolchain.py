@@ -55,7 +55,9 @@ class Toolchain:
         return "onnx24" if release(version) >= _ATTENTION_VERSION else "trt103"
 
     def compile(
-        self, folder: Path, output: Path, library: Path, timing_cache: Path | None, progress: Progress
+        self, folder: Path, output: Path, *, library: Path, timing_cache: Path | None, progress: Progress
     ) -> dict[str, Any]:
         """Compile the graph of a folder; see `run_compiler`."""
-        return run_compiler(folder, output, library, timing_cache, progress, command=self.command)
+        return run_compiler(
+            folder, output, library=library, timing_cache=timing_cache, progress=progress, command=self.command
+        )

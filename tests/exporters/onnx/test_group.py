@@ -35,8 +35,8 @@ def layers_of(model: ir.Model) -> dict[str, dict[str, np.ndarray]]:
     found = {}
     for node in model.graph.all_nodes():
         if node.domain == DOMAIN:
-            for place, output in enumerate(node.outputs):
-                values = node.inputs[1 + 6 * place : 7 + 6 * place]
+            for index, output in enumerate(node.outputs):
+                values = node.inputs[1 + 6 * index : 7 + 6 * index]
                 parts = {name: value.const_value.numpy() for name, value in zip(LINEAR_INPUTS[1:], values, strict=True)}
                 found[output.name.removesuffix(".output")] = {**parts, "X": node.inputs[0].name}
     return found

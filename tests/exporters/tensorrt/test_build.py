@@ -95,16 +95,17 @@ def test_an_embedded_plugin_is_in_the_file(checkpoint: Checkpoint, tmp_path: Pat
 def planned(source: Path, folder: Path) -> Path:
     """A folder with a graph and its plan, as the compiler gets it."""
     folder.mkdir(exist_ok=True)
+    target = folder / "graph"
 
     class Keeping(Toolchain):
-        def compile(self, graph: Path, *_rest: Any) -> dict[str, Any]:
-            graph.rename(folder / "graph")
+        def compile(self, folder: Path, output: Path, **rest: Any) -> dict[str, Any]:
+            folder.rename(target)
             raise NqEdgeError("NQ-ENGINE", "stopped here.")
 
     with pytest.raises(NqEdgeError, match="stopped here"):
         build_engine(source, folder / "e", target="sm_86", options=SMALL, toolchain=Keeping())
     assert not (folder / "e").exists()
-    return folder / "graph"
+    return target
 
 
 def test_a_bundle_gives_the_same_graph_without_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_numbers_that_differ_stop_the_build(checkpoint: Checkpoint, tmp_path: Pa
     graph = planned(checkpoint.folder, tmp_path)
     replace(BuildPlan.read(graph), compressed_linears=15).write(graph)
     with pytest.raises(NqEdgeError, match="8 plugin layers with 14 compressed layers, the graph 8 with 15") as caught:
-        run_compiler(graph, tmp_path / "model.engine", tensorrt_library_path())
+        run_compiler(graph, tmp_path / "model.engine", library=tensorrt_library_path())
     assert caught.value.code == "NQ-ENGINE" and not (tmp_path / "model.engine").exists()
 
 
@@ -143,13 +144,13 @@ def test_a_broken_graph_is_refused_in_the_parsers_words(checkpoint: Checkpoint, 
     whole = (graph / "model.onnx").read_bytes()
     (graph / "model.onnx").write_bytes(whole[:-1000])
     with pytest.raises(NqEdgeError, match="not a valid ONNX") as caught:
-        run_compiler(graph, tmp_path / "model.engine", tensorrt_library_path())
+        run_compiler(graph, tmp_path / "model.engine", library=tensorrt_library_path())
     assert caught.value.code == "NQ-BUNDLE"
     model = onnx.load_from_string(whole)
     next(node for node in model.graph.node if node.op_type == "TensorScatter").input[0] = "nowhere"
     (graph / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(NqEdgeError, match=r"does not parse model\.onnx") as caught:
-        run_compiler(graph, tmp_path / "model.engine", tensorrt_library_path())
+        run_compiler(graph, tmp_path / "model.engine", library=tensorrt_library_path())
     assert caught.value.code == "NQ-ENGINE"
 
 
@@ -159,18 +160,18 @@ def test_lent_weights_make_the_same_engine(checkpoint: Checkpoint, tmp_path: Pat
     The files are not equal: TensorRT orders some outputs by addresses.
     """
     graph = planned(checkpoint.folder, tmp_path)
-    run_compiler(graph, tmp_path / "lent.engine", tensorrt_library_path())
+    run_compiler(graph, tmp_path / "lent.engine", library=tensorrt_library_path())
     script = (
         "import sys, nanoquant_edge.exporters.tensorrt.compile as compile\n"
         "compile.LentWeights = lambda model: None\nsys.exit(compile.main())"
     )
     command = (sys.executable, "-c", script)
-    run_compiler(graph, tmp_path / "read.engine", tensorrt_library_path(), command=command)
+    run_compiler(graph, tmp_path / "read.engine", library=tensorrt_library_path(), command=command)
     lent, read = ((tmp_path / name).read_bytes() for name in ("lent.engine", "read.engine"))
     weights = (graph / "model.onnx.data").read_bytes()
-    places = external_tensors((graph / "model.onnx").read_bytes()).values()
-    assert len(lent) == len(read) and len(places) > 50
-    for _, start, length in places:
+    locations = external_tensors((graph / "model.onnx").read_bytes()).values()
+    assert len(lent) == len(read) and len(locations) > 50
+    for _, start, length in locations:
         weight = weights[start : start + length]
         assert lent.find(weight) == read.find(weight) > 0
 
