@@ -16,9 +16,6 @@ from typing import Any, NoReturn
 import click
 
 from ..errors import NqEdgeError, first_line
-from ..system.cgroup import processor_quota
-from ..system.error_messages import explained
-from ..system.processors import default_threads
 from . import streams
 from .suggestions import SuggestingGroup
 
@@ -55,6 +52,7 @@ class _LazyGroup(SuggestingGroup):
         if cmd_name not in VERBS:
             return None
         file = f"{cmd_name}_cmd" if keyword.iskeyword(cmd_name) else cmd_name
+        _limit_threads()
         module = importlib.import_module(f"nanoquant_edge.cli.{file}")
         command: click.Command = module.command
         return command
@@ -103,7 +101,6 @@ def main(arguments: list[str] | None = None) -> Any:
     # PyTorch's OpenMP threads spin while they wait. On a machine that does anything else, they then take each other's
     # cores: factorization ran 6 times slower beside one busy process (docs/notes/cpu.md). Read when the library loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _limit_threads()
     _hush_libraries()
     _end_on_sigterm()
     try:
@@ -120,7 +117,11 @@ def _limit_threads() -> None:
     """Let OpenMP and the BLAS libraries start no more threads than the quota of a container has processors for.
 
     They see the affinity by themselves, and not the quota: their threads would be stopped in the middle of each step.
+    Done once a verb is known, so that `--help` need not read what the quota is.
     """
+    from ..system.cgroup import processor_quota
+    from ..system.processors import default_threads
+
     if processor_quota() is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(default_threads()))
 
@@ -135,6 +136,8 @@ def _hush_libraries() -> None:
 
 def _end(error: BaseException) -> NoReturn:
     """End the program as an error asks for."""
+    from ..system.error_messages import explained
+
     streams.abandon(sys.stdout)
     said = None if os.environ.get(TRACEBACK_VARIABLE) else explained(error)
     if said is None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from typing import Any, TextIO
@@ -60,6 +59,8 @@ def abandon(stream: TextIO | None) -> None:
 
 def echo_json(value: Any, indent: int | None = None) -> None:
     """Print JSON, with its letters as they are where the output's encoding has them, and escaped where it has not."""
+    import json
+
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
