@@ -152,7 +152,7 @@ def _assessed(source: Bundle, target: Target) -> Assessment | None:
     Raises:
         NqEdgeError: NQ-FIT when not even a context of 256 tokens fits.
     """
-    if not isinstance(source.source_model.get("config"), dict):
+    if not source.has_model_config:
         return None
     model = open_model(str(source.folder))
     context = min(2048, source.kv.capacity)
@@ -178,7 +178,7 @@ def _copy_bundle(source: Bundle, folder: Path) -> None:
 
 def _write_graph(source: Bundle, target: Target, folder: Path) -> bool:
     """Write the graph that the board builds its engine from; False where the packages for it are missing here."""
-    if not isinstance(source.source_model.get("config"), dict):
+    if not source.has_model_config:
         return False
     try:
         from ..exporters.tensorrt import build_engine

@@ -141,14 +141,7 @@ def _of_bundle(folder: Path) -> ModelFacts:
     from ..formats.bundle import Bundle
 
     bundle = Bundle.open(folder, verify=False)
-    entry = bundle.source_model.get("config")
-    if not isinstance(entry, dict):
-        raise NqEdgeError(
-            "NQ-BUNDLE",
-            "the bundle does not hold the model's configuration.",
-            "Export it again with this version, or pass the checkpoint.",
-        )
-    config = read_config(entry)
+    config = read_config(bundle.model_config())
     facts = ModelFacts(str(bundle.source_model.get("name", folder.name)), "bundle", config, bundle.target_bpw)
     weights = sum(file.size for name, file in bundle.files.items() if name.startswith(("model.onnx", "engine")))
     # The manifest tells all bytes and the rate; what the packed layers do not take is tables and small things.

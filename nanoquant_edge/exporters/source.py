@@ -94,17 +94,10 @@ class Source:
                 f"{bundle.folder} holds no {MODEL_FILE}, so that no other engine can be made of it.",
                 "Pass the checkpoint, or the bundle that `nq-edge export --to onnx` wrote.",
             )
-        entry = bundle.source_model.get("config")
-        if not isinstance(entry, dict):
-            raise NqEdgeError(
-                "NQ-BUNDLE",
-                "the bundle does not hold the model's configuration.",
-                "Export it again with this version, or pass the checkpoint.",
-            )
         weights = OnnxWeights(bundle.folder / MODEL_FILE)
         return cls(
             folder=bundle.folder,
-            config=read_config(entry),
+            config=read_config(bundle.model_config()),
             weights=weights,
             layers=len(weights.layers),
             description=bundle.source_model,

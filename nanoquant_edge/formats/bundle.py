@@ -109,6 +109,10 @@ class Bundle:
         Raises:
             NqEdgeError: NQ-BUNDLE for a missing or invalid manifest or file, NQ-HASH when a file differs,
                 NQ-PATH when a listed name leaves the folder.
+
+        Example:
+            >>> Bundle.open("bundle").backend
+            'onnxruntime'
         """
         folder = Path(folder)
         if not (folder / MANIFEST_FILE).is_file():
@@ -139,6 +143,25 @@ class Bundle:
         if name not in self.files:
             raise NqEdgeError("NQ-BUNDLE", f"{name[:200]!r} is needed, and the bundle's manifest does not list it.")
         return path_inside(self.folder, name)
+
+    @property
+    def has_model_config(self) -> bool:
+        """Whether the manifest holds the model's config.json; those of early versions do not."""
+        return isinstance(self.source_model.get("config"), dict)
+
+    def model_config(self) -> dict[str, Any]:
+        """The content of the model's config.json.
+
+        Raises:
+            NqEdgeError: NQ-BUNDLE when the manifest does not hold it.
+        """
+        if not self.has_model_config:
+            raise NqEdgeError(
+                "NQ-BUNDLE",
+                "the bundle does not hold the model's configuration.",
+                "Export it again with this version, or pass the checkpoint.",
+            )
+        return dict(self.source_model["config"])
 
     def check_operator_version(self) -> None:
         """Refuse a graph whose operators are of another version than this program's kernels.

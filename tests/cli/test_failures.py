@@ -24,7 +24,7 @@ from nanoquant_edge.cli.app import VERBS
 from nanoquant_edge.errors import CATALOGUE, NqEdgeError
 from nanoquant_edge.system.error_messages import explained, wants_memory
 from tests.command import run
-from tests.formats.test_bundle import _bundle
+from tests.formats.support import graph_bundle
 
 NQ_EDGE = str(Path(sys.executable).parent / "nq-edge")
 ONE_MESSAGE = re.compile(r"nq-edge: \[(NQ-[A-Z-]+)\] [^\x00-\x09\x0b-\x1f\x7f-\x9f]+\n  [^\n]*\n")
@@ -170,7 +170,7 @@ def test_odd_paths_end_with_one_message(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    bundle = _bundle(tmp_path / "bundle").folder
+    bundle = graph_bundle(tmp_path / "bundle").folder
     for what, path in odd_paths(tmp_path).items():
         for words in ({"OLD": path, "NEW": str(tmp_path / "new")}, {"OLD": str(bundle), "NEW": path}):
             if "NEW" not in CALLS[verb] and words["NEW"] == path:
@@ -223,7 +223,7 @@ def test_a_reader_that_went_away_is_no_traceback() -> None:
 def test_letters_that_the_terminal_lacks(encoding: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     name = os.fsdecode(os.fsencode(tmp_path) + "/東京é".encode() + b"\xff")
-    _bundle(Path(name))
+    graph_bundle(Path(name))
     for arguments in (["inspect", name], ["inspect", name, "--json"], ["doctor", "--json"], ["devices", "show", "pi5"]):
         done = command(*arguments, env=environment, encoding=encoding)
         assert "Traceback" not in done.stderr and done.returncode in (0, 1), done.stderr
@@ -242,7 +242,7 @@ def limited(kind: int, value: int) -> Callable[[], None]:
 def test_few_open_files_are_one_message(tmp_path: Path) -> None:
     import resource
 
-    bundle = _bundle(tmp_path / "bundle").folder
+    bundle = graph_bundle(tmp_path / "bundle").folder
     done = command("devices", "fit", str(bundle), "-d", "pi5", preexec_fn=limited(resource.RLIMIT_NOFILE, 12))
     assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 0 or "[NQ-" in done.stderr
@@ -252,7 +252,7 @@ def test_too_little_memory_is_called_so(tmp_path: Path) -> None:
     """The first that fails is the import of numpy, which blames the installed version in forty lines."""
     import resource
 
-    bundle = _bundle(tmp_path / "bundle").folder
+    bundle = graph_bundle(tmp_path / "bundle").folder
     little = limited(resource.RLIMIT_AS, 60 << 20)
     done = command("generate", str(bundle), "--prompt", "x", preexec_fn=little)
     assert done.returncode == 2 and ONE_MESSAGE.fullmatch(done.stderr), done.stderr
@@ -280,7 +280,7 @@ def without_the_rights_of_root() -> None:
     ids=str,
 )
 def test_what_may_not_be_read_is_one_message(verb: list[str], locked: str, tmp_path: Path) -> None:
-    bundle = _bundle(tmp_path / "bundle").folder
+    bundle = graph_bundle(tmp_path / "bundle").folder
     words = [word.format(bundle=bundle) for word in verb]
     (bundle / locked).chmod(0)
     try:

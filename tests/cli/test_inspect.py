@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from nanoquant_edge.cli.inspect import command
 from nanoquant_edge.formats.checkpoint.naming import model_name
-from tests.formats.test_bundle import _bundle
+from tests.formats.support import graph_bundle
 from tests.tiny import tiny_checkpoint
 
 
@@ -58,7 +58,7 @@ def test_quantized_tables_are_counted_with_their_scales(tmp_path: Path) -> None:
 
 
 def test_bundle(tmp_path: Path) -> None:
-    _bundle(tmp_path / "b")
+    graph_bundle(tmp_path / "b")
     result = CliRunner().invoke(command, [str(tmp_path / "b")])
     assert "model.onnx" in result.output
     assert "14 compressed layers" in result.output

@@ -23,26 +23,20 @@ from nanoquant_edge.deploy.native import glibc_needed, machine_of, provide_libra
 from nanoquant_edge.deploy.requirements import hashed_lines, index_lines
 from nanoquant_edge.devices import describe_machine, target_named, this_target
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.system.written import MARKER
-from tests.tiny import tiny_checkpoint
 
 SHELLCHECK = shutil.which("shellcheck") or str(Path(sys.executable).parent / "shellcheck")
 SCRIPTS = ("setup.sh", "nq-edge", "run.sh", "build_engine.sh", "container/install.sh", "container/build.sh")
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("deploy")
-    export_onnx(tiny_checkpoint(folder / "checkpoint"), folder / "bundle")
-    return folder / "bundle"
-
-
-@pytest.fixture(scope="module")
-def orin(bundle: Path) -> Path:
-    output = bundle.parent / "orin"
+def orin(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("deploy") / "orin"
     deploy(
-        bundle, target_named("orin-nano-8gb"), output=output, options=DeployOptions(wheels=False, build_native=False)
+        tiny_bundle,
+        target_named("orin-nano-8gb"),
+        output=output,
+        options=DeployOptions(wheels=False, build_native=False),
     )
     return output
 
@@ -98,13 +92,13 @@ def test_the_service(orin: Path) -> None:
         subprocess.run([analyze, "verify", str(orin / "systemd/nanoquant-edge.socket")], check=True)
 
 
-def test_a_folder_for_this_machine_runs_from_its_own_files(bundle: Path, tmp_path: Path) -> None:
+def test_a_folder_for_this_machine_runs_from_its_own_files(tiny_bundle: Path, tmp_path: Path) -> None:
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     output = tmp_path / "here"
     laptop = target_named("x86-laptop")
     if platform.machine() != laptop.architecture:
         pytest.skip("this machine is no x86-64 one")
-    made = deploy(bundle, laptop, output=output, options=DeployOptions(wheels=False, python=python))
+    made = deploy(tiny_bundle, laptop, output=output, options=DeployOptions(wheels=False, python=python))
     assert made.libraries == ("libnanoquant_ort.so",) and not made.graph
     assert subprocess.run([output / "run.sh"], capture_output=True, check=False).returncode != 0
     # setup.sh without its download: the packages of this environment stand in for the wheels'.
@@ -216,18 +210,27 @@ def test_libraries_of_other_machines_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_errors(
-    arguments: tuple[str, ...], message: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], message: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["deploy", str(bundle), "--output", str(tmp_path / "out"), *arguments])
+        main(["deploy", str(tiny_bundle), "--output", str(tmp_path / "out"), *arguments])
     assert caught.value.code == 2 and message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_an_old_deployment_is_replaced_only_when_asked(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["deploy", str(bundle), "-d", "xavier-nx", "--output", str(tmp_path / "x"), "--no-wheels", "--no-native"]
+    command = [
+        "deploy",
+        str(tiny_bundle),
+        "-d",
+        "xavier-nx",
+        "--output",
+        str(tmp_path / "x"),
+        "--no-wheels",
+        "--no-native",
+    ]
     for extra, status in (([], 0), ([], 2), (["--overwrite", "--json"], 0)):
         with pytest.raises(SystemExit) as caught:
             main([*command, *extra])
@@ -240,9 +243,12 @@ def test_an_old_deployment_is_replaced_only_when_asked(
     )
 
 
-def test_this_machine_is_a_device_too(bundle: Path, tmp_path: Path) -> None:
+def test_this_machine_is_a_device_too(tiny_bundle: Path, tmp_path: Path) -> None:
     made = deploy(
-        bundle, this_target(describe_machine(gpus=())), output=tmp_path / "here", options=DeployOptions(wheels=False)
+        tiny_bundle,
+        this_target(describe_machine(gpus=())),
+        output=tmp_path / "here",
+        options=DeployOptions(wheels=False),
     )
     assert (
         made.libraries == ("libnanoquant_ort.so",)
@@ -285,9 +291,9 @@ def test_wheels_are_named_by_their_hashes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["d/../../native/libnanoquant_ort.so", "d2/../../../notes.txt", "d/notes.txt", "../x"])
-def test_a_name_of_a_hostile_manifest_goes_nowhere(name: str, bundle: Path, tmp_path: Path) -> None:
+def test_a_name_of_a_hostile_manifest_goes_nowhere(name: str, tiny_bundle: Path, tmp_path: Path) -> None:
     hostile, board = tmp_path / "hostile", tmp_path / "out" / "board"
-    shutil.copytree(bundle, hostile)
+    shutil.copytree(tiny_bundle, hostile)
     (hostile / "a/b/c/e").mkdir(parents=True)
     (hostile / "a/native").mkdir()
     (hostile / "d").symlink_to("a/b/c")
@@ -304,13 +310,21 @@ def test_a_name_of_a_hostile_manifest_goes_nowhere(name: str, bundle: Path, tmp_
     assert not board.exists() and not (tmp_path / "out" / "notes.txt").exists()
 
 
-def test_a_wheel_without_library_and_sources_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_a_wheel_without_library_and_sources_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     """The package alone, as a deployment's own wheel holds it: nothing that a board could run travels along."""
     from nanoquant_edge.deploy.wheel import write_own_wheel
 
     with zipfile.ZipFile(write_own_wheel(tmp_path)) as archive:
         archive.extractall(tmp_path / "site")
-    command = [sys.executable, "-c", "from nanoquant_edge.cli import main; main()", "deploy", str(bundle), "-d", "pi5"]
+    command = [
+        sys.executable,
+        "-c",
+        "from nanoquant_edge.cli import main; main()",
+        "deploy",
+        str(tiny_bundle),
+        "-d",
+        "pi5",
+    ]
     command += ["--no-wheels", "--output", str(tmp_path / "board")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)

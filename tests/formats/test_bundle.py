@@ -14,33 +14,11 @@ import pytest
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.bundle import MANIFEST_FILE, Bundle
 from nanoquant_edge.formats.kv_layout import KvLayout
-
-
-def _bundle(folder: Path) -> Bundle:
-    (folder / "sub").mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(b"graph")
-    (folder / "sub/data").write_bytes(b"weights")
-    (folder / ".hidden").write_bytes(b"not recorded")
-    bundle = Bundle(
-        folder=folder,
-        backend="onnxruntime",
-        backend_versions=("1.23", ""),
-        dialect="ort",
-        dtype="float32",
-        portable=False,
-        operator_version=1,
-        source_model={"model_type": "llama"},
-        target_bpw=1.0,
-        true_bpw=0.98,
-        compressed_linears=14,
-        vocab_size=320,
-        kv=KvLayout(2, 2, 16, "float32", 256),
-    )
-    return bundle.write()
+from tests.formats.support import graph_bundle
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    bundle = _bundle(tmp_path / "b")
+    bundle = graph_bundle(tmp_path / "b")
     assert sorted(bundle.files) == ["model.onnx", "sub/data"]
     assert bundle.files["model.onnx"].size == 5
     assert Bundle.open(tmp_path / "b", verify=True) == bundle
@@ -55,19 +33,19 @@ def _refused(folder: Path, message: str, code: str = "NQ-BUNDLE", verify: bool |
 
 def test_missing_manifest_and_files(tmp_path: Path) -> None:
     _refused(tmp_path / "nowhere", "is not a bundle")
-    _bundle(tmp_path / "b")
+    graph_bundle(tmp_path / "b")
     (tmp_path / "b/sub/data").unlink()
     _refused(tmp_path / "b", "sub/data is missing")
 
 
 def test_sizes_are_checked_at_every_load(tmp_path: Path) -> None:
-    _bundle(tmp_path / "b")
+    graph_bundle(tmp_path / "b")
     (tmp_path / "b/model.onnx").write_bytes(b"graphs")
     _refused(tmp_path / "b", "has 6 bytes, the manifest says 5", "NQ-HASH", verify=False)
 
 
 def test_hashes_are_checked_at_the_first_load_and_when_asked(tmp_path: Path) -> None:
-    _bundle(tmp_path / "b")
+    graph_bundle(tmp_path / "b")
     before = (tmp_path / "b/model.onnx").stat()
     with (tmp_path / "b/model.onnx").open("r+b") as file:
         file.write(b"hparg")
@@ -80,14 +58,14 @@ def test_hashes_are_checked_at_the_first_load_and_when_asked(tmp_path: Path) -> 
 
 
 def test_a_changed_file_is_hashed_again(tmp_path: Path) -> None:
-    _bundle(tmp_path / "b")
+    graph_bundle(tmp_path / "b")
     (tmp_path / "b/model.onnx").write_bytes(b"hparg")
     os.utime(tmp_path / "b/model.onnx", ns=(0, 0))
     _refused(tmp_path / "b", "model.onnx has SHA-256", "NQ-HASH")
 
 
 def test_the_mark_never_writes_through_a_link(tmp_path: Path) -> None:
-    _bundle(tmp_path / "b")
+    graph_bundle(tmp_path / "b")
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "b/.nq_verified").unlink()
     (tmp_path / "b/.nq_verified").symlink_to(tmp_path / "victim")
@@ -96,7 +74,7 @@ def test_the_mark_never_writes_through_a_link(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_still_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = _bundle(tmp_path / "b")
+    bundle = graph_bundle(tmp_path / "b")
     (tmp_path / "b/.nq_verified").unlink()
 
     def refuse(*_arguments: object) -> None:
@@ -108,7 +86,7 @@ def test_a_folder_that_cannot_be_written_still_opens(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "link"])
 def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
-    _bundle(tmp_path / "b")
+    graph_bundle(tmp_path / "b")
     (tmp_path / "outside").write_bytes(b"x")
     (tmp_path / "b/link").symlink_to(tmp_path / "outside")
     manifest = json.loads((tmp_path / "b" / MANIFEST_FILE).read_text())
@@ -147,7 +125,7 @@ def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_bad_manifests(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    _bundle(tmp_path / "b")
+    graph_bundle(tmp_path / "b")
     manifest = json.loads((tmp_path / "b" / MANIFEST_FILE).read_text())
     (tmp_path / "b" / MANIFEST_FILE).write_text(json.dumps({**manifest, **change}))
     _refused(tmp_path / "b", message)
@@ -155,7 +133,7 @@ def test_bad_manifests(tmp_path: Path, change: dict[str, Any], message: str) -> 
 
 def test_a_bundle_in_the_hubs_cache_opens(tmp_path: Path) -> None:
     """Files of a snapshot are links to blobs, also those in folders; a link to anywhere else is still refused."""
-    made = _bundle(tmp_path / "b")
+    made = graph_bundle(tmp_path / "b")
     cache = tmp_path / "models--a--b"
     snapshot = cache / "snapshots" / "0123"
     (cache / "blobs").mkdir(parents=True)
@@ -176,7 +154,7 @@ def test_a_bundle_in_the_hubs_cache_opens(tmp_path: Path) -> None:
 
 
 def test_only_listed_files_are_given_out(tmp_path: Path) -> None:
-    bundle = _bundle(tmp_path / "b")
+    bundle = graph_bundle(tmp_path / "b")
     (tmp_path / "b" / "more").write_text("x")
     with pytest.raises(NqEdgeError, match="does not list it") as caught:
         bundle.path("more")

@@ -14,57 +14,14 @@ from hypothesis import strategies as st
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.bundle import MANIFEST_FILE, Bundle
-from nanoquant_edge.formats.engine import EngineInfo, PluginInfo, Profile, read_engine
+from nanoquant_edge.formats.engine import read_engine
 from nanoquant_edge.formats.entry import Entry
-from nanoquant_edge.formats.kv_layout import KvLayout
-
-ENGINE = EngineInfo(
-    file="model.engine",
-    tensorrt_version="1.7.1.116",
-    flavour="rtx",
-    compute_capabilities=("8.6", "8.9", "12.0"),
-    plugin=PluginInfo("NanoQuantLinear", "1", "com.nanoquant", "ab" * 32, False),
-    precision="float16",
-    kv=KvLayout(2, 2, 16, "float16", 96),
-    profiles={
-        "decode": Profile(0, (1, 1, 4), (1, 1, 1), (1, 1, 1), (96, 96, 96)),
-        "prefill": Profile(1, (1, 1, 1), (1, 16, 64), (1, 1, 64), (96, 96, 96)),
-    },
-    refit=True,
-    version_compatible=False,
-    plugin_layers=8,
-    compressed_linears=14,
-    debug_outputs=("block.0.output",),
-    timing_cache="timing.cache",
-)
-ENTRY: dict[str, Any] = json.loads(json.dumps(ENGINE.to_dict()))
-
-
-def _bundle(folder: Path) -> Bundle:
-    folder.mkdir()
-    (folder / "model.engine").write_bytes(b"engine")
-    (folder / "timing.cache").write_bytes(b"times")
-    return Bundle(
-        folder=folder,
-        backend="tensorrt-rtx",
-        backend_versions=("1.7.1", ""),
-        dialect="onnx24",
-        dtype="float16",
-        portable=False,
-        operator_version=1,
-        source_model={"model_type": "llama"},
-        target_bpw=1.0,
-        true_bpw=0.98,
-        compressed_linears=14,
-        vocab_size=320,
-        kv=KvLayout(2, 2, 16, "float16", 96),
-        engine=ENGINE,
-    ).write()
+from tests.formats.support import ENGINE, ENTRY, engine_bundle
 
 
 def test_round_trip(tmp_path: Path) -> None:
     assert read_engine(Entry(ENTRY, "engine")) == ENGINE
-    bundle = _bundle(tmp_path / "b")
+    bundle = engine_bundle(tmp_path / "b")
     assert bundle.engine == ENGINE
     assert Bundle.open(tmp_path / "b", verify=True) == bundle
     assert bundle.write() == bundle
@@ -220,7 +177,7 @@ def test_anything_as_an_entry_is_refused(value: Any) -> None:
     ],
 )
 def test_a_manifest_that_contradicts_itself(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    _bundle(tmp_path / "b")
+    engine_bundle(tmp_path / "b")
     path = tmp_path / "b" / MANIFEST_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(NqEdgeError) as caught:
@@ -229,7 +186,7 @@ def test_a_manifest_that_contradicts_itself(tmp_path: Path, change: dict[str, An
 
 
 def test_a_truncated_engine_is_noticed_by_its_size(tmp_path: Path) -> None:
-    _bundle(tmp_path / "b")
+    engine_bundle(tmp_path / "b")
     (tmp_path / "b/model.engine").write_bytes(b"engin")
     with pytest.raises(NqEdgeError, match=r"model\.engine has 5 bytes, the manifest says 6") as caught:
         Bundle.open(tmp_path / "b", verify=False)

@@ -14,7 +14,7 @@ import numpy as np
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.checkpoint import Checkpoint, TensorFile
 from tests.families import FAMILY_CONFIGS, ONE_EACH
-from tests.formats.test_engine import ENTRY
+from tests.formats.support import ENTRY
 from tests.fuzz.edits import damaged
 from tests.fuzz.seeds import Yard, gguf_file, gguf_model, open_bundle, torch_archive
 
