@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..formats.bundle import Bundle
+from ..formats.graph import MODEL_FILE
 from ..formats.onnx_file import initializers
 from ..system.native import cpu_sign_rate
 from .chain import chain_model
@@ -129,7 +129,7 @@ def count_work(bundle: Bundle) -> tuple[int, int]:
 
     Rotary tables and, where the head has weights of its own, the embedding are read by the row and not counted.
     """
-    tensors = initializers(Path(bundle.folder, "model.onnx").read_bytes())
+    tensors = initializers(bundle.path(MODEL_FILE).read_bytes())
     untied = any(name.startswith("lm_head.") for name in tensors)
     read = signs = 0
     for name, (dims, size) in tensors.items():

@@ -91,12 +91,13 @@ def command(bundle: Path, against: Path | None, *, profile: bool, as_json: bool,
 def _measure(folder: Path, options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
     """Times first: what the floor's own measurements hold must not count as the bundle's memory."""
     from ..bench import floor_of, machine_rates, measure_bundle, profile_step
+    from ..formats.backends import ONNXRUNTIME
     from ..formats.bundle import Bundle
 
     say(f"prefill and decode, {options.repetitions} runs of {len(options.lengths)} prompt lengths")
     report = measure_bundle(folder, options)
     bundle = Bundle.open(folder, verify=False)
-    if bundle.backend != "onnxruntime" or options.provider != "cpu" or report["kernel"] != "nanoquant":
+    if bundle.backend != ONNXRUNTIME or options.provider != "cpu" or report["kernel"] != "nanoquant":
         return report
     from ..system.native import ort_library_info
     from ..system.processors import default_threads

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..devices import Assessment, Forecast, Target
-from ..formats.backends import ENGINE_BACKENDS
+from ..formats.backends import BACKEND_TITLES
 from ..system.terminal import plain, terminal
 from .layout import bits_text, facts, figures
 
@@ -27,9 +27,7 @@ _SPELLED = {"l4t": "L4T", "cuda": "CUDA", "tensorrt": "TensorRT", "python": "Pyt
 
 def runner_title(target: Target) -> str:
     """What runs bundles on a device, by its usual name."""
-    if target.backend in ENGINE_BACKENDS:
-        return ENGINE_BACKENDS[target.backend].title
-    return {"onnxruntime": "ONNX Runtime", "pytorch": "PyTorch", "": ""}.get(target.backend, target.backend)
+    return {**BACKEND_TITLES, "pytorch": "PyTorch"}.get(target.backend, target.backend)
 
 
 def print_device(target: Target) -> None:

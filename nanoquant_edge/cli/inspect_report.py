@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from ..errors import printable
-from ..formats.backends import BOARD_BUILD, ENGINE_BACKENDS
+from ..formats.backends import BACKEND_TITLES, BOARD_BUILD, ENGINE_BACKENDS
 from ..system.terminal import plain, terminal
 from .layout import bits_text, facts, figures, size_text
 
@@ -114,8 +114,7 @@ def _backend(report: dict[str, Any]) -> str:
         return f"A bundle with an engine for {ENGINE_BACKENDS[report['backend']].title}"
     low, high = report["backend_versions"]
     until = f" to {high}" if high else " or newer"
-    title = {"onnxruntime": "ONNX Runtime", "onnxruntime-genai": "ONNX Runtime GenAI"}.get(report["backend"])
-    return f"A bundle for {title or report['backend']} {low}{until}"
+    return f"A bundle for {BACKEND_TITLES.get(report['backend'], report['backend'])} {low}{until}"
 
 
 def _engine(engine: dict[str, Any] | None) -> str:

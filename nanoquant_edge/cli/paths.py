@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NqEdgeError, printable
+from ..formats.backends import BOARD_BUILD, ENGINE_BACKENDS, GENAI
 
 __all__ = ["KINDS", "check_kind", "kind_of"]
 
@@ -100,11 +101,13 @@ def check_kind(path: str | Path, *wanted: str, code: str) -> None:
 
 
 def _of_folder(folder: Path) -> str | None:
-    if (folder / "nq_bundle.json").is_file():
-        backend = str(_read(folder / "nq_bundle.json").get("backend", ""))
-        if backend == "tensorrt-build":
-            return "build folder"
-        return "engine" if backend.startswith("tensorrt") else "bundle"
+    from ..formats.bundle import MANIFEST_FILE
+
+    if (folder / MANIFEST_FILE).is_file():
+        backend = str(_read(folder / MANIFEST_FILE).get("backend", ""))
+        if backend in ENGINE_BACKENDS:
+            return "engine"
+        return {BOARD_BUILD: "build folder", GENAI: "genai"}.get(backend, "bundle")
     if (folder / "nq_deploy.json").is_file():
         return "deployment"
     if (folder / "genai_config.json").is_file() and (folder / "model.onnx").is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BOARD_BUILD", "ENGINE_BACKENDS", "FLAVOURS", "GENAI", "ONNXRUNTIME", "Flavour"]
+__all__ = ["BACKEND_TITLES", "BOARD_BUILD", "ENGINE_BACKENDS", "FLAVOURS", "GENAI", "ONNXRUNTIME", "Flavour"]
 
 #: Backends of bundles with a graph: ONNX Runtime, ONNX Runtime GenAI, and a graph from which a board builds its engine.
 ONNXRUNTIME, GENAI, BOARD_BUILD = "onnxruntime", "onnxruntime-genai", "tensorrt-build"
@@ -40,3 +40,9 @@ FLAVOURS = {
 }
 #: Backend of a bundle that holds an engine -> the engine's flavour.
 ENGINE_BACKENDS = {flavour.backend: flavour for flavour in FLAVOURS.values()}
+#: Backend of a bundle that runs somewhere -> its usual name.
+BACKEND_TITLES = {
+    ONNXRUNTIME: "ONNX Runtime",
+    GENAI: "ONNX Runtime GenAI",
+    **{backend: flavour.title for backend, flavour in ENGINE_BACKENDS.items()},
+}

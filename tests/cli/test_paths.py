@@ -51,6 +51,12 @@ def test_every_kind_is_recognised(things: dict[str, Path]) -> None:
     assert {name: kind_of(path) for name, path in things.items()} == {name: name for name in KINDS}
 
 
+def test_a_folder_for_genai_is_known_by_its_manifest_too(things: dict[str, Path], tmp_path: Path) -> None:
+    manifest = json.loads((things["bundle"] / "nq_bundle.json").read_text())
+    (tmp_path / "nq_bundle.json").write_text(json.dumps({**manifest, "backend": "onnxruntime-genai"}))
+    assert kind_of(tmp_path) == "genai"
+
+
 def test_anything_else_is_left_to_its_reader(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     (tmp_path / "file").write_text("{")
