@@ -139,11 +139,14 @@ def open_model(name: str, bpw: float | None = None, table: str | None = None) ->
 
 def _of_bundle(folder: Path) -> ModelFacts:
     from ..formats.bundle import Bundle
+    from ..formats.engine import ENGINE_FILE
+    from ..formats.graph import DATA_FILE, MODEL_FILE
 
     bundle = Bundle.open(folder, verify=False)
     config = read_config(bundle.model_config())
     facts = ModelFacts(str(bundle.source_model.get("name", folder.name)), "bundle", config, bundle.target_bpw)
-    weights = sum(file.size for name, file in bundle.files.items() if name.startswith(("model.onnx", "engine")))
+    held = (MODEL_FILE, DATA_FILE, ENGINE_FILE)
+    weights = sum(file.size for name, file in bundle.files.items() if name in held)
     # The manifest tells all bytes and the rate; what the packed layers do not take is tables and small things.
     body = min(int(facts.body_weights * bundle.true_bpw / 8) + facts.norms, weights)
     tables = max(0, weights - body)

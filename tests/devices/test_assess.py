@@ -19,6 +19,7 @@ from nanoquant_edge.devices.model import ModelFacts
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.formats.checkpoint import Checkpoint
 from nanoquant_edge.models.config_reader import read_config
+from tests.runtimes.tensorrt.conftest import write_engine_bundle
 from tests.tiny import llama_config, tiny_checkpoint
 
 LLAMA_1B = llama_config(
@@ -69,6 +70,13 @@ def test_a_checkpoint_and_its_bundle_agree_with_their_files(tmp_path: Path) -> N
     assert open_model(str(small.folder)).tables < bundle.tables
     assert bundle.config == found.config and bundle.bpw == Checkpoint(folder).settings.target_bpw
     assert found.at(bpw=found.bpw) is found and found.at(bpw=0.5).bytes_on_disk is None
+
+
+def test_an_engine_counts_with_the_bytes_of_its_file(tmp_path: Path) -> None:
+    export_onnx(tiny_checkpoint(tmp_path / "checkpoint"), tmp_path / "graph")
+    write_engine_bundle(tmp_path / "graph", tmp_path / "engine", content=b"x" * 100_000)
+    found = open_model(str(tmp_path / "engine"))
+    assert found.body + found.tables == 100_000
 
 
 def test_a_configuration_alone_is_enough(tmp_path: Path) -> None:
