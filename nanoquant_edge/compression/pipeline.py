@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from ..models.loading import SourceModel, load_model
 from ..models.tensors import embedding_name, finite, linear_at, uncompressed_tensors
 from ..system.files import check_new_folder
 from ..system.memory import return_freed_memory
-from ..system.progress import Progress
+from ..system.progress import Progress, Show
 from .calibrate.curvature import with_curvature
 from .calibrate.sources import CalibrationText
 from .calibrate.streamed_gradients import resident_limit
@@ -45,16 +44,14 @@ from .tune.optimizer import Outcome
 
 __all__ = ["compress", "compress_source"]
 
-Show = Callable[[float, str], None]
-
 
 def compress(
     model: str | Path,
     output: str | Path,
     options: CompressOptions | None = None,
     *,
-    progress: Progress | Show | None = None,
-    report: Progress | Show | None = None,
+    progress: Show | None = None,
+    report: Show | None = None,
     **keywords: Any,
 ) -> Checkpoint:
     """Compress a model and write the checkpoint folder.
@@ -84,7 +81,7 @@ def compress(
     _refuse_output(Path(output), options)
     text = CalibrationText.read(options.sources)
     with joined_team(chosen_device(options.device)) as (processes, device), contextlib.ExitStack() as stack:
-        shown = _progress(progress or report) if processes.first else Progress()
+        shown = Progress.to(progress or report) if processes.first else Progress()
         shown(0.0, "loading the model")
         source = stack.enter_context(
             load_model(
@@ -103,18 +100,14 @@ def compress_source(
     output: str | Path,
     options: CompressOptions | None = None,
     *,
-    progress: Progress | Show | None = None,
+    progress: Show | None = None,
     **keywords: Any,
 ) -> Checkpoint:
     """`compress` for a model that is loaded already; the dense model is unchanged afterwards."""
     options = (options or CompressOptions()).changed(**keywords)
     _refuse_output(Path(output), options)
     text, device = CalibrationText.read(options.sources), chosen_device(options.device)
-    return _compressed(source, Path(output), options, text, device=device, progress=_progress(progress))
-
-
-def _progress(show: Progress | Show | None) -> Progress:
-    return Progress() if show is None else Progress(show)
+    return _compressed(source, Path(output), options, text, device=device, progress=Progress.to(progress))
 
 
 def _refuse_output(output: Path, options: CompressOptions) -> None:

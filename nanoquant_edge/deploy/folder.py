@@ -17,7 +17,7 @@ from ..formats.backends import BOARD_BUILD, ONNXRUNTIME
 from ..formats.bundle import MANIFEST_FILE, Bundle
 from ..system.extras import install_command
 from ..system.files import new_folder, path_inside, sha256_of, write_json
-from ..system.progress import Progress
+from ..system.progress import Progress, Show
 from ..system.sources import copy_sources
 from .deployment import Deployment
 from .native import provide_library
@@ -46,7 +46,7 @@ def deploy(
     output: str | Path,
     options: DeployOptions | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Show | None = None,
 ) -> Deployment:
     """Make the folder that a board needs.
 
@@ -69,8 +69,8 @@ def deploy(
         >>> deploy("bundle", target_named("raspberry-pi-5"), output="board", options=options).target.name
         'raspberry-pi-5-8gb'
     """
-    options, progress = options or DeployOptions(), progress or Progress()
-    progress(0.0, "checking the bundle")
+    options, told = options or DeployOptions(), Progress.to(progress)
+    told(0.0, "checking the bundle")
     source = Bundle.open(bundle, verify=True)
     if target.architecture == "any" or source.backend not in _FOLDERS:
         raise NqEdgeError(
@@ -85,13 +85,13 @@ def deploy(
     found = _assessed(source, target)
     with new_folder(Path(output), overwrite) as scratch:
         run_folder = scratch / _FOLDERS[source.backend]
-        progress(0.05, "copying the bundle")
+        told(0.05, "copying the bundle")
         _copy_bundle(source, run_folder)
         graph = run_folder.name == "graph"
         if target.flavour == "standard" and source.backend == ONNXRUNTIME:
-            progress(0.15, "writing the TensorRT graph")
+            told(0.15, "writing the TensorRT graph")
             graph = _write_graph(source, target, scratch / "graph")
-        progress(0.25, "providing the operator's library")
+        told(0.25, "providing the operator's library")
         libraries: list[str] = []
         if options.build_native:
             libraries = provide_library(
@@ -103,10 +103,10 @@ def deploy(
                 f"there is neither a library for {target.title} nor the sources to build one from.",
                 "Pass --native with a folder of libraries, or install nanoquant-edge from a whole wheel.",
             )
-        progress(0.4, "fetching wheels" if options.wheels else "writing this package's wheel")
+        told(0.4, "fetching wheels" if options.wheels else "writing this package's wheel")
         cuda = system.get("cuda", "") if graph or run_folder.name == "engine" else ""
         wheels = _write_requirements(scratch, index_lines(python, cuda), options.wheels, (python, target, glibc))
-        progress(0.9, "writing scripts and checksums")
+        told(0.9, "writing scripts and checksums")
         made = Deployment(
             folder=Path(output),
             target=target,
@@ -122,7 +122,7 @@ def deploy(
         write_scripts(scratch, made, version)
         write_json(scratch / DEPLOY_FILE, made.to_dict())
         _write_sums(scratch)
-        progress(1.0, "done")
+        told(1.0, "done")
     return made
 
 

@@ -20,7 +20,7 @@ from ..formats.checkpoint.reader import Checkpoint
 from ..formats.checkpoint.settings import QuantizationSettings
 from ..formats.checkpoint.writer import CheckpointParts, true_bits_per_weight, write_checkpoint
 from ..system.files import check_new_folder
-from ..system.progress import Progress
+from ..system.progress import Progress, Show
 from .files import read_foreign
 from .layers import foreign_layers, is_part
 
@@ -37,7 +37,7 @@ def import_checkpoint(
     output: str | Path,
     overwrite: bool = False,
     allow_pickle: bool = False,
-    progress: Progress | None = None,
+    progress: Show | None = None,
 ) -> Checkpoint:
     """Import a checkpoint that the official code or arelath/NanoQuant wrote.
 
@@ -55,13 +55,13 @@ def import_checkpoint(
     """
     from ..models.loading import load_model
 
-    source, progress = Path(source), progress or Progress()
+    source, told = Path(source), Progress.to(progress)
     if not source.exists():
         raise NqEdgeError("NQ-CKPT", f"{source} does not exist.", "Pass the file that the other program wrote.")
     check_new_folder(Path(output), overwrite)
-    progress(0.0, "loading the base model")
+    told(0.0, "loading the base model")
     with load_model(base, allow_pickle=allow_pickle) as dense:
-        progress(0.5, "reading the packed factors")
+        told(0.5, "reading the packed factors")
         tensors = read_foreign(source, dense.decoder)
         layers = foreign_layers(tensors)
         if not layers:
@@ -70,11 +70,11 @@ def import_checkpoint(
                 f"{source} holds no packed NanoQuant layers.",
                 "Pass a checkpoint with packed factors (V_packed and U_packed, or nq_v and nq_u).",
             )
-        settings, others, layers = _checked(source, dense, layers, tensors, progress.part(0.6, 0.9))
-        progress(0.9, "writing the checkpoint")
+        settings, others, layers = _checked(source, dense, layers, tensors, told.part(0.6, 0.9))
+        told(0.9, "writing the checkpoint")
         parts = CheckpointParts(dense.config, settings, layers, others)
         made = write_checkpoint(Path(output), parts, companions=dense.companions, overwrite=overwrite)
-        progress(1.0, "done")
+        told(1.0, "done")
         return made
 
 

@@ -6,7 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "Show"]
+
+#: What a caller is told: the fraction that is done, and what is being done. A `Progress` is one too.
+Show = Callable[[float, str], None]
 
 
 def _nowhere(fraction: float, text: str) -> None:
@@ -33,10 +36,17 @@ class Progress:
         75% block 2: tuning
     """
 
-    show: Callable[[float, str], None] = _nowhere
+    show: Show = _nowhere
     start: float = 0.0
     end: float = 1.0
     prefix: str = ""
+
+    @classmethod
+    def to(cls, show: Show | None) -> Progress:
+        """The progress that tells `show`, or nobody."""
+        if show is None:
+            return cls()
+        return show if isinstance(show, cls) else cls(show)
 
     def __call__(self, fraction: float, text: str = "") -> None:
         """Say that `fraction` (0 to 1) of this step is done, and in a few words what is being done."""

@@ -18,7 +18,7 @@ from ..formats.bundle import Bundle
 from ..formats.checkpoint import Checkpoint
 from ..runtimes import Backend, load_tokenizer, open_backend, remarks
 from ..system.extras import install_command
-from ..system.progress import Progress
+from ..system.progress import Progress, Show
 from .expected import Reference
 from .options import ValidationKeywords, ValidationOptions
 from .recorded import RecordedReference, Recorder
@@ -47,7 +47,7 @@ def validate(
     against: str | Path | Checkpoint | None = None,
     *,
     options: ValidationOptions | None = None,
-    progress: Progress | None = None,
+    progress: Show | None = None,
     **keywords: Unpack[ValidationKeywords],
 ) -> Report:
     """Compare a bundle with PyTorch, or with what PyTorch recorded in it.
@@ -69,7 +69,7 @@ def validate(
         ('pass', ['layers', 'logits', 'greedy', 'perplexity'])
     """
     options = replace(options or ValidationOptions(), **keywords)
-    progress = Progress(progress) if progress is not None else Progress()
+    told = Progress.to(progress)
     started = time.monotonic()
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if against is None and (options.record or options.text is not None or options.prompts):
@@ -79,13 +79,13 @@ def validate(
         reference = RecordedReference(bundle)
     else:
         checkpoint = against if isinstance(against, Checkpoint) else Checkpoint(against)
-        reference = _live_reference(bundle, checkpoint, options, progress.part(0.0, 0.1))
+        reference = _live_reference(bundle, checkpoint, options, told.part(0.0, 0.1))
     recorder = Recorder(reference) if options.record else None
 
     def opener(extra: tuple[str, ...]) -> Backend:
         return open_backend(bundle, options, extra_outputs=extra)
 
-    report = compare(bundle, recorder or reference, opener=opener, progress=progress.part(0.1, 1.0))
+    report = compare(bundle, recorder or reference, opener=opener, progress=told.part(0.1, 1.0))
     report = replace(report, seconds=time.monotonic() - started, remarks=remarks(bundle, options))
     if recorder is not None:
         recorder.save(bundle.folder)

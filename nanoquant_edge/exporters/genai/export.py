@@ -9,7 +9,6 @@ library: GenAI takes such a library only from the model's folder, the working di
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ...formats.bundle import Bundle
 from ...formats.checkpoint import Checkpoint
 from ...system.files import new_folder, read_json, write_json
 from ...system.native import ORT_LIBRARY_NAME, ort_library_path
-from ...system.progress import Progress
+from ...system.progress import Progress, Show
 from ..onnx.build import build_model
 from ..onnx.export import write_graph_folder
 from ..source import Source
@@ -40,7 +39,7 @@ def export_genai(
     options: GenaiOptions | None = None,
     *,
     overwrite: bool = False,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Show | None = None,
     **keywords: Any,
 ) -> Bundle:
     """Write a folder for onnxruntime-genai.
@@ -83,7 +82,7 @@ def export_genai(
     model = model.requantized(options.embedding)
     graph = build_model(model.config, model.weights, options.graph)
     last_token_logits(graph)
-    told = Progress(progress) if progress is not None else Progress()
+    told = Progress.to(progress)
     with new_folder(Path(output), overwrite) as scratch:
         write_graph_folder(graph, model, folder=scratch, progress=told)
         write_json(scratch / CONFIG_FILE, settings)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ...formats.checkpoint import Checkpoint
 from ...formats.companions import copy_companions
 from ...formats.graph import DATA_FILE, MODEL_FILE
 from ...system.files import new_folder
-from ...system.progress import Progress
+from ...system.progress import Progress, Show
 from ..options import ExportOptions
 from ..schema import check_file
 from ..source import Source
@@ -36,7 +35,7 @@ def export_onnx(
     options: ExportOptions | None = None,
     *,
     overwrite: bool = False,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Show | None = None,
     **keywords: Any,
 ) -> Bundle:
     """Write a bundle that ONNX Runtime runs.
@@ -67,7 +66,7 @@ def export_onnx(
     model = Source.open(checkpoint).requantized(options.embedding)
     graph = build_model(model.config, model.weights, options.graph)
     versions = dialect_named(options.dialect).backend_versions(model.config, options.graph)
-    told = Progress(progress) if progress is not None else Progress()
+    told = Progress.to(progress)
     with new_folder(Path(output), overwrite) as scratch:
         write_graph_folder(graph, model, folder=scratch, progress=told)
         bundle = model.bundle(scratch, options.graph, backend=ONNXRUNTIME, versions=versions).write()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ...formats.engine import ENGINE_FILE, PLUGIN, EngineInfo, PluginInfo
 from ...system.extras import install_command
 from ...system.files import check_new_folder, new_folder, read_json, sha256_of
 from ...system.native import tensorrt_library_path
-from ...system.progress import Progress
+from ...system.progress import Progress, Show
 from .board import write_board_files
 from .options import EngineOptions
 from .plan import BuildPlan
@@ -41,7 +40,7 @@ def build_engine(
     *,
     target: str | tuple[str, ...],
     overwrite: bool = False,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Show | None = None,
     toolchain: Toolchain | None = None,
     **keywords: Any,
 ) -> Bundle:
@@ -83,7 +82,7 @@ def build_engine(
         targets=targets,
         options=options,
         toolchain=toolchain or Toolchain(),
-        progress=Progress(progress) if progress is not None else Progress(),
+        progress=Progress.to(progress),
         started=started,
     )
     return build.from_board_folder(source) if _is_board_folder(source) else build.from_model(source)
