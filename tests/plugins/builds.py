@@ -99,7 +99,7 @@ def build(name: str) -> Path:
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         configured = folder / ".options"
-        said = "\n".join(options)
+        said = "\n".join([str(folder), *options])  # a folder that was moved is configured anew
         if not configured.is_file() or configured.read_text() != said:
             generator = ["-G", "Ninja"] if shutil.which("ninja") else []
             (folder / "CMakeCache.txt").unlink(missing_ok=True)

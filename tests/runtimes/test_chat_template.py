@@ -136,7 +136,7 @@ def test_what_a_template_may_not_do_is_an_error(source: str, message: str) -> No
     assert caught.value.code == "NQ-TEMPLATE"
 
 
-QUICK = TemplateLimits(seconds=0.5)
+QUICK = TemplateLimits(seconds=0.2)
 
 
 @pytest.mark.parametrize(

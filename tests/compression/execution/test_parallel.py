@@ -49,7 +49,7 @@ if child:
 """
 #: One stage whose batch is shared out evenly, one with an uneven last batch, one that is too small to share.
 OPTIONS: dict[str, Any] = {
-    "recipe": short_recipe(fp_batch=2, kd_batch=3, ste_batch=1, refresh_inputs=True, rank_sensitivity=True),
+    "recipe": short_recipe(fp_batch=2, kd_batch=3, ste_batch=1, refresh_inputs=True),
     "device": "cpu",
     "compute_dtype": "float32",
     "bpw": 2.0,
