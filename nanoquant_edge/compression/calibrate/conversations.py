@@ -8,7 +8,7 @@ its answers instead of 78 % (docs/notes/quality.md). So half of its windows hold
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,9 +62,13 @@ def conversation_windows(
     window: list[int] = []
     longest_answer = min(_LONGEST_ANSWER, max(8, length // 2))
     devices = [model.device] if model.device.type == "cuda" else []
+
+    def answering(token: int, most: int) -> None:
+        progress(len(filled) / windows, f"the model answers instructions, token {token} of at most {most}")
+
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        for conversation in _conversations(model, tokenizer, turns, questions, longest_answer):
+        for conversation in _conversations(model, tokenizer, (turns, questions), longest_answer, answering):
             window += conversation
             if len(window) >= length:
                 filled.append(torch.tensor(window[:length], dtype=torch.int64))
@@ -76,21 +80,26 @@ def conversation_windows(
 
 
 def _conversations(
-    model: Any, tokenizer: Any, turns: Iterator[str], questions: Iterator[str], longest_answer: int
+    model: Any,
+    tokenizer: Any,
+    asked: tuple[Iterator[str], Iterator[str]],
+    longest_answer: int,
+    answering: Callable[[int, int], None],
 ) -> Iterator[list[int]]:
-    """Token ids of whole conversations, without end."""
+    """Token ids of whole conversations, without end: first turns and further questions as they are `asked`."""
+    turns, questions = asked
     at_once = _at_once(model)
     ending = _ending(model, tokenizer)
     while True:
         chats: list[Messages] = [[{"role": "user", "content": next(turns)}] for _ in range(at_once)]
         prompts = [_rendered(tokenizer, chat) for chat in chats]
-        answers = _answers(model, tokenizer, prompts, longest_answer)
+        answers = _answers(model, tokenizer, prompts, longest_answer, answering)
         longer = range(0, at_once, _SECOND_QUESTION_EVERY)
         for index in longer:
             said = tokenizer.decode(answers[index], skip_special_tokens=True).strip()
             chats[index] += [{"role": "assistant", "content": said}, {"role": "user", "content": next(questions)}]
             prompts[index] = _rendered(tokenizer, chats[index])
-        second = _answers(model, tokenizer, [prompts[index] for index in longer], longest_answer)
+        second = _answers(model, tokenizer, [prompts[index] for index in longer], longest_answer, answering)
         for index, answer in zip(longer, second, strict=True):
             answers[index] = answer
         for prompt, answer in zip(prompts, answers, strict=True):
@@ -131,12 +140,14 @@ def _ending(model: Any, tokenizer: Any) -> list[int]:
 
 
 @torch.no_grad()
-def _answers(model: Any, tokenizer: Any, prompts: Sequence[list[int]], longest: int) -> list[list[int]]:
+def _answers(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], longest: int, answering: Callable[[int, int], None]
+) -> list[list[int]]:
     """An answer to each prompt, sampled, with the token that ends it where it ended by itself.
 
     A prompt that leaves the model no position for an answer has none.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     end_tokens = _end_tokens(model, tokenizer)
     padding = end_tokens[0] if end_tokens else 0
@@ -160,7 +171,17 @@ def _answers(model: Any, tokenizer: Any, prompts: Sequence[list[int]], longest: 
         eos_token_id=end_tokens or None,
         pad_token_id=padding,
     )
-    written = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings)
+
+    def goes_on(so_far: Tensor, _scores: Tensor) -> Tensor:  # a criterion that never stops, told of every token
+        answering(so_far.shape[1] - width, longest)
+        return torch.zeros(len(so_far), dtype=torch.bool, device=so_far.device)
+
+    written = model.generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=settings,
+        stopping_criteria=StoppingCriteriaList([goes_on]),
+    )
     for index, row in zip(answered, written[:, width:].tolist(), strict=True):
         answers[index] = _until_end(row, end_tokens)
     return answers

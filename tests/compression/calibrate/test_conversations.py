@@ -79,3 +79,11 @@ def test_instructions_ask_about_the_text_where_there_is_one() -> None:
     plain = list(itertools.islice(instructions(0), 300))
     assert len(set(plain)) > 150 and not any("word1" in turn for turn in plain)
     assert all("{}" not in turn for turn in about + plain + follow_ups())
+
+
+def test_progress_moves_while_the_model_writes(source: SourceModel) -> None:
+    shown: list[str] = []
+    progress = Progress(lambda _fraction, text: shown.append(text))
+    conversation_windows(source.model, source.tokenizer, 1, 96, seed=0, text=None, progress=progress)
+    assert any(text.startswith("the model answers instructions, token 2 of") for text in shown)
+    assert shown[-1] == "conversation window 1 of 1"
