@@ -319,6 +319,8 @@ def test_a_wheel_without_library_and_sources_is_refused(tiny_bundle: Path, tmp_p
     command = [
         sys.executable,
         "-c",
+        # The wheel's files, not those of a checkout that this Python has installed in place.
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if not type(f).__module__.startswith('_editable')];"
         "from nanoquant_edge.cli import main; main()",
         "deploy",
         str(tiny_bundle),
