@@ -9,8 +9,8 @@
 
 #include <vector>
 
-#include "../kernels/nq_cuda.h"
-#include "typed.h"
+#include "../../kernels/nq_cuda.h"
+#include "../typed.h"
 
 #define NQ_EXPORT extern "C" __attribute__((visibility("default")))
 
