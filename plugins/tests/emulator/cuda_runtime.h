@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <tuple>
 #include <type_traits>
 
 #define __global__
@@ -112,7 +113,16 @@ T __shfl_xor_sync(uint32_t, T value, int mask) {
 
 // Runtime.
 using cudaStream_t = struct nq_emulated_stream*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+using cudaEvent_t = struct nq_emulated_event*;
+using cudaGraph_t = struct nq_emulated_graph*;
+using cudaGraphExec_t = struct nq_emulated_graph*;
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorNoDevice = 100
+};
 enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrComputeCapabilityMinor,
@@ -122,7 +132,11 @@ enum cudaDeviceAttr {
   cudaDevAttrL2CacheSize
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaMemcpyKind { cudaMemcpyDeviceToDevice };
+enum cudaMemcpyKind { cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
+enum { cudaHostAllocPortable = 1, cudaStreamNonBlocking = 1, cudaStreamCaptureModeThreadLocal = 1 };
+struct cudaDeviceProp {
+  char name[256];
+};
 enum cudaLaunchAttributeID {
   cudaLaunchAttributeProgrammaticStreamSerialization,
   cudaLaunchAttributeClusterDimension
@@ -165,16 +179,54 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int bytes) {
   return static_cast<size_t>(bytes) <= nq_emulator::shared_limit() ? cudaSuccess
                                                                    : cudaErrorInvalidValue;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+
+// Memory, streams, events and graphs: runtime.cpp.
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes);
+cudaError_t cudaMalloc(void** memory, size_t bytes);
+cudaError_t cudaFree(void* memory);
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned flags);
+cudaError_t cudaFreeHost(void* memory);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaEventCreate(cudaEvent_t* event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, int mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
+
+namespace nq_emulator {
+// Does the work, or keeps it while the stream is being captured.
+cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work);
+}  // namespace nq_emulator
+
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
                               size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t stream);
 
 template <typename... Expected, typename... Given>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...),
                                Given&&... given) {
-  const bool ran = nq_emulator::run(config->gridDim, config->blockDim, config->dynamicSmemBytes,
-                                    [&]() { kernel(given...); });
-  return ran ? cudaSuccess : cudaErrorInvalidConfiguration;
+  const dim3 grid = config->gridDim, block = config->blockDim;
+  const size_t shared_bytes = config->dynamicSmemBytes;
+  const std::tuple<std::decay_t<Expected>...> arguments(given...);
+  return nq_emulator::enqueue(config->stream, [=]() {
+    const bool ran = nq_emulator::run(grid, block, shared_bytes, [&]() {
+      std::apply([&](const auto&... values) { kernel(values...); }, arguments);
+    });
+    return ran ? cudaSuccess : cudaErrorInvalidConfiguration;
+  });
 }
 
 #endif  // NQ_EMULATOR_CUDA_RUNTIME_H

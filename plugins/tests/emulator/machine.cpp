@@ -250,12 +250,3 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   }
   return cudaSuccess;
 }
-
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
-                              size_t width, size_t rows, cudaMemcpyKind, cudaStream_t) {
-  for (size_t row = 0; row < rows; ++row) {
-    memcpy(static_cast<char*>(to) + row * to_pitch,
-           static_cast<const char*>(from) + row * from_pitch, width);
-  }
-  return cudaSuccess;
-}
