@@ -125,4 +125,5 @@ def chosen_ranks(
                 errors = measured_errors(source.layers(list(linears)), importances, even, run)
             keep_sensitivities(run.state, errors)
         shares, _ = rank_shares(errors, even, shapes)
-    return allocate_ranks(shapes, blocks, bpw=bpw, depth=run.recipe.rank_depth, shares=shares)
+    recipe = run.recipe
+    return allocate_ranks(shapes, blocks, bpw=bpw, depth=recipe.rank_depth, shares=shares, fill=recipe.rank_fill)

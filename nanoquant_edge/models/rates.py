@@ -7,9 +7,10 @@ import math
 
 from ..errors import NqEdgeError
 
-__all__ = ["layer_bits", "rank_for_rate"]
+__all__ = ["SCALE_BITS", "layer_bits", "rank_for_rate"]
 
-_SCALE_BITS = 16
+#: Bits of a scale, of which a layer has one for each input and output.
+SCALE_BITS = 16
 _WORD = 32
 #: Above this rate min(m, n) no longer suffices, so the cap is dropped; below it over-complete ranks hurt.
 _CAPPED_UP_TO = 1.25
@@ -31,7 +32,7 @@ def rank_for_rate(out_features: int, in_features: int, bpw: float) -> int:
     if not (math.isfinite(bpw) and 0.05 <= bpw <= 8):
         raise NqEdgeError("NQ-OPTION", f"bits per weight must lie between 0.05 and 8, not {bpw}.")
     m, n = out_features, in_features
-    budget = bpw * m * n / (m + n) - _SCALE_BITS
+    budget = bpw * m * n / (m + n) - SCALE_BITS
     rank = max(_WORD, _WORD * (int(budget) // _WORD))
     return min(rank, m, n) if bpw <= _CAPPED_UP_TO else rank
 
@@ -39,4 +40,4 @@ def rank_for_rate(out_features: int, in_features: int, bpw: float) -> int:
 def layer_bits(out_features: int, in_features: int, rank: int) -> int:
     """Stored bits of a layer with two 16-bit scale vectors, word padding counted (paper Eq. 58)."""
     words = out_features * math.ceil(rank / _WORD) + rank * math.ceil(in_features / _WORD)
-    return _WORD * words + _SCALE_BITS * (out_features + in_features)
+    return _WORD * words + SCALE_BITS * (out_features + in_features)

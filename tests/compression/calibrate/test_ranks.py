@@ -151,6 +151,38 @@ def test_bits_move_to_later_blocks_and_to_the_layers_with_larger_shares() -> Non
     assert growth == pytest.approx(math.exp(0.6), rel=0.1)
 
 
+@pytest.mark.parametrize("model", ["SmolLM2-135M", "Gemma-3-270M", "Qwen3-0.6B"])
+@pytest.mark.parametrize("bpw", [0.55, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_filled_ranks_spend_the_rate_but_for_less_than_a_word(model: str, bpw: float, shifted: bool) -> None:
+    layers, blocks = whole_model(model, 12)
+    changes = {"depth": 0.6, "shares": shares_of(layers)} if shifted else {}
+    ranks = allocate_ranks(layers, blocks, bpw=bpw, fill=True, **changes)
+    left = bpw * sum(m * n for m, n in layers.values())
+    left -= sum(layer_bits(*layers[name], rank) for name, rank in ranks.items())
+    words = [
+        layer_bits(*layers[name], rank + 32) - layer_bits(*layers[name], rank)
+        for name, rank in ranks.items()
+        if bpw > 1.25 or rank < min(layers[name])
+    ]
+    assert 0 <= left < min(words)
+    assert all(rank % 32 == 0 or rank == min(layers[name]) for name, rank in ranks.items())
+    if not shifted:
+        even = allocate_ranks(layers, blocks, bpw=bpw)
+        assert all(even[name] <= rank <= even[name] + 32 for name, rank in ranks.items())
+
+
+def test_filled_ranks_do_not_depend_on_the_order_of_layers() -> None:
+    layers, blocks = whole_model("SmolLM2-135M", 30)
+    turned = dict(reversed(layers.items()))
+    assert allocate_ranks(layers, blocks, bpw=0.55, fill=True) == allocate_ranks(turned, blocks, bpw=0.55, fill=True)
+
+
+def test_a_rate_below_the_least_ranks_is_not_filled() -> None:
+    layers, blocks = {f"{b}.up_proj": (40, 40) for b in range(4)}, {f"{b}.up_proj": b for b in range(4)}
+    assert allocate_ranks(layers, blocks, bpw=0.5, fill=True) == dict.fromkeys(layers, 32)
+
+
 def test_the_smallest_layers_keep_the_least_rank() -> None:
     layers, blocks = {f"{b}.up_proj": (40, 40) for b in range(4)}, {f"{b}.up_proj": b for b in range(4)}
     assert allocate_ranks(layers, blocks, bpw=0.5, depth=2.0, shares=shares_of(layers)) == dict.fromkeys(layers, 32)
