@@ -56,6 +56,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "A weight, an activation or a loss is not finite.",
         "Check the source model; lower the learning rate if it happened while tuning.",
     ),
+    "NQ-BUSY": (
+        "Too many requests wait already, or the server is going away.",
+        "Try again after the time that the message names.",
+    ),
     "NQ-OPTION": (
         "An option has a value outside its range.",
         "Use a value in the range that the message names.",

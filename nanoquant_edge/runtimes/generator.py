@@ -24,7 +24,7 @@ from .backend import Backend
 from .chat_template import ChatTemplate, load_chat_template
 from .options import OpenKeywords, OpenOptions
 from .result import Generation, SharedIterator, TextRun
-from .sampling import SamplingConfig, make_sampler
+from .sampling import Sampler, SamplingConfig
 from .selection import open_backend
 from .streaming import StopMatcher, TextStream, stop_strings
 
@@ -192,7 +192,7 @@ class Generator:
     def _steps(
         self, number: int, history: list[int], count: int, sampling: SamplingConfig
     ) -> typing.Generator[int, None, None]:
-        sample = make_sampler(sampling)
+        sampler = Sampler(sampling, history)
         new = history
         for step in range(count):
             with self._computing:
@@ -200,8 +200,7 @@ class Generator:
                 if not step:
                     self.backend.reset()
                 logits = self.backend.forward(np.asarray([new], dtype=np.int64))
-            index = sample(logits[0, -1], history)
-            history.append(index)
+            index = sampler.choose(logits[0, -1])
             new = [index]
             yield index
             if index in self.eos_ids:

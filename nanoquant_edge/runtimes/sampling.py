@@ -1,28 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choosing the next token: greedy, or seeded sampling with temperature, top-k, top-p, min-p and repetition penalty.
+"""Choosing the next token: greedy, or seeded sampling from what the filters leave (`runtimes.filters`).
 
-Meaning and order of the filters are those of transformers' `generate`: repetition penalty (CTRL, arXiv:1909.05858,
-section 4.1), temperature, top-k, top-p (nucleus sampling, arXiv:1904.09751), min-p (arXiv:2407.01082). Filtered tokens
-get the score -inf. The random numbers are numpy's, so equal seeds repeat here but do not match PyTorch's draws.
+The random numbers are numpy's, so equal seeds repeat here but do not match PyTorch's draws.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..errors import NqEdgeError
+from . import filters
+from .filters import Filter, History
 
-__all__ = ["Filter", "Sampler", "SamplingConfig", "make_filters", "make_sampler"]
+__all__ = ["Sampler", "SamplingConfig", "log_probabilities", "make_filters"]
 
-#: (scores float32 [vocab], ids so far) -> filtered scores float32 [vocab]; the input is left as it is
-Filter = Callable[[np.ndarray, Sequence[int]], np.ndarray]
-#: (scores float32 [vocab], ids so far, prompt included) -> id
-Sampler = Callable[[np.ndarray, Sequence[int]], int]
+#: Most entries of a logit bias, as in OpenAI's API.
+_MOST_BIASES = 1024
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,9 @@ class SamplingConfig:
         min_p: drop tokens less likely than this fraction of the most likely one; 0 keeps all.
         repetition_penalty: above 1 makes tokens that already occur, prompt included, less likely.
         seed: equal seeds give equal text; None draws a new one.
+        presence_penalty: taken from the logit of every token that was written already.
+        frequency_penalty: taken from it once for each time.
+        logit_bias: added to the logits of these token ids.
 
     Example:
         >>> SamplingConfig(temperature=0.8, top_p=0.95, seed=7).greedy
@@ -50,6 +51,9 @@ class SamplingConfig:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -62,8 +66,15 @@ class SamplingConfig:
         _check("top_p", self.top_p, 0.0, 1.0)
         _check("min_p", self.min_p, 0.0, 1.0)
         _check("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _check("presence_penalty", self.presence_penalty, -100.0, 100.0)
+        _check("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
         if self.seed is not None:
             _check("seed", self.seed, 0, (1 << 64) - 1, whole=True)
+        if len(self.logit_bias) > _MOST_BIASES:
+            raise NqEdgeError("NQ-OPTION", f"logit_bias has more than {_MOST_BIASES} entries.")
+        for token, value in self.logit_bias.items():
+            _check("a token of logit_bias", token, 0, (1 << 31) - 1, whole=True)
+            _check("a value of logit_bias", value, -1000.0, 1000.0)
 
     @property
     def greedy(self) -> bool:
@@ -81,108 +92,95 @@ def _check(name: str, value: Any, low: float, high: float, whole: bool = False) 
 
 def make_filters(config: SamplingConfig) -> list[Filter]:
     """The filters that a configuration asks for, in the order they apply; none that would change nothing."""
-    filters: list[Filter] = []
+    found: list[Filter] = []
+    if config.logit_bias:
+        found.append(filters.logit_bias(config.logit_bias))
     if config.repetition_penalty != 1.0:
-        filters.append(_repetition_penalty(config.repetition_penalty))
+        found.append(filters.repetition_penalty(config.repetition_penalty))
+    if config.presence_penalty or config.frequency_penalty:
+        found.append(filters.presence_and_frequency(config.presence_penalty, config.frequency_penalty))
     if config.greedy:
-        return filters
+        return found
     if config.temperature != 1.0:
-        filters.append(_temperature(config.temperature))
+        found.append(filters.temperature(config.temperature))
     if config.top_k > 0:
-        filters.append(_top_k(config.top_k))
+        found.append(filters.top_k(config.top_k))
     if config.top_p < 1.0:
-        filters.append(_top_p(config.top_p))
+        found.append(filters.top_p(config.top_p))
     if config.min_p > 0.0:
-        filters.append(_min_p(config.min_p))
-    return filters
+        found.append(filters.min_p(config.min_p))
+    return found
 
 
-def make_sampler(config: SamplingConfig) -> Sampler:
-    """A function that picks the next id. It holds the random state: make one per text.
+class Sampler:
+    """Chooses the tokens of one text; holds what was written so far, and the random state.
 
-    The function raises:
-        NqEdgeError: NQ-NUMERIC when the logits hold NaN or +inf.
+    Args:
+        config: how.
+        prompt: token ids before the first choice.
+
+    Example:
+        >>> sampler = Sampler(SamplingConfig(frequency_penalty=1.5), prompt=[0, 1])
+        >>> [sampler.choose(np.float32([0, 2, 1])) for _ in range(3)]
+        [1, 2, 1]
     """
-    filters = make_filters(config)
-    random = np.random.default_rng(config.seed)
 
-    def sample(scores: np.ndarray, ids: Sequence[int]) -> int:
+    def __init__(self, config: SamplingConfig, prompt: Sequence[int] = ()) -> None:
+        self._filters, self._greedy = make_filters(config), config.greedy
+        self._random = None if config.greedy else np.random.default_rng(config.seed)
+        self._history = History(prompt)
+
+    def choose(self, scores: np.ndarray, allowed: np.ndarray | None = None) -> int:
+        """The next token, which counts as written.
+
+        Args:
+            scores: the model's logits, float32 [vocab]; left as they are.
+            allowed: see `filters.only_allowed`; None allows all.
+
+        Raises:
+            NqEdgeError: NQ-NUMERIC when the logits hold NaN or +inf, or when no token is allowed.
+        """
         if not np.isfinite(scores.max()):
             raise NqEdgeError("NQ-NUMERIC", "the model's logits are not finite.", "Validate the bundle again.")
-        for apply in filters:
-            scores = apply(scores, ids)
-        if config.greedy:
-            return int(scores.argmax())
-        allowed = np.flatnonzero(scores > -np.inf)
-        cumulative = np.cumsum(_probabilities(scores[allowed]))
+        if allowed is not None:
+            scores = filters.only_allowed(scores, allowed)
+            if not np.isfinite(scores.max()):
+                raise NqEdgeError("NQ-NUMERIC", "no token is allowed here.", "Loosen the schema or grammar.")
+        for apply in self._filters:
+            scores = apply(scores, self._history)
+        token = int(scores.argmax()) if self._random is None else self._draw(scores, self._random)
+        self._history.push(token)
+        return token
+
+    def _draw(self, scores: np.ndarray, random: np.random.Generator) -> int:
+        left = np.flatnonzero(scores > -np.inf)
+        cumulative = np.cumsum(filters.probabilities(scores[left]))
         drawn = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
-        return int(allowed[min(int(drawn), allowed.size - 1)])
-
-    return sample
+        return int(left[min(int(drawn), left.size - 1)])
 
 
-def _probabilities(scores: np.ndarray) -> np.ndarray:
-    """Softmax in float64."""
-    weights = np.exp(scores.astype(np.float64) - float(scores.max()))
-    result: np.ndarray = weights / weights.sum()
-    return result
+def log_probabilities(scores: np.ndarray, token: int, most: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Natural logarithms of the model's own probabilities, before any filter.
 
+    Args:
+        scores: logits, float32 [vocab].
+        token: whose is wanted.
+        most: how many of the likeliest tokens, too.
 
-def _repetition_penalty(penalty: float) -> Filter:
-    def apply(scores: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-        seen = np.unique(np.asarray(ids, dtype=np.int64))
-        seen = seen[seen < scores.size]
-        scores = scores.copy()
-        values = scores[seen]
-        scores[seen] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
-        return scores
+    Returns:
+        The token's, and (id, its own) of the likeliest, best first.
 
-    return apply
-
-
-def _temperature(temperature: float) -> Filter:
-    def apply(scores: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-        # A tiny temperature may overflow float32: moving the maximum to 0 changes no probability, so only then.
-        with np.errstate(over="ignore"):
-            divided: np.ndarray = scores / np.float32(max(temperature, 1e-30))
-        if not np.isfinite(divided.max()):
-            divided = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
-        return divided
-
-    return apply
-
-
-def _top_k(count: int) -> Filter:
-    def apply(scores: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-        if count >= scores.size:
-            return scores
-        threshold = np.partition(scores, scores.size - count)[scores.size - count]
-        return np.where(scores < threshold, np.float32(-np.inf), scores)  # equals of the k-th stay
-
-    return apply
-
-
-def _top_p(mass: float) -> Filter:
-    def apply(scores: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-        probabilities = _probabilities(scores)
-        # Tokens below (1 - p) / vocab cannot reach the threshold together, so only the others need sorting.
-        candidates = np.flatnonzero(probabilities >= (1.0 - mass) / scores.size)
-        likely = probabilities[candidates]
-        order = np.argsort(likely, kind="stable")
-        below = (1.0 - likely.sum()) + np.cumsum(likely[order])
-        keep = candidates[order[below > 1.0 - mass]]
-        if keep.size == 0:
-            keep = np.array([scores.argmax()])
-        filtered = np.full_like(scores, -np.inf)
-        filtered[keep] = scores[keep]
-        return filtered
-
-    return apply
-
-
-def _min_p(fraction: float) -> Filter:
-    def apply(scores: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-        probabilities = _probabilities(scores)
-        return np.where(probabilities < fraction * probabilities.max(), np.float32(-np.inf), scores)
-
-    return apply
+    Example:
+        >>> own, likeliest = log_probabilities(np.zeros(4, np.float32), 2, 1)
+        >>> round(own, 4), likeliest[0][0]
+        (-1.3863, 0)
+    """
+    wide = scores.astype(np.float64)
+    logs = wide - wide.max()
+    logs -= math.log(float(np.exp(logs).sum()))
+    if not most:
+        return float(logs[token]), ()
+    most = min(most, logs.size)
+    best = np.argpartition(-logs, most - 1)[:most]
+    best = best[np.lexsort((best, -logs[best]))]
+    return float(logs[token]), tuple((int(i), float(logs[i])) for i in best)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.runtimes.sampling import SamplingConfig, make_filters, make_sampler
+from nanoquant_edge.runtimes.filters import History
+from nanoquant_edge.runtimes.sampling import Sampler, SamplingConfig, log_probabilities, make_filters
 
 VOCAB = 1000
 
@@ -60,7 +61,7 @@ def test_filtered_scores_equal_those_of_transformers(config: SamplingConfig) -> 
         expected = _transformers(config, scores.copy(), ids)
         found = scores
         for apply in make_filters(config):
-            found = apply(found, ids)
+            found = apply(found, History(ids))
         np.testing.assert_array_equal(np.isneginf(found), np.isneginf(expected))
         np.testing.assert_allclose(found, expected, rtol=1e-6)
         np.testing.assert_array_equal(scores, before)
@@ -68,19 +69,20 @@ def test_filtered_scores_equal_those_of_transformers(config: SamplingConfig) -> 
 
 def test_equals_of_the_last_kept_score_stay() -> None:
     (top_k,) = make_filters(SamplingConfig(temperature=1.0, top_k=2))
-    assert np.isfinite(top_k(np.array([1, 2, 1, 3, 2], np.float32), [])).tolist() == [False, True, False, True, True]
+    kept = np.isfinite(top_k(np.array([1, 2, 1, 3, 2], np.float32), History()))
+    assert kept.tolist() == [False, True, False, True, True]
 
 
 def test_greedy_takes_the_first_of_equals_and_heeds_the_penalty() -> None:
     scores = np.array([0, 4, 4, 3], np.float32)
-    assert make_sampler(SamplingConfig())(scores, []) == 1
-    assert make_sampler(SamplingConfig(repetition_penalty=2.0))(scores, [1, 2]) == 3
+    assert Sampler(SamplingConfig()).choose(scores) == 1
+    assert Sampler(SamplingConfig(repetition_penalty=2.0), [1, 2]).choose(scores) == 3
 
 
 def test_equal_seeds_repeat_and_others_differ() -> None:
     def draw(seed: int | None) -> list[int]:
-        sample = make_sampler(SamplingConfig(temperature=1.0, seed=seed))
-        return [sample(_scores(1), []) for _ in range(20)]
+        sampler = Sampler(SamplingConfig(temperature=1.0, seed=seed))
+        return [sampler.choose(_scores(1)) for _ in range(20)]
 
     assert draw(7) == draw(7)
     assert draw(7) != draw(8)
@@ -89,15 +91,15 @@ def test_equal_seeds_repeat_and_others_differ() -> None:
 
 def test_draws_follow_the_filtered_distribution() -> None:
     scores = np.log(np.array([0.5, 0.25, 0.2, 0.05], np.float32))
-    sample = make_sampler(SamplingConfig(temperature=1.0, top_p=0.9, seed=0))
-    counts = np.bincount([sample(scores, []) for _ in range(20_000)], minlength=4) / 20_000
+    sampler = Sampler(SamplingConfig(temperature=1.0, top_p=0.9, seed=0))
+    counts = np.bincount([sampler.choose(scores) for _ in range(20_000)], minlength=4) / 20_000
     np.testing.assert_allclose(counts, [0.5 / 0.95, 0.25 / 0.95, 0.2 / 0.95, 0], atol=0.015)
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-10, 1e-3, 100.0])
 def test_extreme_temperatures_give_no_nan(temperature: float) -> None:
-    sample = make_sampler(SamplingConfig(temperature=temperature, top_p=0.9, top_k=50, min_p=0.1, seed=0))
-    index = sample(_scores(2), [])
+    sampler = Sampler(SamplingConfig(temperature=temperature, top_p=0.9, top_k=50, min_p=0.1, seed=0))
+    index = sampler.choose(_scores(2))
     assert 0 <= index < VOCAB
     assert temperature > 1e-3 or index == int(_scores(2).argmax())
 
@@ -108,7 +110,7 @@ def test_logits_that_are_not_finite_are_an_error(value: float, temperature: floa
     scores = _scores()
     scores[17] = value
     with pytest.raises(NqEdgeError, match="not finite") as caught:
-        make_sampler(SamplingConfig(temperature=temperature))(scores, [])
+        Sampler(SamplingConfig(temperature=temperature)).choose(scores)
     assert caught.value.code == "NQ-NUMERIC"
 
 
@@ -126,6 +128,8 @@ def test_logits_that_are_not_finite_are_an_error(value: float, temperature: floa
         ("min_p", "0.1"),
         ("repetition_penalty", 0),
         ("repetition_penalty", float("inf")),
+        ("presence_penalty", -101),
+        ("frequency_penalty", "1"),
         ("seed", -1),
         ("seed", 1.0),
     ],
@@ -134,3 +138,49 @@ def test_values_out_of_range_are_refused_by_name(option: str, value: object) -> 
     with pytest.raises(NqEdgeError, match=f"{option} must be a (whole )?number from .* got") as caught:
         SamplingConfig(**{option: value})
     assert caught.value.code == "NQ-OPTION"
+
+
+@pytest.mark.parametrize("bias", [{-1: 1.0}, {1.5: 1.0}, {3: float("nan")}, {3: 1e9}, dict.fromkeys(range(1025), 0.0)])
+def test_biases_out_of_range_are_refused(bias: dict[int, float]) -> None:
+    with pytest.raises(NqEdgeError, match="logit_bias") as caught:
+        SamplingConfig(logit_bias=bias)
+    assert caught.value.code == "NQ-OPTION"
+
+
+def test_a_bias_decides_and_may_name_tokens_that_do_not_exist() -> None:
+    scores = np.array([0, 4, 3], np.float32)
+    assert Sampler(SamplingConfig(logit_bias={2: 2.0, 1 << 30: 5.0})).choose(scores) == 2
+    assert Sampler(SamplingConfig(logit_bias={1: -100.0})).choose(scores) == 2
+
+
+def test_presence_and_frequency_count_what_was_written_and_not_the_prompt() -> None:
+    scores = np.array([0, 4, 3, 2], np.float32)
+    presence = Sampler(SamplingConfig(presence_penalty=1.5), [1, 1, 1])
+    assert [presence.choose(scores) for _ in range(4)] == [1, 2, 1, 1]
+    frequency = Sampler(SamplingConfig(frequency_penalty=1.5), [1])
+    assert [frequency.choose(scores) for _ in range(4)] == [1, 2, 1, 3]
+
+
+def test_a_mask_leaves_only_what_it_allows() -> None:
+    scores = _scores(3)
+    few = np.zeros((VOCAB + 31) // 32, np.int32)
+    few[0], few[31] = 0b1010, np.int32(-(1 << 31))
+    allowed = {1, 3, 31 * 32 + 31} & set(range(VOCAB))
+    sampler = Sampler(SamplingConfig(temperature=50.0, seed=1))
+    assert {sampler.choose(scores, few) for _ in range(200)} == allowed
+    assert Sampler(SamplingConfig()).choose(scores, few[:1]) in {1, 3}
+    with pytest.raises(NqEdgeError, match="no token is allowed"):
+        Sampler(SamplingConfig()).choose(scores, np.zeros(1, np.uint32))
+
+
+def test_log_probabilities_are_those_of_the_softmax() -> None:
+    import torch
+
+    scores = _scores(4)
+    expected = torch.log_softmax(torch.tensor(scores, dtype=torch.float64), 0).numpy()
+    own, best = log_probabilities(scores, 17, 5)
+    assert own == pytest.approx(expected[17])
+    assert [i for i, _ in best] == np.argsort(-expected, kind="stable")[:5].tolist()
+    np.testing.assert_allclose([value for _, value in best], np.sort(expected)[::-1][:5])
+    assert log_probabilities(scores, 0, 0)[1] == ()
+    assert len(log_probabilities(scores[:3], 0, 9)[1]) == 3
