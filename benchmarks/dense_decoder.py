@@ -69,7 +69,7 @@ def dense_decoder(config: DecoderConfig, *, head_norms: bool) -> DecoderModel:
             output=group(("self_attn.o_proj",), Input.PLAIN),
             gate_up=group(("mlp.gate_proj", "mlp.up_proj"), Input.RMS_NORM, norm(config.hidden_size)),
             down=group(("mlp.down_proj",), Input.SILU),
-            head_norms=HeadNorms(norm(width), norm(width), eps) if head_norms else None,
+            head_norms=HeadNorms(norm(width).float(), norm(width).float(), eps) if head_norms else None,
         )
         for _ in range(config.num_layers)
     )

@@ -144,7 +144,7 @@ def random_decoder(
             layer=layer,
             input_norm=norm(config.hidden_size),
             post_norm=norm(config.hidden_size),
-            head_norms=HeadNorms(norm(width), norm(width), eps) if shape.head_norms else None,
+            head_norms=HeadNorms(norm(width).float(), norm(width).float(), eps) if shape.head_norms else None,
         )
         for _ in range(config.num_layers)
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C interface of the CUDA kernels (plugins/kernels/nq_cuda.h and nq_cuda_decode.h) through ctypes.
+"""The C interface of the CUDA kernels (plugins/kernels: nq_cuda.h, nq_cuda_attention.h, nq_cuda_decode.h) by ctypes.
 
 Device memory and streams are plain addresses here, so that any framework can call it; nothing imports PyTorch.
 """
@@ -21,6 +21,7 @@ __all__ = [
     "TILE_ROWS",
     "Algorithm",
     "CAttention",
+    "CCache",
     "CChoice",
     "CDevice",
     "CLinear",
@@ -146,33 +147,50 @@ class CDevice(Structure):
     )
 
 
+class CCache(Structure):
+    """`nq_cuda_cache`."""
+
+    _fields_ = (
+        ("bits", c_int32),
+        ("page_tokens", c_int32),
+        ("pages", c_int64),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("key_scales", c_void_p),
+        ("value_scales", c_void_p),
+        ("page_table", c_void_p),
+        ("table_stride", c_int64),
+    )
+
+
 class CAttention(Structure):
     """`nq_cuda_attention`."""
 
     _fields_ = (
         ("type", c_int),
-        ("batch", c_int32),
+        ("sequences", c_int32),
         ("heads", c_int32),
         ("kv_heads", c_int32),
         ("head_dim", c_int32),
-        ("tokens", c_int64),
-        ("capacity", c_int64),
+        ("max_tokens", c_int32),
+        ("window", c_int32),
+        ("soft_cap", c_float),
+        ("scale", c_float),
+        ("norm_eps", c_float),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("frequencies", c_void_p),
+        ("positions", c_void_p),
+        ("starts", c_void_p),
         ("q", c_void_p),
         ("k", c_void_p),
         ("v", c_void_p),
+        ("y", c_void_p),
         ("q_stride", c_int64),
         ("k_stride", c_int64),
         ("v_stride", c_int64),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("positions", c_void_p),
-        ("frequencies", c_void_p),
-        ("q_norm", c_void_p),
-        ("k_norm", c_void_p),
-        ("norm_eps", c_float),
-        ("scale", c_float),
-        ("y", c_void_p),
         ("y_stride", c_int64),
+        ("cache", CCache),
         ("workspace", c_void_p),
         ("workspace_bytes", c_size_t),
     )
@@ -204,6 +222,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_cuda_rotary_append": (c_int, (POINTER(CAttention), c_void_p)),
     "nq_cuda_attend_workspace_bytes": (c_size_t, (POINTER(CAttention),)),
     "nq_cuda_attend": (c_int, (POINTER(CAttention), c_void_p)),
+    "nq_cuda_attend_many": (c_int, (POINTER(CAttention), c_void_p)),
     "nq_cuda_gather_rows": (c_int, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p)),
     "nq_cuda_choose": (c_int, (POINTER(CChoice), c_void_p)),
     "nq_cuda_error_text": (c_char_p, ()),

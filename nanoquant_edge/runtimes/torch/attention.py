@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention over a static key/value cache: rotary embedding, append, and one token's attention.
 
-On a GPU each is one launch of the library (nq_cuda_decode.h); elsewhere, and as the reference in tests, plain PyTorch.
+On a GPU each is one launch of the library (nq_cuda_attention.h); elsewhere, and as tests' reference, plain PyTorch.
 The rotation pairs channel i with i + head_dim / 2 (RoFormer section 3.4.2 in the order that Hugging Face stores).
 """
 
@@ -20,7 +20,7 @@ __all__ = ["Attention", "AttentionShape", "HeadNorms"]
 
 @dataclass(frozen=True)
 class HeadNorms:
-    """RMS norm of each query and key head before the rotation (Qwen3): weights (head_dim,) and epsilon."""
+    """RMS norm of each query and key head before the rotation (Qwen3): float32 weights (head_dim,) and epsilon."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -65,12 +65,12 @@ class Attention:
         self.offsets = (0, self.heads * self.head_dim, (self.heads + self.kv_heads) * self.head_dim)
         self._described = binding.CAttention(
             type=C_TYPES[dtype],
-            batch=shape.batch,
+            sequences=shape.batch,
             heads=shape.heads,
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
-            tokens=1,
-            capacity=shape.capacity,
+            max_tokens=1,
+            cache=binding.CCache(bits=16, page_tokens=shape.capacity, pages=shape.batch),
             positions=self.positions.data_ptr(),
             frequencies=self.frequencies.data_ptr(),
             scale=self.scale,
@@ -148,11 +148,11 @@ class Attention:
     def _describe(self, layer: int, qkv: torch.Tensor, out: torch.Tensor, tokens: int, norms: HeadNorms | None) -> None:
         described, size = self._described, qkv.element_size()
         base, keys = qkv.data_ptr(), self.cache[layer, 0]
-        described.tokens = tokens
+        described.max_tokens = tokens
         described.q, described.k, described.v = (base + offset * size for offset in self.offsets)
         described.q_stride = described.k_stride = described.v_stride = qkv.stride(0)
-        described.keys = keys.data_ptr()
-        described.values = keys.data_ptr() + keys.numel() * size
+        described.cache.keys = keys.data_ptr()
+        described.cache.values = keys.data_ptr() + keys.numel() * size
         described.q_norm = None if norms is None else norms.query.data_ptr()
         described.k_norm = None if norms is None else norms.key.data_ptr()
         described.norm_eps = 0.0 if norms is None else norms.eps

@@ -118,7 +118,7 @@ class DecoderModel:
         def norms(attention: str) -> HeadNorms | None:
             if f"{attention}.q_norm.weight" not in source:
                 return None
-            query, key = (tensor(f"{attention}.{name}_norm.weight") for name in "qk")
+            query, key = (tensor(f"{attention}.{name}_norm.weight").float() for name in "qk")
             return HeadNorms(query, key, config.norm_eps)
 
         def tiled(prefix: str, name: str) -> TiledLayer:

@@ -21,9 +21,11 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "nq_linear": binding.CLinear,
     "nq_cuda_pass": binding.CPass,
     "nq_cuda_device": binding.CDevice,
+    "nq_cuda_cache": binding.CCache,
     "nq_cuda_attention": binding.CAttention,
     "nq_cuda_choice": binding.CChoice,
 }
+INCLUDED = ("nq_cuda.h", "nq_cuda_attention.h", "nq_cuda_decode.h")
 ENUMS = {
     "NQ_": (binding.Status, binding.CType, binding.Layout),
     "NQ_INPUT_": (binding.Input,),
@@ -53,9 +55,8 @@ def test_structures_and_constants_are_those_of_the_c_compiler(tmp_path: Path) ->
     lines += [f'printf("\\"{name}\\": %d,\\n", (int){name});' for name in expected_constants]
     source = tmp_path / "sizes.c"
     body = "\n  ".join(lines)
-    source.write_text(
-        f'#include <stdio.h>\n#include "nq_cuda_decode.h"\nint main(void) {{\n  {body}\n  return 0;\n}}\n'
-    )
+    includes = "".join(f'#include "{name}"\n' for name in INCLUDED)
+    source.write_text(f"#include <stdio.h>\n{includes}int main(void) {{\n  {body}\n  return 0;\n}}\n")
     program = tmp_path / "sizes"
     subprocess.run([compiler, "-std=c11", f"-I{HEADERS}", str(source), "-o", str(program)], check=True)
     printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
@@ -71,7 +72,7 @@ def test_structures_and_constants_are_those_of_the_c_compiler(tmp_path: Path) ->
 
 
 def test_every_field_of_the_headers_is_mirrored_in_order() -> None:
-    text = "".join((HEADERS / name).read_text() for name in ("nq_kernels.h", "nq_cuda.h", "nq_cuda_decode.h"))
+    text = "".join((HEADERS / name).read_text() for name in ("nq_kernels.h", *INCLUDED))
     text = re.sub(r"//[^\n]*", "", text)
     for name, structure in STRUCTS.items():
         body = re.search(r"typedef struct " + name + r" \{(.*?)\}", text, re.S)

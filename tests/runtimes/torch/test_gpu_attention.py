@@ -88,7 +88,7 @@ def test_decode_against_float64(
     attention = make(heads, kv_heads, dim, lengths, capacity, dtype)
     generator = torch.Generator("cuda").manual_seed(1)
     qkv = torch.randn(len(lengths), (heads + 2 * kv_heads) * dim, generator=generator, device="cuda").to(dtype)
-    weights = (1 + 0.2 * torch.randn(2, dim, generator=generator, device="cuda")).to(dtype)
+    weights = 1 + 0.2 * torch.randn(2, dim, generator=generator, device="cuda")
     head_norms = HeadNorms(weights[0].clone(), weights[1].clone(), 1e-6) if norms else None
     before = attention.cache.clone()
     expected = reference(attention, before[1], qkv, head_norms)
@@ -114,7 +114,7 @@ def test_append_equals_the_decode_steps(dim: int, norms: bool) -> None:
     heads, kv_heads, tokens = 6, 2, 9
     one = make(heads, kv_heads, dim, [3, 3], 32, torch.bfloat16)
     many = make(heads, kv_heads, dim, [3, 3], 32, torch.bfloat16)
-    weights = torch.rand(2, dim, device="cuda").to(torch.bfloat16)
+    weights = torch.rand(2, dim, device="cuda")
     head_norms = HeadNorms(weights[0].clone(), weights[1].clone(), 1e-5) if norms else None
     qkv = torch.randn(2, tokens, (heads + 2 * kv_heads) * dim, device="cuda").to(torch.bfloat16)
     queries = torch.full((2 * tokens, heads * dim), torch.nan, dtype=torch.bfloat16, device="cuda")

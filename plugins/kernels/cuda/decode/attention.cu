@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
+constexpr int kMostSplits = 32;
 constexpr int kChunk = 64;         // splits are multiples of this many tokens
 constexpr int kMostQueries = 8;    // query heads that one block takes
 constexpr int kBlocksPerCore = 2;  // wanted on each multiprocessor before splitting stops
@@ -34,11 +35,11 @@ Cut cut_of(const nq_cuda_attention& a, const nq_cuda_device& device) {
   Cut cut = {1, 1, 1};
   while (cut.queries < group && cut.queries < kMostQueries) cut.queries *= 2;
   cut.pieces = static_cast<int>(ceil_div(group, cut.queries));
-  const int64_t units = static_cast<int64_t>(a.batch) * a.kv_heads * cut.pieces;
+  const int64_t units = static_cast<int64_t>(a.sequences) * a.kv_heads * cut.pieces;
   const int64_t wanted = ceil_div(kBlocksPerCore * device.multiprocessors, units);
-  const int64_t most = ceil_div(a.capacity, kChunk);
+  const int64_t most = ceil_div(a.cache.page_tokens, kChunk);
   int64_t splits = wanted < most ? wanted : most;
-  if (splits > NQ_CUDA_MAX_SPLITS) splits = NQ_CUDA_MAX_SPLITS;
+  if (splits > kMostSplits) splits = kMostSplits;
   cut.splits = static_cast<int>(splits);
   return cut;
 }
@@ -74,16 +75,16 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ nq_cu
   const int present = min(Q, group - first);
   const int64_t sequence = blockIdx.z;
   const int64_t place = a.positions[sequence];
-  if (place < 0 || place >= a.capacity) return;
+  if (place < 0 || place >= a.cache.page_tokens) return;
 
   const int length = static_cast<int>(place) + 1, splits = gridDim.x;
   const int share = ((length + splits - 1) / splits + kChunk - 1) / kChunk * kChunk;
   const int active = (length + share - 1) / share;
   if (static_cast<int>(blockIdx.x) >= active) return;
   const int begin = blockIdx.x * share, end = min(begin + share, length);
-  const int64_t cache = (sequence * a.kv_heads + kv) * a.capacity * D;
-  const uint16_t* keys = static_cast<const uint16_t*>(a.keys) + cache;
-  const uint16_t* values = static_cast<const uint16_t*>(a.values) + cache;
+  const int64_t cache = (sequence * a.kv_heads + kv) * a.cache.page_tokens * D;
+  const uint16_t* keys = static_cast<const uint16_t*>(a.cache.keys) + cache;
+  const uint16_t* values = static_cast<const uint16_t*>(a.cache.values) + cache;
 
   // Older tokens' keys and values; zeros past the end and for the new token.
   uint4 key_words[kKeysPerLane][kLoads], value_words[kValuesPerLane];
@@ -129,8 +130,8 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ nq_cu
     const Head<Type, D> value(a.v, sequence * a.v_stride + kv * D, lane);
     value.store(new_value, 0, Type, lane);
     if (first == 0) {
-      key.store(a.keys, cache + place * D, Type, lane);
-      value.store(a.values, cache + place * D, Type, lane);
+      key.store(a.cache.keys, cache + place * D, Type, lane);
+      value.store(a.cache.values, cache + place * D, Type, lane);
     }
   }
   __syncthreads();
@@ -317,7 +318,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ nq_cu
 template <nq_type Type, int D>
 nq_status run(const nq_cuda_attention& a, const Cut& cut, const nq_cuda_device& device,
               cudaStream_t stream) {
-  const dim3 grid(cut.splits, a.kv_heads * cut.pieces, a.batch);
+  const dim3 grid(cut.splits, a.kv_heads * cut.pieces, a.sequences);
   switch (cut.queries) {
     case 1:
       return launch_overlapping(attend<Type, D, 1>, grid, kThreads, device, stream, a);
@@ -347,11 +348,12 @@ using namespace nq_cuda;
 extern "C" size_t nq_cuda_attend_workspace_bytes(const nq_cuda_attention* attention) {
   nq_cuda_device device;
   if (attention == nullptr || check_attention_shape(*attention) != NQ_OK ||
-      attention->tokens != 1 || describe(&device) != NQ_OK) {
+      attention->max_tokens != 1 || describe(&device) != NQ_OK) {
     return 0;
   }
   const Cut cut = cut_of(*attention, device);
-  const int64_t units = static_cast<int64_t>(attention->batch) * attention->kv_heads * cut.pieces;
+  const int64_t units =
+      static_cast<int64_t>(attention->sequences) * attention->kv_heads * cut.pieces;
   return 4 *
          static_cast<size_t>(counter_floats(units) +
                              units * cut.splits * split_floats(cut.queries, attention->head_dim));
@@ -359,9 +361,9 @@ extern "C" size_t nq_cuda_attend_workspace_bytes(const nq_cuda_attention* attent
 
 extern "C" nq_status nq_cuda_attend(const nq_cuda_attention* attention, void* stream) {
   if (attention == nullptr) return NQ_BAD_ARGUMENT;
-  nq_status status = check_attention(*attention);
+  nq_status status = check_supported(*attention, true);
   if (status != NQ_OK) return status;
-  if (attention->tokens != 1) return NQ_BAD_ARGUMENT;
+  if (attention->max_tokens != 1) return NQ_BAD_ARGUMENT;
   nq_cuda_device device;
   status = describe(&device);
   if (status != NQ_OK) return status;
@@ -374,4 +376,8 @@ extern "C" nq_status nq_cuda_attend(const nq_cuda_attention* attention, void* st
   cudaStream_t queue = static_cast<cudaStream_t>(stream);
   if (attention->type == NQ_FLOAT16) return run<NQ_FLOAT16>(*attention, cut, device, queue);
   return run<NQ_BFLOAT16>(*attention, cut, device, queue);
+}
+
+extern "C" nq_status nq_cuda_attend_many(const nq_cuda_attention* attention, void*) {
+  return attention == nullptr ? NQ_BAD_ARGUMENT : NQ_NO_KERNEL;
 }

@@ -6,10 +6,11 @@
 #ifndef NQ_CUDA_DECODE_ATTENTION_CUH
 #define NQ_CUDA_DECODE_ATTENTION_CUH
 
+#include "cuda/attention/check.h"
 #include "cuda/launch.h"
 #include "cuda/ptx.cuh"
 #include "cuda/values.cuh"
-#include "nq_cuda_decode.h"
+#include "nq_cuda_attention.h"
 
 namespace nq_cuda {
 
@@ -48,7 +49,7 @@ struct Head {
   }
 
   // x / sqrt(mean(x^2) + eps) * weight; nothing without a weight.
-  __device__ void norm(const void* weight, float eps, int lane) {
+  __device__ void norm(const float* weight, float eps, int lane) {
     if (weight == nullptr) return;
     float sum = 0.0f;
 #pragma unroll
@@ -56,8 +57,8 @@ struct Head {
     const float factor = rsqrtf(warp_sum(sum) / D + eps);
 #pragma unroll
     for (int j = 0; j < D / 64; ++j) {
-      low[j] *= factor * load_value(weight, lane + 32 * j, Type);
-      high[j] *= factor * load_value(weight, lane + 32 * j + D / 2, Type);
+      low[j] *= factor * weight[lane + 32 * j];
+      high[j] *= factor * weight[lane + 32 * j + D / 2];
     }
   }
 
@@ -85,9 +86,16 @@ nq_status launch_overlapping(Kernel kernel, dim3 grid, int threads, const nq_cud
   return launch({"attention", grid, threads, 0, may_overlap(device)}, stream, kernel, attention);
 }
 
-// Sizes and types, and then what pointers must be too; in rotary_append.cu.
-nq_status check_attention_shape(const nq_cuda_attention& a);
-nq_status check_attention(const nq_cuda_attention& a);
+// What these kernels do not compute yet.
+inline nq_status check_supported(const nq_cuda_attention& a, bool appends) {
+  const nq_status status = check_attention(a, appends);
+  if (status != NQ_OK) return status;
+  const bool known = a.head_dim == 64 || a.head_dim == 128 || a.head_dim == 256;
+  return known && a.cache.bits == 16 && a.cache.page_table == nullptr && a.starts == nullptr &&
+                 a.window == 0 && a.soft_cap == 0.0f && a.frequencies != nullptr
+             ? NQ_OK
+             : NQ_NO_KERNEL;
+}
 
 }  // namespace nq_cuda
 

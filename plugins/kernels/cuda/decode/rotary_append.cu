@@ -2,7 +2,7 @@
 //
 // Rotary embedding of queries and keys (RoFormer, section 3.4.2, channels paired across the halves
 // of a head) with the optional RMS norm of each head, and the append to the cache. One block a row,
-// one warp a head. Also the checks of nq_cuda_attention's fields.
+// one warp a head.
 
 #include "cuda/decode/attention.cuh"
 
@@ -17,9 +17,9 @@ __global__ void __launch_bounds__(kThreads) rotary_append(const nq_cuda_attentio
   release_dependents();
   wait_for_predecessors();
   const int64_t row = blockIdx.x;
-  const int64_t sequence = row / a.tokens;
-  const int64_t place = a.positions[sequence] + row % a.tokens;
-  if (place < 0 || place >= a.capacity) return;
+  const int64_t sequence = row / a.max_tokens;
+  const int64_t place = a.positions[sequence] + row % a.max_tokens;
+  if (place < 0 || place >= a.cache.page_tokens) return;
   const int lane = threadIdx.x % 32;
   const Rotation<D> rotation(a.frequencies, place, lane);
   for (int head = threadIdx.x / 32; head < a.heads + 2 * a.kv_heads; head += kThreads / 32) {
@@ -31,21 +31,21 @@ __global__ void __launch_bounds__(kThreads) rotary_append(const nq_cuda_attentio
       continue;
     }
     const int kv = (head - a.heads) % a.kv_heads;
-    const int64_t cached = ((sequence * a.kv_heads + kv) * a.capacity + place) * D;
+    const int64_t cached = ((sequence * a.kv_heads + kv) * a.cache.page_tokens + place) * D;
     if (head < a.heads + a.kv_heads) {
       Head<Type, D> key(a.k, row * a.k_stride + kv * D, lane);
       key.norm(a.k_norm, a.norm_eps, lane);
       key.rotate(rotation);
-      key.store(a.keys, cached, Type, lane);
+      key.store(a.cache.keys, cached, Type, lane);
     } else {
-      Head<Type, D>(a.v, row * a.v_stride + kv * D, lane).store(a.values, cached, Type, lane);
+      Head<Type, D>(a.v, row * a.v_stride + kv * D, lane).store(a.cache.values, cached, Type, lane);
     }
   }
 }
 
 template <nq_type Type>
 nq_status run(const nq_cuda_attention& a, const nq_cuda_device& device, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(a.batch * a.tokens));
+  const dim3 grid(static_cast<unsigned>(a.sequences * a.max_tokens));
   switch (a.head_dim) {
     case 64:
       return launch_overlapping(rotary_append<Type, 64>, grid, kThreads, device, stream, a);
@@ -56,48 +56,14 @@ nq_status run(const nq_cuda_attention& a, const nq_cuda_device& device, cudaStre
   }
 }
 
-bool stride_fits(int64_t stride, int64_t heads, const nq_cuda_attention& a) {
-  return stride >= heads * a.head_dim && stride % 8 == 0;
-}
-
 }  // namespace
-
-nq_status check_attention_shape(const nq_cuda_attention& a) {
-  if (a.type != NQ_FLOAT16 && a.type != NQ_BFLOAT16) return NQ_BAD_ARGUMENT;
-  if (a.batch < 1 || a.heads < 1 || a.kv_heads < 1 || a.tokens < 1 || a.capacity < 1) {
-    return NQ_BAD_ARGUMENT;
-  }
-  if (a.heads % a.kv_heads != 0) return NQ_BAD_ARGUMENT;
-  if (a.head_dim != 64 && a.head_dim != 128 && a.head_dim != 256) return NQ_NO_KERNEL;
-  if (a.capacity > NQ_MAX_DIM || a.tokens > NQ_MAX_DIM / a.batch || a.batch > 0xffff ||
-      a.kv_heads > 0xffff || a.heads > 0xffff) {
-    return NQ_TOO_LARGE;
-  }
-  return NQ_OK;
-}
-
-nq_status check_attention(const nq_cuda_attention& a) {
-  const nq_status status = check_attention_shape(a);
-  if (status != NQ_OK) return status;
-  const void* needed[] = {a.q, a.k, a.v, a.y, a.keys, a.values, a.positions, a.frequencies};
-  for (const void* pointer : needed) {
-    if (pointer == nullptr || !aligned(pointer)) return NQ_BAD_ARGUMENT;
-  }
-  if ((a.q_norm == nullptr) != (a.k_norm == nullptr)) return NQ_BAD_ARGUMENT;
-  if (!aligned(a.q_norm) || !aligned(a.k_norm) || !(a.norm_eps >= 0.0f)) return NQ_BAD_ARGUMENT;
-  if (!stride_fits(a.q_stride, a.heads, a) || !stride_fits(a.k_stride, a.kv_heads, a) ||
-      !stride_fits(a.v_stride, a.kv_heads, a) || !stride_fits(a.y_stride, a.heads, a)) {
-    return NQ_BAD_ARGUMENT;
-  }
-  return NQ_OK;
-}
 
 }  // namespace nq_cuda
 
 extern "C" nq_status nq_cuda_rotary_append(const nq_cuda_attention* attention, void* stream) {
   using namespace nq_cuda;
   if (attention == nullptr) return NQ_BAD_ARGUMENT;
-  nq_status status = check_attention(*attention);
+  nq_status status = check_supported(*attention, true);
   if (status != NQ_OK) return status;
   nq_cuda_device device;
   status = describe(&device);
