@@ -7,13 +7,14 @@ Device memory and streams are plain addresses here, so that any framework can ca
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
 from enum import IntEnum
 from functools import cache
 from typing import Any
 
 from ...errors import NqEdgeError
 from ...system.native import cuda_library_path
+from .table_types import CEmbedding, CNormalization, COutput
 
 __all__ = [
     "MAX_GROUP",
@@ -229,6 +230,42 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_status_text": (c_char_p, (c_int,)),
 }
 
+_P, _PP = c_void_p, POINTER(c_void_p)
+#: nq_cuda_memory.h and nq_cuda_table.h
+_FUNCTIONS_OF_THE_RUNTIME: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "nq_cuda_workspace_bound": (c_size_t, (POINTER(CPass),)),
+    "nq_cuda_copy_rows": (c_int, (_P, c_size_t, _P, c_size_t, c_size_t, c_size_t, _P)),
+    "nq_cuda_synchronize": (c_int, (_P,)),
+    "nq_cuda_device_count": (c_int, (POINTER(c_int32),)),
+    "nq_cuda_set_device": (c_int, (c_int32,)),
+    "nq_cuda_device_name": (c_int, (c_int32, c_char_p, c_size_t)),
+    "nq_cuda_memory_info": (c_int, (POINTER(c_size_t), POINTER(c_size_t))),
+    "nq_cuda_allocate": (c_int, (c_size_t, _PP)),
+    "nq_cuda_free": (c_int, (_P,)),
+    "nq_cuda_allocate_pinned": (c_int, (c_size_t, _PP)),
+    "nq_cuda_free_pinned": (c_int, (_P,)),
+    "nq_cuda_copy": (c_int, (_P, _P, c_size_t, _P)),
+    "nq_cuda_fill": (c_int, (_P, c_uint8, c_size_t, _P)),
+    "nq_cuda_stream_create": (c_int, (_PP,)),
+    "nq_cuda_stream_destroy": (c_int, (_P,)),
+    "nq_cuda_event_create": (c_int, (_PP,)),
+    "nq_cuda_event_record": (c_int, (_P, _P)),
+    "nq_cuda_event_synchronize": (c_int, (_P,)),
+    "nq_cuda_event_elapsed": (c_int, (_P, _P, POINTER(c_float))),
+    "nq_cuda_event_destroy": (c_int, (_P,)),
+    "nq_cuda_capture_begin": (c_int, (_P,)),
+    "nq_cuda_capture_end": (c_int, (_P, _PP)),
+    "nq_cuda_graph_launch": (c_int, (_P, _P)),
+    "nq_cuda_graph_destroy": (c_int, (_P,)),
+    "nq_cuda_embed": (c_int, (POINTER(CEmbedding), _P)),
+    "nq_cuda_norm": (c_int, (POINTER(CNormalization), _P)),
+    "nq_cuda_activate": (c_int, (c_int, _P, c_int64, _P, _P)),
+    "nq_cuda_head_workspace_bytes": (c_size_t, (POINTER(COutput),)),
+    "nq_cuda_head": (c_int, (POINTER(COutput), _P)),
+    "nq_cuda_choice_workspace_bytes": (c_size_t, (c_int64, c_int64)),
+    "nq_cuda_sample": (c_int, (_P, _P)),
+}
+
 
 @cache
 def library() -> Any:
@@ -243,6 +280,10 @@ def library() -> Any:
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments
+        for name, (result, arguments) in _FUNCTIONS_OF_THE_RUNTIME.items():
+            function = getattr(loaded, name, None)
+            if function is not None:
+                function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise NqEdgeError("NQ-NATIVE-MISSING", f"{path} cannot be used: {error}.", "Build it again.") from error
     return loaded
