@@ -25,6 +25,7 @@ FLOORS = [
     {"compression", "exporters"},
     {"deploy", "runtimes"},
     {"validation", "serving", "bench"},
+    {"reports"},
     {"cli"},
     {"__init__", "__main__"},
 ]

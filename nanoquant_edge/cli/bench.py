@@ -43,8 +43,9 @@ def _lengths(_context: click.Context, _option: click.Parameter, text: str) -> tu
 @opening_options
 @click.option("--power", is_flag=True, help="Read the machine's energy counters, if it has any.")
 @click.option("--profile", is_flag=True, help="Show where a decoded token's time goes.")
+@click.option("--record", is_flag=True, help="Store the figures in BUNDLE's manifest, for `validate --report`.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: Path, against: Path | None, *, profile: bool, as_json: bool, **options: Any) -> None:
+def command(bundle: Path, against: Path | None, *, profile: bool, record: bool, as_json: bool, **options: Any) -> None:
     """Measure BUNDLE: prefill and decode, first token, loading, memory, and the floor that this machine sets.
 
     Prompts are random tokens, decoding is greedy; figures are medians with the least and the most. The floor is
@@ -61,8 +62,12 @@ def command(bundle: Path, against: Path | None, *, profile: bool, as_json: bool,
         click.echo(f"note: {remark}", err=True)
     # Lines instead of a bar, which would take processor time from what is measured.
     say = (lambda _text: None) if as_json else (lambda text: click.echo(f"bench: {text}", err=True))
+    if record and against is not None:
+        raise NqEdgeError("NQ-OPTION", "--record stores the figures of one bundle.", "Leave out --against.")
     if against is None:
         report = _measure(bundle, chosen, say)
+        if record:
+            _record(bundle, report)
         if as_json:
             echo_json(report, indent=2)
         else:
@@ -112,6 +117,20 @@ def _measure(folder: Path, options: BenchOptions, say: Callable[[str], None]) ->
     report["floor"] = {**floor.to_dict(), "context": context, "share": floor.total_ms / decoded, "rates": vars(rates)}
     report["profile"] = steps.to_dict()
     return report
+
+
+def _record(folder: Path, report: dict[str, Any]) -> None:
+    """Put the figures into the manifest, with the day and the device's name in `nq-edge devices`."""
+    from dataclasses import replace
+    from datetime import date
+
+    from ..devices import describe_machine, recognise
+    from ..formats.bundle import Bundle
+
+    found = recognise(describe_machine())
+    bundle = Bundle.open(folder, verify=False)
+    entry = {**report, "date": date.today().isoformat(), "device": found.name if found else ""}
+    replace(bundle, measured={**bundle.measured, "bench": entry}).write()
 
 
 def _in_turn(folders: list[Path], options: BenchOptions, say: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from ..devices import Assessment, Forecast, Target
 from ..formats.backends import BACKEND_TITLES
 from ..system.terminal import plain, terminal
-from .layout import bits_text, facts, figures
+from ..system.units import bits_text
+from .layout import facts, figures
 
 __all__ = ["print_assessment", "print_device", "runner_title"]
 

@@ -3,35 +3,34 @@
 
 from __future__ import annotations
 
-import math
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from .arguments import InputPath
+from .arguments import InputPath, OutputPath
 from .paths import check_kind
 from .streams import echo_json
 
-if TYPE_CHECKING:
-    from ..formats.checkpoint import Checkpoint
-
-__all__ = ["command", "describe_bundle", "describe_checkpoint"]
+__all__ = ["command"]
 
 
 @click.command(name="inspect")
 @click.argument("folder", type=InputPath())
 @click.option("--layers", is_flag=True, help="List every compressed layer instead of each type of layer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def command(folder: Path, layers: bool, as_json: bool) -> None:
+@click.option("--html", type=OutputPath(), help="Write a page with ranks, bits over depth and bytes, .html or .md.")
+def command(folder: Path, *, layers: bool, as_json: bool, html: Path | None) -> None:
     """Show what FOLDER holds, a checkpoint or a bundle, and where its bytes are.
 
     Of a checkpoint: compressed layers, their ranks and true bits per weight, how it was made. Of a bundle: what runs
     it, its context and cache, its files. Only headers are read.
     """
     from ..formats.bundle import MANIFEST_FILE
+    from ..reports.contents import describe_bundle, describe_checkpoint
+    from ..reports.page import check_report_path, save_page
 
+    if html is not None:
+        check_report_path(html)
     check_kind(folder, "checkpoint", "bundle", "engine", "build folder", code="NQ-CKPT")
     if (folder / MANIFEST_FILE).is_file():
         report = describe_bundle(folder)
@@ -39,6 +38,10 @@ def command(folder: Path, layers: bool, as_json: bool) -> None:
         from ..formats.checkpoint import Checkpoint
 
         report = describe_checkpoint(Checkpoint(folder))
+    if html is not None:
+        from ..reports.inspection import inspection_page
+
+        save_page(inspection_page(report), html)
     if as_json:
         echo_json(report, indent=2)
         return
@@ -48,113 +51,3 @@ def command(folder: Path, layers: bool, as_json: bool) -> None:
         print_checkpoint(report, every_layer=layers)
     else:
         print_bundle(report)
-
-
-def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything the verb shows of a checkpoint.
-
-    Returns:
-        JSON-ready: `name`, `model`, `target_bpw`, `true_bpw` (as stored in the configuration), `measured_bpw` (counted
-        from the files' headers), `layers` (name, type, shape, rank, bpw), `tables` (format, shape, bits an entry),
-        `bytes` (category -> bytes), `total_bytes`, `recipe`, `calibration`.
-    """
-    layers: list[dict[str, Any]] = []
-    packed_bytes = scale_bytes = 0
-    inside: set[str] = set()
-    for name in checkpoint.layers:
-        parts = {
-            part: f"{name}.{part}"
-            for part in ("u_packed", "v_packed", "scale_out", "scale_in", "scale_mid")
-            if f"{name}.{part}" in checkpoint
-        }
-        inside.update(parts.values())
-        sizes = {part: _tensor_bytes(checkpoint, tensor) for part, tensor in parts.items()}
-        words = sizes["u_packed"] + sizes["v_packed"]
-        scales = sum(sizes.values()) - words
-        packed_bytes, scale_bytes = packed_bytes + words, scale_bytes + scales
-        m, n = checkpoint.shape(f"{name}.scale_out")[0], checkpoint.shape(f"{name}.scale_in")[0]
-        layers.append(
-            {
-                "name": name,
-                "type": re.split(r"\.\d+\.", name)[-1],
-                "out_features": m,
-                "in_features": n,
-                "rank": checkpoint.settings.ranks[name],
-                "bpw": 8 * (words + scales) / (m * n),
-            }
-        )
-    weights = sum(layer["out_features"] * layer["in_features"] for layer in layers)
-    sizes = {"packed words": packed_bytes, "scales": scale_bytes, "embedding": 0, "head": 0, "norms": 0, "biases": 0}
-    sizes.update({"other tensors": 0, "tokenizer": 0, "other files": 0})
-    for tensor in checkpoint.tensor_names():
-        if tensor not in inside:
-            sizes[_category(tensor)] += _tensor_bytes(checkpoint, tensor)
-    total = 0
-    for path in sorted(checkpoint.folder.rglob("*")):
-        if path.is_file():
-            size = path.stat().st_size
-            total += size
-            if path.suffix != ".safetensors":
-                tokenizer = "token" in path.name or path.name == "chat_template.jinja"
-                sizes["tokenizer" if tokenizer else "other files"] += size
-    sizes["other files"] += total - sum(sizes.values())  # headers of the weight files
-    settings = checkpoint.settings
-    return {
-        "folder": str(checkpoint.folder),
-        "name": checkpoint.name,
-        "model": _model(checkpoint.config),
-        "target_bpw": settings.target_bpw,
-        "true_bpw": settings.true_bpw,
-        "measured_bpw": 8 * (packed_bytes + scale_bytes) / weights,
-        "scale_dtype": settings.scale_dtype,
-        "embedding": settings.embedding,
-        "head": settings.head,
-        "tables": {module: _describe_table(checkpoint, module) for module in settings.tables},
-        "layers": layers,
-        "bytes": sizes,
-        "total_bytes": total,
-        "recipe": settings.recipe,
-        "calibration": settings.calibration,
-    }
-
-
-def describe_bundle(folder: Path) -> dict[str, Any]:
-    """The manifest of a bundle, sizes checked, as a JSON-ready object."""
-    from dataclasses import asdict
-
-    from ..formats.bundle import Bundle
-
-    bundle = Bundle.open(folder, verify=False)
-    report = {**asdict(bundle), "folder": str(folder), "kv": bundle.kv.to_manifest()}
-    report["total_bytes"] = sum(entry.size for entry in bundle.files.values())
-    return report
-
-
-def _model(config: dict[str, Any]) -> dict[str, Any]:
-    keys = ("_name_or_path", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
-    return {key: config[key] for key in keys if key in config}
-
-
-def _tensor_bytes(checkpoint: Checkpoint, name: str) -> int:
-    kind = checkpoint.dtype(name)
-    width = int("".join(character for character in kind if character.isdigit())[:2] or 8) // 8
-    return math.prod(checkpoint.shape(name)) * width
-
-
-def _describe_table(checkpoint: Checkpoint, module: str) -> dict[str, Any]:
-    """Format, size and stored bits an entry (scales counted) of a quantized table."""
-    table = checkpoint.table(module)
-    assert table is not None
-    stored_bytes = sum(_tensor_bytes(checkpoint, f"{module}.{part}") for part in ("codes", "scales"))
-    rows, columns = table.shape
-    return {"format": table.kind, "rows": rows, "columns": columns, "bits": 8 * stored_bytes / (rows * columns)}
-
-
-def _category(tensor: str) -> str:
-    if "embed" in tensor:
-        return "embedding"
-    if tensor.startswith("lm_head"):
-        return "head"
-    if "norm" in tensor:
-        return "norms"
-    return "biases" if tensor.endswith(".bias") else "other tensors"

@@ -9,7 +9,8 @@ from typing import Any
 from ..errors import printable
 from ..formats.backends import BACKEND_TITLES, BOARD_BUILD, ENGINE_BACKENDS
 from ..system.terminal import plain, terminal
-from .layout import bits_text, facts, figures, size_text
+from ..system.units import bits_text, size_text
+from .layout import facts, figures
 
 __all__ = ["print_bundle", "print_checkpoint"]
 

@@ -11,7 +11,7 @@ from ..system.terminal import plain
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["bits_text", "facts", "figures", "size_text"]
+__all__ = ["facts", "figures"]
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Table:
@@ -47,27 +47,3 @@ def figures(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*map(plain, row))
     return table
-
-
-def size_text(size: float) -> str:
-    """Bytes for people, in units of 1000.
-
-    Example:
-        >>> size_text(45_320_000)
-        '45.3 MB'
-    """
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.{0 if size >= 100 else 1}f} {unit}"
-        size /= 1000
-    raise AssertionError
-
-
-def bits_text(rate: float) -> str:
-    """A rate for people.
-
-    Example:
-        >>> bits_text(1.0), bits_text(0.55)
-        ('1 bit per weight', '0.55 bits per weight')
-    """
-    return f"{rate:.4g} {'bit' if rate == 1 else 'bits'} per weight"

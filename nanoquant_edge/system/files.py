@@ -27,6 +27,7 @@ __all__ = [
     "sha256_of",
     "usual_mode",
     "write_json",
+    "write_text",
 ]
 
 #: Larger than any config, manifest or tokenizer.json seen (Gemma's tokenizer.json is 33 MB).
@@ -140,12 +141,16 @@ def _umask() -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, flush it to disk, then rename: the old file or the new one, never half."""
+    """Write JSON, indented: the old file or the new one, never half; see `write_text`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 under a temporary name, flush it to disk, then rename: the old file or the new one, never half."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         usual_mode(Path(temporary))

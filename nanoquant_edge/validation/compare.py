@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class LogitFigures:
         kl_max: largest KL of a position.
         max_error: largest absolute difference of two logits.
         cosine_min: smallest cosine of two rows of logits.
+        kl_pieces, same_pieces: KL (float32) and equality of the most likely token (bool) of every position, in the
+            order in which they came, 5 bytes a position.
     """
 
     positions: int = 0
@@ -48,6 +50,8 @@ class LogitFigures:
     kl_max: float = 0.0
     max_error: float = 0.0
     cosine_min: float = 1.0
+    kl_pieces: list[NDArray[np.float32]] = field(default_factory=list)
+    same_pieces: list[NDArray[np.bool_]] = field(default_factory=list)
 
     @property
     def kl(self) -> float:
@@ -109,6 +113,8 @@ class LogitFigures:
         self.positions += len(kl)
         self.same_top1 += int(same.sum())
         self.kl_sum += float(kl.sum())
+        self.kl_pieces.append(kl.astype(np.float32))
+        self.same_pieces.append(same)
         # numpy's maximum and minimum hand a NaN on; Python's may drop it.
         self.kl_max = float(np.maximum(self.kl_max, kl.max()))
         self.max_error = float(np.maximum(self.max_error, errors.max()))

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from .details import Details
 
 __all__ = ["FAIL", "GREEDY", "LAYERS", "LOGITS", "PASS", "PERPLEXITY", "SKIPPED", "Report", "Step"]
 
@@ -63,6 +65,7 @@ class Report:
         first_diverging: name of the first layer or block that differs, in order of computation; None when none does.
         seconds: how long it took.
         remarks: how far the backend itself is proved, where a passed validation does not say all.
+        details: errors of single values and tokens, which pages draw and the JSON form leaves out.
     """
 
     bundle: str
@@ -76,6 +79,7 @@ class Report:
     first_diverging: str | None
     seconds: float
     remarks: tuple[str, ...] = ()
+    details: Details | None = field(default=None, compare=False, repr=False)
 
     @property
     def status(self) -> str:
@@ -95,7 +99,9 @@ class Report:
         rungs = [
             {"number": _NUMBERS.get(step.name, 0), **asdict(step), "name": step.title} for step in self.steps.values()
         ]
-        cleaned = _finite({"status": self.status, **asdict(self), "rungs": rungs})
+        entry = asdict(replace(self, details=None))
+        del entry["details"]
+        cleaned = _finite({"status": self.status, **entry, "rungs": rungs})
         assert isinstance(cleaned, dict)
         return cleaned
 

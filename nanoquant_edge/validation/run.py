@@ -23,7 +23,7 @@ from .expected import Reference
 from .options import ValidationKeywords, ValidationOptions
 from .recorded import RecordedReference, Recorder
 from .report import FAIL, LAYERS, PASS, SKIPPED, Report, Step
-from .steps import LIMITS, compare_greedy, compare_layers, compare_logits
+from .steps import LIMITS, LayerOutcome, compare_greedy, compare_layers, compare_logits
 from .text import cut_windows, read_text
 
 if TYPE_CHECKING:
@@ -107,14 +107,12 @@ def compare(bundle: Bundle, reference: Reference, *, opener: Opener, progress: P
     progress = progress or Progress()
     limits = LIMITS[bundle.dtype]
     progress(0.0, "layer and block outputs")
-    layers, first = _layers(bundle, reference, opener)
+    layers = _layers(bundle, reference, opener)
     with opener(()) as backend:
-        logits, perplexity, largest = compare_logits(
-            backend, reference, limits=limits, progress=progress.part(0.05, 0.9)
-        )
+        found = compare_logits(backend, reference, limits=limits, progress=progress.part(0.05, 0.9))
         progress(0.9, "greedy continuations")
         # Logits that failed would forgive anything here.
-        greedy = compare_greedy(backend, reference, 0.0 if logits.status == FAIL else 2 * largest)
+        greedy = compare_greedy(backend, reference, 0.0 if found.logits.status == FAIL else 2 * found.largest)
         kernel = backend.kernel
     progress(1.0, "done")
     count, length = reference.windows.shape
@@ -126,14 +124,15 @@ def compare(bundle: Bundle, reference: Reference, *, opener: Opener, progress: P
         text=reference.text,
         windows=count,
         window_length=length,
-        steps={step.name: step for step in (layers, logits, greedy, perplexity)},
-        first_diverging=first,
+        steps={step.name: step for step in (layers.step, found.logits, greedy, found.perplexity)},
+        first_diverging=layers.first,
         seconds=0.0,
         remarks=remarks(bundle),
+        details=replace(found.details, inner=layers.errors),
     )
 
 
-def _layers(bundle: Bundle, reference: Reference, opener: Opener) -> tuple[Step, str | None]:
+def _layers(bundle: Bundle, reference: Reference, opener: Opener) -> LayerOutcome:
     """The step `layers`; of an engine, whose outputs are fixed, on the inner values that it was built to return."""
     expected = reference.inner()
     if bundle.engine is not None:
@@ -141,7 +140,7 @@ def _layers(bundle: Bundle, reference: Reference, opener: Opener) -> tuple[Step,
         expected = {name: value for name, value in expected.items() if name in known}
         if not expected:
             note = "the engine returns no inner values; build it with --debug-outputs"
-            return Step(LAYERS, SKIPPED, note=note), None
+            return LayerOutcome(Step(LAYERS, SKIPPED, note=note))
     with opener(tuple(expected)) as backend:
         ids = reference.windows[0, : reference.inner_tokens]
         return compare_layers(backend, ids, expected=expected, limits=LIMITS[bundle.dtype])

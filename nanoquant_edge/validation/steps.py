@@ -15,7 +15,7 @@ Nothing here imports PyTorch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,22 @@ from numpy.typing import NDArray
 from ..runtimes import Backend
 from ..system.progress import Progress
 from .compare import InnerError, LogitFigures, inner_error, next_token_loss
+from .details import Details
 from .expected import Reference
 from .perplexity import window_logits
 from .report import FAIL, GREEDY, LAYERS, LOGITS, PASS, PERPLEXITY, SKIPPED, Step
 
-__all__ = ["LIMITS", "MIN_POSITIONS", "MIN_WINDOWS", "Limits", "compare_greedy", "compare_layers", "compare_logits"]
+__all__ = [
+    "LIMITS",
+    "MIN_POSITIONS",
+    "MIN_WINDOWS",
+    "LayerOutcome",
+    "Limits",
+    "LogitOutcome",
+    "compare_greedy",
+    "compare_layers",
+    "compare_logits",
+]
 
 MIN_POSITIONS = 4096
 MIN_WINDOWS = 16
@@ -63,9 +74,40 @@ LIMITS = {
 _CHANNEL = 10
 
 
+@dataclass(frozen=True)
+class LayerOutcome:
+    """What the step `layers` found.
+
+    Attributes:
+        step: the step.
+        first: name of the first value that differs, None when none does.
+        errors: value name -> its error, in order of computation.
+    """
+
+    step: Step
+    first: str | None = None
+    errors: dict[str, InnerError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LogitOutcome:
+    """What comparing logits found.
+
+    Attributes:
+        logits, perplexity: the two steps.
+        largest: largest difference of two logits that was seen.
+        details: KL and agreement of every position.
+    """
+
+    logits: Step
+    perplexity: Step
+    largest: float
+    details: Details
+
+
 def compare_layers(
     backend: Backend, ids: NDArray[np.int64], *, expected: dict[str, NDArray[np.float32]], limits: Limits
-) -> tuple[Step, str | None]:
+) -> LayerOutcome:
     """The step `layers`.
 
     Args:
@@ -73,20 +115,18 @@ def compare_layers(
         ids: int64 (tokens,), the first tokens of a window.
         expected: the reference's inner values for them, in order of computation.
         limits: of the bundle's type.
-
-    Returns:
-        The step, and the name of the first value that differs.
     """
     if not expected:
-        return Step(LAYERS, SKIPPED, note="the reference has no inner values"), None
+        return LayerOutcome(Step(LAYERS, SKIPPED, note="the reference has no inner values"))
     backend.reset()
     backend.forward(ids[None])
     found = {name: value[0] for name, value in backend.extra.items()}
     first, worst_name = None, ""
     worst = InnerError(0.0, 0.0)
+    errors: dict[str, InnerError] = {}
     differing = 0
     for name, value in expected.items():
-        seen = inner_error(value, found[name].reshape(len(found[name]), -1))
+        seen = errors[name] = inner_error(value, found[name].reshape(len(found[name]), -1))
         if not seen.error <= worst.error:
             worst, worst_name = seen, name
         if not (seen.error <= limits.inner and seen.channel <= _CHANNEL * limits.inner):
@@ -97,17 +137,11 @@ def compare_layers(
     if first is not None:
         note = f"{first} is the first that differs"
     bounds: dict[str, float | int] = {"largest error": limits.inner, "differing": 0}
-    return Step(LAYERS, PASS if first is None else FAIL, figures, bounds, note), first
+    return LayerOutcome(Step(LAYERS, PASS if first is None else FAIL, figures, bounds, note), first, errors)
 
 
-def compare_logits(
-    backend: Backend, reference: Reference, *, limits: Limits, progress: Progress
-) -> tuple[Step, Step, float]:
-    """The steps `logits` and `perplexity`, window by window.
-
-    Returns:
-        Both steps, and the largest difference of two logits that was seen.
-    """
+def compare_logits(backend: Backend, reference: Reference, *, limits: Limits, progress: Progress) -> LogitOutcome:
+    """The steps `logits` and `perplexity`, window by window."""
     everywhere, whole = LogitFigures(), LogitFigures()
     expected_losses, found_losses = [], []
     for index, row in enumerate(reference.windows):
@@ -132,10 +166,17 @@ def compare_logits(
     if not everywhere.positions:
         everywhere = whole
     largest = float(np.maximum(everywhere.max_error, whole.max_error))
-    return (
+    shape = reference.windows.shape
+    details = Details(
+        windows=reference.windows,
+        kl=np.concatenate(everywhere.kl_pieces).reshape(shape),
+        same=np.concatenate(everywhere.same_pieces).reshape(shape),
+    )
+    return LogitOutcome(
         _logits_step(everywhere, whole, largest, limits),
         _perplexity_step(expected_losses, found_losses, limits),
         largest,
+        details,
     )
 
 

@@ -78,47 +78,50 @@ def test_nan_is_no_choice() -> None:
 
 
 def test_nan_fails_the_logits() -> None:
-    logits, loss, _ = compare_logits(
+    found = compare_logits(
         _Scripted(3, nan=True),  # type: ignore[arg-type]
         _Reference(),
         limits=LIMITS["float32"],
         progress=Progress(),
     )
-    assert logits.status == loss.status == "fail"
+    assert found.logits.status == found.perplexity.status == "fail"
 
 
 @pytest.mark.parametrize(("favourite", "status"), [(3, "skipped"), (4, "fail")])
 def test_a_short_run_can_fail_but_not_pass(favourite: int, status: str) -> None:
-    logits, loss, _ = compare_logits(
+    found = compare_logits(
         _Scripted(favourite),  # type: ignore[arg-type]
         _Reference(),
         limits=LIMITS["float32"],
         progress=Progress(),
     )
-    assert logits.status == loss.status == status
+    assert found.logits.status == found.perplexity.status == status
+    assert found.details.kl.shape == found.details.same.shape == _Reference().windows.shape
 
 
 def test_inner_values_are_optional_but_never_silently() -> None:
-    step, first = compare_layers(
+    found = compare_layers(
         _Scripted(3),  # type: ignore[arg-type]
         np.zeros(2, np.int64),
         expected={},
         limits=LIMITS["float32"],
     )
-    assert (step.status, first) == ("skipped", None)
-    assert "no inner values" in step.note
+    assert (found.step.status, found.first) == ("skipped", None)
+    assert "no inner values" in found.step.note
 
 
 def test_the_first_difference_in_order_is_named() -> None:
     good = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
     extra = {"b.output": good[None], "c.output": good[None] + 1, "a.output": good[None] * np.nan}
     expected = {"b.output": good, "c.output": good, "a.output": good}
-    step, first = compare_layers(
+    found = compare_layers(
         _Scripted(3, extra=extra),  # type: ignore[arg-type]
         np.zeros(2, np.int64),
         expected=expected,
         limits=LIMITS["float16"],
     )
-    assert (step.status, first) == ("fail", "c")
-    assert step.figures["differing"] == 2
-    assert not step.figures["largest error"] <= 1e9
+    assert (found.step.status, found.first) == ("fail", "c")
+    assert found.step.figures["differing"] == 2
+    assert not found.step.figures["largest error"] <= 1e9
+    assert list(found.errors) == list(expected)
+    assert found.errors["b.output"].error == 0
