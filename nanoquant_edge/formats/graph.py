@@ -33,6 +33,7 @@ __all__ = [
     "PAST",
     "PRESENT",
     "ROWS_ONLY_DIALECTS",
+    "SLOTS",
     "TABLE_ATTRIBUTES",
     "TOKEN_INPUTS",
     "block_output",
@@ -53,6 +54,9 @@ ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
 
 #: int64 [batch, sequence], [batch, total] and [batch, positions].
 TOKEN_INPUTS = INPUT_IDS, ATTENTION_MASK, LOGITS_INDICES = "input_ids", "attention_mask", "logits_indices"
+#: int32 [tokens], an input with an empty default, where our attention is in the graph: which of several caches each
+#: token belongs to. The attention mask then has one row for each token, whose sum is the token's position plus one.
+SLOTS = "slots"
 #: float32 [batch, positions, vocabulary].
 LOGITS = "logits"
 #: What stands before a name of `cache_names` in the names of inputs and of outputs.

@@ -2,7 +2,8 @@
 //
 // NanoQuantAttention on the CPU, in two phases: rotation and append, then attention. ONNX Runtime's
 // GroupQueryAttention spends most of a step's time on products of one row (see docs/notes/cpu.md);
-// this operator has its semantics where past and present are one buffer.
+// this operator has its semantics where past and present are one buffer. With slots, each token
+// says itself which cache it belongs to, so that sequences of any lengths share a call.
 
 #include "attention_cpu.h"
 
@@ -28,11 +29,22 @@ enum Input : size_t {
   kLast = 5,
   kCosines = 6,
   kSines = 7,
-  kInputs = 8
+  kSlots = 8,  // optional
+  kInputs = 9
 };
-constexpr const char* kNames[kInputs] = {"query",      "key",  "value",   "past_key",
-                                         "past_value", "last", "cosines", "sines"};
-constexpr size_t kRanks[kInputs] = {3, 3, 3, 4, 4, 1, 2, 2};
+constexpr const char* kNames[kInputs] = {"query", "key",     "value", "past_key", "past_value",
+                                         "last",  "cosines", "sines", "slots"};
+constexpr size_t kRanks[kInputs] = {3, 3, 3, 4, 4, 1, 2, 2, 1};
+
+bool is_integer(size_t input) { return input == kLast || input == kSlots; }
+
+// Consecutive tokens of the call that are consecutive in one cache, as many as one piece takes.
+struct Stretch {
+  int64_t slot;      // the cache
+  int64_t position;  // of the first token there
+  int64_t token;     // the first token
+  int64_t rows;
+};
 
 struct AttentionKernel {
   const ort::Api* api;
@@ -41,68 +53,85 @@ struct AttentionKernel {
 
 struct Call {
   nq_attention attention;
-  int64_t batch, rows, capacity;
+  int64_t batch, rows, tokens, capacity, caches;
   const float* query;
   const float* key;
   const float* value;
-  const int32_t* last;  // [batch]: position of the last valid token
+  const int32_t* last;   // [batch]: position of the last valid token; with slots, of each token
+  const int32_t* slots;  // [tokens], or null: each row of the batch has its own cache
   const float* cosines;
   const float* sines;
   float* y;
   float* keys;
   float* values;
-  float* rotated;  // [batch][kv_heads][rows][group][head_dim]
-  int64_t step;    // tokens of a piece
+  float* rotated;  // for each stretch: [kv_heads][rows][group][head_dim]
+  Stretch* stretches;
+  int64_t count;  // of stretches
 };
 
-int64_t first_of(const Call& call, int64_t b) {
-  const int64_t first = call.last[b] + 1 - call.rows;
-  return first > 0 ? first : 0;  // a prompt padded on the right starts at 0 all the same
+int64_t slot_of(const Call& call, int64_t token) {
+  return call.slots != nullptr ? call.slots[token] : token / call.rows;
+}
+
+int64_t position_of(const Call& call, int64_t token) {
+  if (call.slots != nullptr) return call.last[token];
+  const int64_t first = call.last[token / call.rows] + int64_t{1} - call.rows;
+  // A prompt padded on the right starts at 0 all the same.
+  return (first > 0 ? first : 0) + token % call.rows;
+}
+
+// Cuts the tokens into stretches of at most `step`.
+void find_stretches(Call* call, int64_t step) {
+  call->count = 0;
+  for (int64_t token = 0; token < call->tokens; ++token) {
+    const int64_t slot = slot_of(*call, token), position = position_of(*call, token);
+    Stretch* now = call->count > 0 ? &call->stretches[call->count - 1] : nullptr;
+    if (now != nullptr && now->rows < step && now->slot == slot &&
+        now->position + now->rows == position) {
+      ++now->rows;
+    } else {
+      call->stretches[call->count++] = {slot, position, token, 1};
+    }
+  }
 }
 
 // Phase 0: queries are rotated, keys are rotated into the cache, values are copied there.
 nq_status prepare(const Call& call, int64_t piece) {
   const nq_attention& a = call.attention;
-  const int64_t pieces = (call.rows + call.step - 1) / call.step;
-  const int64_t b = piece / pieces;
-  const int64_t begin = piece % pieces * call.step;
-  const int64_t end = begin + call.step < call.rows ? begin + call.step : call.rows;
-  const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, first = first_of(call, b);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t position = first + row;
+  const Stretch& stretch = call.stretches[piece];
+  const int64_t dim = a.head_dim, group = a.heads / a.kv_heads;
+  float* rotated = call.rotated + stretch.token * a.heads * dim;
+  for (int64_t row = 0; row < stretch.rows; ++row) {
+    const int64_t token = stretch.token + row, position = stretch.position + row;
     const float* cosines = call.cosines + position * (dim / 2);
     const float* sines = call.sines + position * (dim / 2);
-    const int64_t token = b * call.rows + row;
     for (int64_t h = 0; h < a.kv_heads; ++h) {
       const float* query = call.query + (token * a.heads + h * group) * dim;
-      float* out = call.rotated + (((b * a.kv_heads + h) * call.rows + row) * group) * dim;
+      float* out = rotated + (h * stretch.rows + row) * group * dim;
       nq_rotate(query, group, dim, cosines, sines, a.scale, out, dim);
-      const int64_t slot = ((b * a.kv_heads + h) * call.capacity + position) * dim;
+      const int64_t place = ((stretch.slot * a.kv_heads + h) * call.capacity + position) * dim;
       const int64_t from = (token * a.kv_heads + h) * dim;
-      nq_rotate(call.key + from, 1, dim, cosines, sines, 1.0f, call.keys + slot, dim);
-      memcpy(call.values + slot, call.value + from, static_cast<size_t>(dim) * sizeof(float));
+      nq_rotate(call.key + from, 1, dim, cosines, sines, 1.0f, call.keys + place, dim);
+      memcpy(call.values + place, call.value + from, static_cast<size_t>(dim) * sizeof(float));
     }
   }
   return NQ_OK;
 }
 
-// Phase 1: attention of some tokens to one key head.
+// Phase 1: attention of a stretch to one key head.
 nq_status attend(const Call& call, int64_t piece) {
   const nq_attention& a = call.attention;
-  const int64_t pieces = (call.rows + call.step - 1) / call.step;
-  const int64_t begin = piece % pieces * call.step;
-  const int64_t head = piece / pieces % a.kv_heads;
-  const int64_t b = piece / pieces / a.kv_heads;
-  const int64_t rows = begin + call.step < call.rows ? call.step : call.rows - begin;
+  const Stretch& stretch = call.stretches[piece / a.kv_heads];
+  const int64_t head = piece % a.kv_heads;
   const int64_t dim = a.head_dim, group = a.heads / a.kv_heads;
-  const int64_t first = first_of(call, b) + begin;
-  const Workspace scratch(nq_attend_scratch(&a, rows, first + rows - 1));
+  const Workspace scratch(nq_attend_scratch(&a, stretch.rows, stretch.position + stretch.rows - 1));
   if (scratch.data() == nullptr) return NQ_WORKSPACE;
-  const int64_t slot = (b * a.kv_heads + head) * call.capacity * dim;
-  const float* queries = call.rotated + ((b * a.kv_heads + head) * call.rows + begin) * group * dim;
-  float* y = call.y + ((b * call.rows + begin) * a.heads + head * group) * dim;
-  nq_attend(&a, queries, rows, first, call.keys + slot, call.values + slot, y, a.heads * dim,
-            scratch.data());
+  const int64_t place = (stretch.slot * a.kv_heads + head) * call.capacity * dim;
+  const float* queries =
+      call.rotated + (stretch.token * a.heads + head * stretch.rows * group) * dim;
+  float* y = call.y + (stretch.token * a.heads + head * group) * dim;
+  nq_attend(&a, queries, stretch.rows, stretch.position, call.keys + place, call.values + place, y,
+            a.heads * dim, scratch.data());
   return NQ_OK;
 }
 
@@ -114,10 +143,15 @@ nq_status run_piece(void* data, int phase, int64_t piece) {
 ort::Status* read_inputs(const AttentionKernel& kernel, ort::KernelContext* context,
                          TensorShape* shapes, void** data) {
   const ort::Api* api = kernel.api;
-  for (size_t i = 0; i < kInputs; ++i) {
+  size_t given = 0;
+  NQ_ORT_RETURN(
+      ort::call<ort::ContextGetInputCount>(api, ort::kKernelContextGetInputCount)(context, &given));
+  shapes[kSlots] = {ort::kInt32, 1, {0}};
+  data[kSlots] = nullptr;
+  for (size_t i = 0; i < kInputs && i < given; ++i) {
     NQ_ORT_RETURN(read_input(api, context, i, &shapes[i], &data[i]));
     if (shapes[i].count != kRanks[i] ||
-        shapes[i].type != (i == kLast ? ort::kInt32 : ort::kFloat)) {
+        shapes[i].type != (is_integer(i) ? ort::kInt32 : ort::kFloat)) {
       return ort::fail(api, ort::kInvalidArgument,
                        "attention: %s has a wrong type or %zu dimensions", kNames[i],
                        shapes[i].count);
@@ -126,22 +160,49 @@ ort::Status* read_inputs(const AttentionKernel& kernel, ort::KernelContext* cont
   return nullptr;
 }
 
-// Compares every shape with the query's and the cache's, and every position with the capacity.
+// Compares every position with the capacity, and every slot with the number of caches.
+ort::Status* check_places(const ort::Api* api, const Call& call, int64_t limit) {
+  const int64_t most = call.capacity < limit ? call.capacity : limit;
+  const int64_t count = call.slots != nullptr ? call.tokens : call.batch;
+  const int64_t rows = call.slots != nullptr ? 1 : call.rows;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t first = call.last[i] + int64_t{1} - rows;
+    if (call.last[i] < 0 || (first > 0 ? first : 0) + rows > most) {
+      return ort::fail(api, ort::kInvalidArgument,
+                       "attention: %" PRId64
+                       " tokens up to position %d do not fit a cache of %" PRId64
+                       " slots and tables of %" PRId64,
+                       rows, call.last[i], call.capacity, limit);
+    }
+    if (call.slots != nullptr && (call.slots[i] < 0 || call.slots[i] >= call.caches)) {
+      return ort::fail(api, ort::kInvalidArgument,
+                       "attention: slot %d is none of the %" PRId64 " caches", call.slots[i],
+                       call.caches);
+    }
+  }
+  return nullptr;
+}
+
+// Compares every shape with the query's and the cache's.
 ort::Status* check_inputs(const AttentionKernel& kernel, const TensorShape* shapes, void** data,
                           Call* call) {
   const ort::Api* api = kernel.api;
   const nq_attention& a = kernel.attention;
   const int64_t batch = shapes[kQuery].dims[0], rows = shapes[kQuery].dims[1];
+  const int64_t tokens = batch * rows;
   const int64_t capacity = shapes[kPastKey].dims[2], limit = shapes[kCosines].dims[0];
+  const bool slots = shapes[kSlots].dims[0] != 0;
+  const int64_t caches = slots ? shapes[kPastKey].dims[0] : batch;
   const int64_t wanted[kInputs][4] = {
       {batch, rows, a.heads * a.head_dim},
       {batch, rows, a.kv_heads * a.head_dim},
       {batch, rows, a.kv_heads * a.head_dim},
-      {batch, a.kv_heads, capacity, a.head_dim},
-      {batch, a.kv_heads, capacity, a.head_dim},
-      {batch},
+      {caches, a.kv_heads, capacity, a.head_dim},
+      {caches, a.kv_heads, capacity, a.head_dim},
+      {slots ? tokens : batch},
       {limit, a.head_dim / 2},
       {limit, a.head_dim / 2},
+      {slots ? tokens : 0},
   };
   for (size_t i = 0; i < kInputs; ++i) {
     for (size_t d = 0; d < kRanks[i]; ++d) {
@@ -152,29 +213,20 @@ ort::Status* check_inputs(const AttentionKernel& kernel, const TensorShape* shap
       }
     }
   }
-  const int32_t* last = static_cast<const int32_t*>(data[kLast]);
-  for (int64_t b = 0; b < batch; ++b) {
-    const int64_t first = last[b] + int64_t{1} - rows;
-    const int64_t end = (first > 0 ? first : 0) + rows;
-    if (last[b] < 0 || end > capacity || end > limit) {
-      return ort::fail(api, ort::kInvalidArgument,
-                       "attention: %" PRId64
-                       " tokens up to position %d do not fit a cache of %" PRId64
-                       " slots and tables of %" PRId64,
-                       rows, last[b], capacity, limit);
-    }
-  }
   call->attention = a;
   call->batch = batch;
   call->rows = rows;
+  call->tokens = tokens;
   call->capacity = capacity;
+  call->caches = caches;
   call->query = static_cast<const float*>(data[kQuery]);
   call->key = static_cast<const float*>(data[kKey]);
   call->value = static_cast<const float*>(data[kValue]);
-  call->last = last;
+  call->last = static_cast<const int32_t*>(data[kLast]);
+  call->slots = slots ? static_cast<const int32_t*>(data[kSlots]) : nullptr;
   call->cosines = static_cast<const float*>(data[kCosines]);
   call->sines = static_cast<const float*>(data[kSines]);
-  return nullptr;
+  return check_places(api, *call, limit);
 }
 
 // Asks for the outputs. Where the caller has not bound past and present to one buffer, the past is
@@ -189,8 +241,8 @@ ort::Status* make_outputs(const ort::Api* api, ort::KernelContext* context,
   call->y = static_cast<float*>(out[0]);
   call->keys = static_cast<float*>(out[1]);
   call->values = static_cast<float*>(out[2]);
-  const size_t bytes = static_cast<size_t>(call->batch * call->attention.kv_heads * call->capacity *
-                                           call->attention.head_dim) *
+  const size_t bytes = static_cast<size_t>(call->caches * call->attention.kv_heads *
+                                           call->capacity * call->attention.head_dim) *
                        sizeof(float);
   if (out[1] != data[kPastKey] && bytes != 0) memcpy(out[1], data[kPastKey], bytes);
   if (out[2] != data[kPastValue] && bytes != 0) memcpy(out[2], data[kPastValue], bytes);
@@ -208,26 +260,27 @@ ort::Status* compute(void* state, ort::KernelContext* context) {
   NQ_ORT_RETURN(read_inputs(kernel, context, shapes, data));
   NQ_ORT_RETURN(check_inputs(kernel, shapes, data, &call));
   NQ_ORT_RETURN(make_outputs(api, context, shapes, data, &call));
-  if (call.batch == 0 || call.rows == 0) return nullptr;
+  if (call.tokens == 0) return nullptr;
   const nq_attention& a = call.attention;
   int64_t longest = 0;
-  for (int64_t b = 0; b < call.batch; ++b) {
-    const int64_t end = first_of(call, b) + call.rows;
+  for (int64_t token = 0; token < call.tokens; ++token) {
+    const int64_t end = position_of(call, token) + 1;
     if (end > longest) longest = end;
   }
-  const Workspace rotated(static_cast<size_t>(call.batch * call.rows * a.heads * a.head_dim) *
-                          sizeof(float));
-  if (rotated.data() == nullptr) return ort::fail(api, ort::kFail, "attention: no scratch memory");
+  const Workspace rotated(static_cast<size_t>(call.tokens * a.heads * a.head_dim) * sizeof(float));
+  const Workspace stretches(static_cast<size_t>(call.tokens) * sizeof(Stretch));
+  if (rotated.data() == nullptr || stretches.data() == nullptr) {
+    return ort::fail(api, ort::kFail, "attention: no scratch memory");
+  }
   call.rotated = static_cast<float*>(rotated.data());
+  call.stretches = static_cast<Stretch*>(stretches.data());
   // Scores of a piece stay near the core: some hundred thousand at most.
   const int64_t group = a.heads / a.kv_heads;
   int64_t queries = (int64_t{1} << 18) / longest;
   if (queries > kQueries) queries = kQueries;
-  call.step = queries / group > 1 ? queries / group : 1;
-  const int64_t pieces = (call.rows + call.step - 1) / call.step;
-  const Phases phases = {
-      run_piece, &call, 2, {call.batch * pieces, call.batch * pieces * a.kv_heads}};
-  const int64_t work = call.batch * call.rows * a.heads * a.head_dim * longest * 2;
+  find_stretches(&call, queries / group > 1 ? queries / group : 1);
+  const Phases phases = {run_piece, &call, 2, {call.count, call.count * a.kv_heads}};
+  const int64_t work = call.tokens * a.heads * a.head_dim * longest * 2;
   return run_phases(api, context, phases, work >= kWorthwhile);
 }
 
@@ -262,12 +315,22 @@ ort::Status* create(const ort::CustomOp*, const ort::Api* api, const ort::Kernel
 
 const char* name(const ort::CustomOp*) { return "NanoQuantAttention"; }
 ort::ElementType input_type(const ort::CustomOp*, size_t index) {
-  return index == kLast ? ort::kInt32 : ort::kFloat;
+  return is_integer(index) ? ort::kInt32 : ort::kFloat;
 }
 ort::ElementType output_type(const ort::CustomOp*, size_t) { return ort::kFloat; }
 
-const ort::CustomOp kOp = plain_op({name, always<kInputs>, input_type, always<3>, output_type},
-                                   {create, compute, free, cpu_provider});
+ort::Characteristic input_characteristic(const ort::CustomOp*, size_t index) {
+  return index == kSlots ? ort::kOptional : ort::kRequired;
+}
+
+constexpr ort::CustomOp make_op() {
+  ort::CustomOp op = plain_op({name, always<kInputs>, input_type, always<3>, output_type},
+                              {create, compute, free, cpu_provider});
+  op.GetInputCharacteristic = input_characteristic;
+  return op;
+}
+
+const ort::CustomOp kOp = make_op();
 
 }  // namespace
 

@@ -41,7 +41,7 @@ enum ElementType : int {
   kBfloat16 = 16
 };
 
-enum Characteristic : int { kRequired = 0, kVariadic = 2 };
+enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum MemoryType : int { kMemoryDefault = 0 };
 
 enum Slot : size_t {

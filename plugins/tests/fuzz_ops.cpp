@@ -140,6 +140,8 @@ void make_table(const ort::CustomOp* op, Node* node, bool head) {
 void make_attention(Node* node) {
   const int64_t kv = between(1, 3), heads = kv * between(1, 3), dim = 16 * between(1, 4);
   const int64_t batch = between(1, 2), rows = between(1, 5), capacity = between(rows, 20);
+  const bool slots = below(2) != 0;
+  const int64_t caches = slots ? between(1, 3) : batch;
   node->attributes = {{"num_heads", integer(heads)},
                       {"kv_num_heads", integer(kv)},
                       {"head_dim", integer(dim)},
@@ -147,13 +149,21 @@ void make_attention(Node* node) {
                       {"scale", {Attribute::kFloat, {}, 0.25f}}};
   add(node, ort::kFloat, {batch, rows, heads * dim});
   for (int i = 0; i < 2; ++i) add(node, ort::kFloat, {batch, rows, kv * dim});
-  for (int i = 0; i < 2; ++i) add(node, ort::kFloat, {batch, kv, capacity, dim});
-  add(node, ort::kInt32, {batch});
-  for (int64_t b = 0; b < batch; ++b) {
-    const int32_t last = static_cast<int32_t>(between(rows - 1, capacity - 1));
-    memcpy(&node->inputs[5].data[static_cast<size_t>(4 * b)], &last, 4);
+  for (int i = 0; i < 2; ++i) add(node, ort::kFloat, {caches, kv, capacity, dim});
+  const int64_t places = slots ? batch * rows : batch;
+  add(node, ort::kInt32, {places});
+  for (int64_t i = 0; i < places; ++i) {
+    const int32_t last = static_cast<int32_t>(between(slots ? 0 : rows - 1, capacity - 1));
+    memcpy(&node->inputs[5].data[static_cast<size_t>(4 * i)], &last, 4);
   }
   for (int i = 0; i < 2; ++i) add(node, ort::kFloat, {capacity, dim / 2}, true);
+  if (slots || below(2)) {
+    add(node, ort::kInt32, {slots ? places : 0});
+    for (int64_t i = 0; slots && i < places; ++i) {
+      const int32_t slot = static_cast<int32_t>(between(0, caches - 1));
+      memcpy(&node->inputs[8].data[static_cast<size_t>(4 * i)], &slot, 4);
+    }
+  }
   node->outputs.resize(3);
 }
 

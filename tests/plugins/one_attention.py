@@ -19,20 +19,24 @@ from tests.plugins.sessions import make_session, to_bytes
 __all__ = ["CASES", "make_feeds", "make_model", "make_session", "reference", "run"]
 
 NAMES = ("query", "key", "value", "past_key", "past_value", "last", "cosines", "sines")
+RANKS = (3, 3, 3, 4, 4, 1, 2, 2, 1)
+INTEGERS = ("last", "slots")
 
 
-def make_model(heads: int, kv_heads: int, dim: int, window: int = 0, scale: float = 0.1, **changes: Any) -> bytes:
+def make_model(
+    heads: int, kv_heads: int, dim: int, window: int = 0, scale: float = 0.1, slots: bool = False, **changes: Any
+) -> bytes:
     """A model of one node with symbolic shapes; `changes` replace attributes, None removes one."""
+    names = (*NAMES, "slots") if slots else NAMES
     attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "head_dim": dim, "window": window, "scale": scale}
     attributes = {name: value for name, value in {**attributes, **changes}.items() if value is not None}
     outputs = ["y", "present_key", "present_value"]
-    node = helper.make_node("NanoQuantAttention", NAMES, outputs, domain="com.nanoquant", **attributes)
-    ranks = (3, 3, 3, 4, 4, 1, 2, 2)
+    node = helper.make_node("NanoQuantAttention", names, outputs, domain="com.nanoquant", **attributes)
     inputs = [
         helper.make_tensor_value_info(
-            name, TensorProto.INT32 if name == "last" else TensorProto.FLOAT, [f"{name}{d}" for d in range(rank)]
+            name, TensorProto.INT32 if name in INTEGERS else TensorProto.FLOAT, [f"{name}{d}" for d in range(rank)]
         )
-        for name, rank in zip(NAMES, ranks, strict=True)
+        for name, rank in zip(names, RANKS, strict=False)
     ]
     results = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [f"{name}{d}" for d in range(rank)])
@@ -45,8 +49,8 @@ def make_model(heads: int, kv_heads: int, dim: int, window: int = 0, scale: floa
 def run(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> np.ndarray:
     """Y; the caches in `feeds` are updated in place."""
     binding = session.io_binding()
-    for name in NAMES:
-        kind = TensorProto.INT32 if name == "last" else TensorProto.FLOAT
+    for name in feeds:
+        kind = TensorProto.INT32 if name in INTEGERS else TensorProto.FLOAT
         binding.bind_input(name, "cpu", 0, kind, feeds[name].shape, feeds[name].ctypes.data)
     y = np.full(feeds["query"].shape, np.nan, np.float32)
     binding.bind_output("y", "cpu", 0, TensorProto.FLOAT, y.shape, y.ctypes.data)

@@ -48,7 +48,8 @@ def build_decoder(
     """
     integer = ir.DataType.INT64
     ids = g.input(INPUT_IDS, integer, ["batch", "sequence"])
-    mask = g.input(ATTENTION_MASK, integer, ["batch", "total"])
+    # With slots, a mask has a row for each token: another name than "batch", so that no two sizes pass for one.
+    mask = g.input(ATTENTION_MASK, integer, ["sequences" if options.cpu_kernels else "batch", "total"])
     chosen = g.input(LOGITS_INDICES, integer, ["batch", "positions"])
     cache: Dims = ["batch", config.num_kv_heads, options.capacity or "capacity", config.head_dim]
     dtype = ir_dtype(options.dtype)

@@ -41,6 +41,20 @@ class GraphBuilder:
         self._inputs.append(value)
         return value
 
+    def optional_input(self, name: str, default: NDArray[np.generic], shape: Dims) -> ir.Value:
+        """A graph input that callers may leave out: an initializer of the same name, which a caller's value replaces.
+
+        Args:
+            name: unique name.
+            default: its value where none is given, of the input's type.
+            shape: what a caller may give.
+        """
+        value = _value(name, StreamedTensor(default).dtype, shape)
+        value.const_value = StreamedTensor(default, name=name)
+        self._initializers[name] = value
+        self._inputs.append(value)
+        return value
+
     def output(self, value: ir.Value) -> None:
         """Make a value a graph output."""
         self._outputs.append(value)

@@ -11,8 +11,10 @@ from ...formats.graph import ATTENTION_OP
 
 __all__ = ["check_attention_node"]
 
-#: Query, key, value, both caches, last positions, cosines, sines.
-_RANKS = (3, 3, 3, 4, 4, 1, 2, 2)
+#: Query, key, value, both caches, last positions, cosines, sines; and slots, which may be left out.
+_RANKS = (3, 3, 3, 4, 4, 1, 2, 2, 1)
+#: Those that hold int32.
+_PLACES = (5, 8)
 _INTEGERS = ("num_heads", "kv_num_heads", "head_dim", "window")
 _LARGEST = {"num_heads": 65536, "kv_num_heads": 65536, "head_dim": 1024, "window": (1 << 31) - 1}
 
@@ -27,9 +29,9 @@ def check_attention_node(node: ir.Node, fail: Callable[[str], Exception]) -> Non
     Raises:
         Exception: what `fail` makes.
     """
-    if set(node.attributes) != {*_INTEGERS, "scale"} or len(node.inputs) != len(_RANKS) or len(node.outputs) != 3:
+    if set(node.attributes) != {*_INTEGERS, "scale"} or len(node.inputs) not in (8, 9) or len(node.outputs) != 3:
         listed = ", ".join(_INTEGERS)
-        raise fail(f"{ATTENTION_OP} has {len(_RANKS)} inputs, 3 outputs and the attributes {listed}, scale")
+        raise fail(f"{ATTENTION_OP} has 8 or 9 inputs, 3 outputs and the attributes {listed}, scale")
     sizes = {}
     for attribute in _INTEGERS:
         value = node.attributes[attribute]
@@ -44,9 +46,9 @@ def check_attention_node(node: ir.Node, fail: Callable[[str], Exception]) -> Non
     heads, kv_heads, dim = (sizes[name] for name in _INTEGERS[:3])
     if heads % kv_heads or dim % 16:
         raise fail(f"{heads} heads on {kv_heads} of {dim} channels cannot be computed")
-    widths = [heads * dim, kv_heads * dim, kv_heads * dim, dim, dim, None, dim // 2, dim // 2]
-    for index, (source, rank, width) in enumerate(zip(node.inputs, _RANKS, widths, strict=True)):
-        kind = ir.DataType.INT32 if index == 5 else ir.DataType.FLOAT
+    widths = [heads * dim, kv_heads * dim, kv_heads * dim, dim, dim, None, dim // 2, dim // 2, None]
+    for index, (source, rank, width) in enumerate(zip(node.inputs, _RANKS, widths, strict=False)):
+        kind = ir.DataType.INT32 if index in _PLACES else ir.DataType.FLOAT
         if source is None or source.dtype != kind or source.shape is None or len(source.shape) != rank:
             raise fail(f"input {index} is missing, or of a wrong type or shape")
         if width is not None and source.shape[-1] != width:

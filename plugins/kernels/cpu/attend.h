@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Attention of one key head over the vector types of the panel kernels: scores, softmax, weighted
-// sum of the values. A few queries read the keys where they are in the cache; more queries share
-// keys that are transposed into the panel kernel's tiles. The weighted sum reads the values where
-// they are, if the head's width allows it.
+// sum of the values. A few queries turn the keys round in registers; more queries share keys that
+// are turned round into the panel kernel's tiles. The weighted sum reads the values where they are,
+// if the head's width allows it.
+//
+// A token's result is the same to the bit however many others are computed with it: both ways add
+// the channels in the same order, and weights lie in lanes by their absolute position.
+//
+// V has what panel.h asks for, and: load_turned(rows, column, out), four columns of kLanes rows.
 
 #ifndef NQ_CPU_ATTEND_H
 #define NQ_CPU_ATTEND_H
@@ -15,14 +20,18 @@
 
 // Keys of one block of scores: what the widest micro-kernel takes.
 constexpr int64_t kKeyBlock = kPanelRows;
-// The most query vectors that read the keys where they are.
+// The most query vectors that turn the keys round in registers.
 constexpr int64_t kDirectQueries = 12;
 
 namespace {
 
+// The first key of the first block: where the window begins, or a little before.
+inline int64_t lowest_key(const nq_attention& a, int64_t first) {
+  return a.window > 0 && first + 1 > a.window ? (first + 1 - a.window) / 16 * 16 : 0;
+}
+
 inline int64_t key_blocks(const nq_attention& a, int64_t first, int64_t rows) {
-  const int64_t low = a.window > 0 && first + 1 > a.window ? first + 1 - a.window : 0;
-  return (first + rows - low + kKeyBlock - 1) / kKeyBlock;
+  return (first + rows - lowest_key(a, first) + kKeyBlock - 1) / kKeyBlock;
 }
 
 // Floats of scratch: scores, one tile, sums of values.
@@ -91,23 +100,53 @@ struct Attend {
     return sum[0];
   }
 
+  // sum[q][i] = query q times key i, for kQueries queries and kLanes keys.
+  template <int kQueries>
+  static void turned(const float* queries, int64_t dim, const float* const* keys, float* scores) {
+    typename V::Floats sum[kQueries];
+    for (int q = 0; q < kQueries; ++q) sum[q] = V::zero();
+    for (int64_t d = 0; d < dim; d += 4) {
+      typename V::Floats columns[4];
+      V::load_turned(keys, d, columns);
+      for (int i = 0; i < 4; ++i) {
+        for (int q = 0; q < kQueries; ++q) {
+          sum[q] = V::fma(queries[q * dim + d + i], columns[i], sum[q]);
+        }
+      }
+    }
+    for (int q = 0; q < kQueries; ++q) V::store(scores + q * kKeyBlock, sum[q]);
+  }
+
+  template <int kQueries>
+  static void some_turned(int64_t number, const float* queries, int64_t dim,
+                          const float* const* keys, float* scores) {
+    if (number == kQueries) {
+      turned<kQueries>(queries, dim, keys, scores);
+    } else if constexpr (kQueries > 1) {
+      some_turned<kQueries - 1>(number, queries, dim, keys, scores);
+    }
+  }
+
   // scores[q * kKeyBlock + j] = query q times key j, for `count` keys. Keys further on and the same
   // slots' values are fetched meanwhile: the hardware's prefetchers stop at every page.
   static void direct(const float* queries, int64_t number, int64_t dim, const float* keys,
                      const float* values, int64_t count, float* scores) {
     constexpr int64_t kAhead = 2048;  // floats
-    for (int64_t j = 0; j < count; ++j) {
-      const float* key = keys + j * dim;
-      for (int64_t d = 0; d < dim; d += 16) {
-        __builtin_prefetch(key + kAhead + d);
-        __builtin_prefetch(values + j * dim + d);
-      }
-      for (int64_t q = 0; q < number; ++q) {
-        typename V::Floats sum = V::zero();
-        for (int64_t d = 0; d < dim; d += V::kLanes) {
-          sum = V::multiply_add(V::load(queries + q * dim + d), V::load(key + d), sum);
+    constexpr int64_t kTogether = 4;  // queries
+    for (int64_t part = 0; part < count; part += V::kLanes) {
+      // Keys past the last repeat it: their scores are masked.
+      const float* rows[V::kLanes];
+      for (int64_t i = 0; i < V::kLanes; ++i) {
+        const int64_t j = part + i < count ? part + i : count - 1;
+        rows[i] = keys + j * dim;
+        for (int64_t d = 0; d < dim; d += 16) {
+          __builtin_prefetch(rows[i] + kAhead + d);
+          __builtin_prefetch(values + j * dim + d);
         }
-        scores[q * kKeyBlock + j] = V::total(sum);
+      }
+      for (int64_t q = 0; q < number; q += kTogether) {
+        some_turned<kTogether>(number - q < kTogether ? number - q : kTogether, queries + q * dim,
+                               dim, rows, scores + q * kKeyBlock + part);
       }
     }
   }
@@ -132,7 +171,7 @@ struct Attend {
     const int64_t group = a.heads / a.kv_heads;
     const int64_t number = rows * group;
     const int64_t blocks = key_blocks(a, first, rows);
-    const int64_t low = a.window > 0 && first + 1 > a.window ? first + 1 - a.window : 0;
+    const int64_t low = lowest_key(a, first);
     const int64_t total = first + rows - low;
     const int64_t width = (dim + kPanelRows - 1) / kPanelRows * kPanelRows;
     const int64_t pitch = number * kKeyBlock;

@@ -40,7 +40,7 @@ def test_the_parser_gets_the_bytes_that_onnx_reads(model: Path) -> None:
     lent.forget()
     lent.lend(parser)
     listed = onnx.load(model, load_external_data=False).graph.initializer
-    outside = {tensor.name for tensor in listed if not tensor.raw_data}
+    outside = {tensor.name for tensor in listed if tensor.external_data}
     assert set(parser.found) == outside and len(outside) > 50
     for tensor in onnx.load(model).graph.initializer:
         if tensor.name in outside:

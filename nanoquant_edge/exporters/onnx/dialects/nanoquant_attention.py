@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from ....formats.graph import ATTENTION_OP, DOMAIN
@@ -10,7 +12,23 @@ from ....models import DecoderConfig
 from ..graph_builder import GraphBuilder, dims_of
 from .base import Attended, AttentionCall
 
-__all__ = ["computes_attention", "emit_attention"]
+__all__ = ["Places", "computes_attention", "emit_attention"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the new tokens stand.
+
+    Attributes:
+        last: last position of each sequence, int32 [batch]; with slots, the position of each token.
+        slots: the cache of each token, int32 [tokens], or empty.
+        cosines, sines: of every position, [.., head_dim / 2].
+    """
+
+    last: ir.Value
+    slots: ir.Value
+    cosines: ir.Value
+    sines: ir.Value
 
 
 def computes_attention(config: DecoderConfig) -> bool:
@@ -24,8 +42,7 @@ def emit_attention(
     call: AttentionCall,
     config: DecoderConfig,
     window: int,
-    last: ir.Value,
-    tables: tuple[ir.Value, ir.Value],
+    places: Places,
 ) -> Attended:
     """Add a node.
 
@@ -34,8 +51,7 @@ def emit_attention(
         call: what is computed.
         config: sizes.
         window: positions that one sees, itself included; 0 for all.
-        last: last position of each sequence, int32 [batch].
-        tables: cosines and sines [.., head_dim / 2].
+        places: where the new tokens stand.
     """
     kind = call.query.dtype
     assert kind is not None
@@ -43,7 +59,7 @@ def emit_attention(
     outputs += [(present, kind, dims_of(call.past[0])) for present in call.present_names]
     output, key, value = g.nodes(
         ATTENTION_OP,
-        [call.query, call.key, call.value, *call.past, last, *tables],
+        [call.query, call.key, call.value, *call.past, places.last, places.cosines, places.sines, places.slots],
         call.name,
         outputs,
         DOMAIN,

@@ -17,13 +17,14 @@ import numpy as np
 import onnx_ir as ir
 
 from ....errors import NqEdgeError
+from ....formats.graph import SLOTS
 from ....models import DecoderConfig
 from ...options import GraphOptions
 from ..graph_builder import Dims, GraphBuilder, dims_of
 from ..norms import Norm, decomposed_norm
 from .base import Attended, AttentionCall, DecoderInputs, Dialect, Emitter
 from .capped_attention import MASKED
-from .nanoquant_attention import computes_attention, emit_attention
+from .nanoquant_attention import Places, computes_attention, emit_attention
 
 __all__ = ["DIALECT", "OrtDialect", "OrtEmitter"]
 
@@ -39,7 +40,8 @@ class OrtEmitter(Emitter):
         super().__init__(g, config, inputs, options)
         # Sequence lengths as GroupQueryAttention wants them: last valid position per row, and the longest total.
         mask, integer = inputs.attention_mask, ir.DataType.INT32
-        self._valid = g.node("ReduceSum", [mask, g.integers([1])], "lengths.valid", shape=["batch"], keepdims=0)
+        rows = dims_of(mask)[:1]
+        self._valid = g.node("ReduceSum", [mask, g.integers([1])], "lengths.valid", shape=rows, keepdims=0)
         last = g.node("Sub", [self._valid, g.integers(1)], "lengths.last")
         shape = g.node("Shape", [mask], "lengths.shape", dtype=ir.DataType.INT64, shape=[2])
         self._total = g.node("Gather", [shape, g.integers(1)], "lengths.longest", shape=[])
@@ -47,6 +49,7 @@ class OrtEmitter(Emitter):
         self._tables = self._rotary_tables()
         self._input_ids = inputs.input_ids
         self._ours = options.cpu_kernels and computes_attention(config)
+        self._slots = g.optional_input(SLOTS, np.zeros(0, np.int32), ["tokens"]) if self._ours else None
         self._bias: ir.Value | None = None
         if any(self._windows) and self._dtype == ir.DataType.FLOAT and not self._ours:
             self._bias = self._window_bias(max(self._windows))
@@ -104,7 +107,9 @@ class OrtEmitter(Emitter):
         rotary, window = config.rotary_of(call.block), self._windows[call.block]
         if self._ours:
             assert rotary is not None
-            return emit_attention(self._g, call, config, window, self._lengths[0], self._tables[rotary])
+            assert self._slots is not None
+            places = Places(self._lengths[0], self._slots, *self._tables[rotary])
+            return emit_attention(self._g, call, config, window, places)
         outputs = [(f"{call.name}.output", call.query.dtype, dims_of(call.query))]
         outputs += [(present, call.query.dtype, dims_of(call.past[0])) for present in call.present_names]
         inputs: list[ir.Value | None] = [call.query, call.key, call.value, *call.past, *self._lengths]

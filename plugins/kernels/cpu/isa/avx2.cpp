@@ -27,12 +27,6 @@ struct Ymm {
   static Floats fma(float a, Floats b, Floats c) {
     return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c);
   }
-  static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
-  static float total(Floats a) {
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-  }
   static constexpr int kGroups = 11;
   static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
   static Floats permute(Floats table, Words index) {
@@ -46,11 +40,20 @@ struct Ymm {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   }
   static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
-    // Two rows a register, one in each 128-bit lane, then a 4 x 4 transpose inside the lanes.
+    transpose([=](int i) { return four_words(rows[i] + word); }, out);
+  }
+  static void load_turned(const float* const* rows, int64_t column, Floats out[4]) {
+    Words words[4];
+    transpose([=](int i) { return _mm_castps_si128(_mm_loadu_ps(rows[i] + column)); }, words);
+    for (int i = 0; i < 4; ++i) out[i] = _mm256_castsi256_ps(words[i]);
+  }
+  // Two rows a register, one in each 128-bit lane, then a 4 x 4 transpose inside the lanes.
+  template <class Row>
+  static void transpose(Row words_of_row, Words out[4]) {
     Words row[4];
     for (int i = 0; i < 4; ++i) {
-      row[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(four_words(rows[i] + word)),
-                                       four_words(rows[4 + i] + word), 1);
+      row[i] =
+          _mm256_inserti128_si256(_mm256_castsi128_si256(words_of_row(i)), words_of_row(4 + i), 1);
     }
     const Words low01 = _mm256_unpacklo_epi32(row[0], row[1]);
     const Words low23 = _mm256_unpacklo_epi32(row[2], row[3]);

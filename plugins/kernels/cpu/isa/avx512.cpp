@@ -25,8 +25,6 @@ struct Zmm {
   static Floats fma(float a, Floats b, Floats c) {
     return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
   }
-  static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-  static float total(Floats a) { return _mm512_reduce_add_ps(a); }
   static constexpr int kGroups = 8;
   static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
   static Floats permute(Floats table, Words index) { return _mm512_permutexvar_ps(index, table); }
@@ -54,6 +52,11 @@ struct Zmm {
     out[1] = _mm512_unpackhi_epi64(low01, low23);
     out[2] = _mm512_unpacklo_epi64(high01, high23);
     out[3] = _mm512_unpackhi_epi64(high01, high23);
+  }
+  static void load_turned(const float* const* rows, int64_t column, Floats out[4]) {
+    Words words[4];
+    transpose([=](int i) { return _mm_castps_si128(_mm_loadu_ps(rows[i] + column)); }, words);
+    for (int i = 0; i < 4; ++i) out[i] = _mm512_castsi512_ps(words[i]);
   }
   static __m128i four_words(const uint32_t* from) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));

@@ -23,20 +23,26 @@ struct Neon {
   static Floats load(const float* from) { return vld1q_f32(from); }
   static void store(float* to, Floats value) { vst1q_f32(to, value); }
   static Floats fma(float a, Floats b, Floats c) { return vfmaq_n_f32(c, b, a); }
-  static Floats multiply_add(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
-  static float total(Floats a) { return vaddvq_f32(a); }
   static Words load_words(const uint32_t* from) { return vld1q_u32(from); }
   static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
-    const uint64x2_t low01 = pairs(vzip1q_u32(row(rows[0], word), row(rows[1], word)));
-    const uint64x2_t low23 = pairs(vzip1q_u32(row(rows[2], word), row(rows[3], word)));
-    const uint64x2_t high01 = pairs(vzip2q_u32(row(rows[0], word), row(rows[1], word)));
-    const uint64x2_t high23 = pairs(vzip2q_u32(row(rows[2], word), row(rows[3], word)));
+    transpose([=](int i) { return vld1q_u32(rows[i] + word); }, out);
+  }
+  static void load_turned(const float* const* rows, int64_t column, Floats out[4]) {
+    Words words[4];
+    transpose([=](int i) { return vreinterpretq_u32_f32(vld1q_f32(rows[i] + column)); }, words);
+    for (int i = 0; i < 4; ++i) out[i] = vreinterpretq_f32_u32(words[i]);
+  }
+  template <class Row>
+  static void transpose(Row row, Words out[4]) {
+    const uint64x2_t low01 = pairs(vzip1q_u32(row(0), row(1)));
+    const uint64x2_t low23 = pairs(vzip1q_u32(row(2), row(3)));
+    const uint64x2_t high01 = pairs(vzip2q_u32(row(0), row(1)));
+    const uint64x2_t high23 = pairs(vzip2q_u32(row(2), row(3)));
     out[0] = vreinterpretq_u32_u64(vzip1q_u64(low01, low23));
     out[1] = vreinterpretq_u32_u64(vzip2q_u64(low01, low23));
     out[2] = vreinterpretq_u32_u64(vzip1q_u64(high01, high23));
     out[3] = vreinterpretq_u32_u64(vzip2q_u64(high01, high23));
   }
-  static Words row(const uint32_t* from, int64_t word) { return vld1q_u32(from + word); }
   static uint64x2_t pairs(Words words) { return vreinterpretq_u64_u32(words); }
   static Floats sign_one(Words bits) {
     // Bit select: the top bit from the word, the rest from 1.0f.

@@ -33,11 +33,6 @@ struct Plain {
     for (int i = 0; i < kLanes; ++i) c.v[i] += a * b.v[i];
     return c;
   }
-  static Floats multiply_add(const Floats& a, const Floats& b, Floats c) {
-    for (int i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
-    return c;
-  }
-  static float total(const Floats& a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
   static Words load_words(const uint32_t* from) {
     Words out;
     memcpy(out.v, from, sizeof out.v);
@@ -46,6 +41,11 @@ struct Plain {
   static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
     for (int w = 0; w < 4; ++w) {
       for (int i = 0; i < kLanes; ++i) out[w].v[i] = rows[i][word + w];
+    }
+  }
+  static void load_turned(const float* const* rows, int64_t column, Floats out[4]) {
+    for (int c = 0; c < 4; ++c) {
+      for (int i = 0; i < kLanes; ++i) out[c].v[i] = rows[i][column + c];
     }
   }
   static Floats sign_one(const Words& bits) {
