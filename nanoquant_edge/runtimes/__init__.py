@@ -18,7 +18,8 @@ from .onnxruntime.backend import OnnxRuntimeBackend
 from .options import OpenOptions
 from .result import Generation, TextRun
 from .sampling import SamplingConfig
-from .selection import open_backend, remarks
+from .selection import open_backend, open_slots, remarks
+from .slots import SlotMemory, SlotRow, Slots
 from .streaming import StopMatcher, TextStream
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
     "OnnxRuntimeBackend",
     "OpenOptions",
     "SamplingConfig",
+    "SlotMemory",
+    "SlotRow",
+    "Slots",
     "StopMatcher",
     "TextRun",
     "TextStream",
@@ -36,5 +40,6 @@ __all__ = [
     "load_chat_template",
     "load_tokenizer",
     "open_backend",
+    "open_slots",
     "remarks",
 ]

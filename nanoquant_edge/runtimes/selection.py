@@ -12,11 +12,12 @@ from ..formats.backends import BOARD_BUILD, ENGINE_BACKENDS, ONNXRUNTIME
 from ..formats.bundle import Bundle
 from .backend import Backend
 from .options import OpenKeywords, OpenOptions
+from .slots import Slots
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["open_backend", "remarks"]
+__all__ = ["open_backend", "open_slots", "remarks"]
 
 
 def open_backend(
@@ -65,6 +66,37 @@ def open_backend(
     from .onnxruntime.backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(bundle, options, extra_outputs=extra_outputs)
+
+
+def open_slots(
+    bundle: Bundle, options: OpenOptions | None = None, *, count: int = 4, **keywords: Unpack[OpenKeywords]
+) -> Slots:
+    """Open a bundle for several sequences at once.
+
+    Args:
+        bundle: an opened bundle.
+        options: how it is opened.
+        count: sequences that may be held at once.
+        **keywords: fields of `OpenOptions`, instead of those in `options`.
+
+    Raises:
+        NqEdgeError: NQ-BACKEND for a backend that serves one text at a time, and whatever opening raises.
+
+    Example:
+        >>> with open_slots(Bundle.open("bundle"), threads=1, count=2) as slots:
+        ...     slots.count
+        2
+    """
+    options = replace(options or OpenOptions(), **keywords)
+    if bundle.backend != ONNXRUNTIME:
+        raise NqEdgeError(
+            "NQ-BACKEND",
+            f"the bundle was made for {bundle.backend[:40]!r}, which serves one text at a time.",
+            "Use a bundle for ONNX Runtime (`nq-edge export CHECKPOINT --to onnx`).",
+        )
+    from .onnxruntime.slots import OnnxRuntimeSlots
+
+    return OnnxRuntimeSlots(bundle, options, count=count)
 
 
 def remarks(bundle: Bundle, options: OpenOptions | None = None) -> tuple[str, ...]:

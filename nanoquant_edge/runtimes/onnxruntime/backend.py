@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import NqEdgeError
 from ...formats.bundle import Bundle
-from ...formats.graph import LOGITS, PAST, PRESENT, TOKEN_INPUTS, cache_names
+from ...formats.graph import LOGITS, PAST, PRESENT, TOKEN_INPUTS
 from ...system.memory import return_freed_memory
 from ..backend import SerialBackend
 from ..options import CUDA, OpenKeywords, OpenOptions
 from .cuda_kv_cache import CudaKvCache
+from .interface import check_interface
 from .kv_cache import START_CAPACITY, KvCache
 from .session import import_onnxruntime, open_session, refusal
 
@@ -76,9 +76,9 @@ class OnnxRuntimeBackend(SerialBackend):
             bundle, options, extra_outputs=self._extra_names, profile_prefix=profile_prefix
         )
         self.provider = options.provider
+        check_interface(self._session, bundle, self._extra_names)
         self._cache = self.make_cache(bundle, start_capacity)
         self._binding: Any = None
-        self._check_interface(bundle)
 
     def make_cache(self, bundle: Bundle, start_capacity: int) -> KvCache:
         """The cache, where the provider computes."""
@@ -135,37 +135,6 @@ class OnnxRuntimeBackend(SerialBackend):
         self._binding = self._session = None
         self._cache.release()
         return_freed_memory()
-
-    def _check_interface(self, bundle: Bundle) -> None:
-        """Refuse a graph whose inputs and outputs are not the ones this backend fills."""
-        try:
-            good = self._has_interface(bundle)
-        except UnicodeDecodeError:  # names in a stranger's graph need not be text
-            good = False
-        if not good:
-            self.close()
-            raise NqEdgeError(
-                "NQ-BUNDLE",
-                "the graph's inputs and outputs are not those that the manifest describes.",
-                "Run `nq-edge export` again.",
-            )
-
-    def _has_interface(self, bundle: Bundle) -> bool:
-        kv = bundle.kv
-        element = {"float32": "tensor(float)", "float16": "tensor(float16)"}.get(kv.dtype)
-        inputs = {value.name: value for value in self._session.get_inputs()}
-        outputs = {value.name: value for value in self._session.get_outputs()}
-        wanted, caches = set(TOKEN_INPUTS), set(cache_names(kv.layers))
-        good = set(inputs) == wanted | {PAST + name for name in caches}
-        good = good and set(outputs) == {LOGITS, *self._extra_names} | {PRESENT + name for name in caches}
-        good = good and all(inputs[name].type == "tensor(int64)" for name in wanted)
-        good = good and outputs[LOGITS].type == "tensor(float)"
-        for name in caches if good else ():
-            value = inputs[PAST + name]
-            shape = value.shape
-            good = good and value.type == element and len(shape) == 4 and shape[1] == kv.heads
-            good = good and shape[3] == kv.head_dim
-        return good
 
     def _run(
         self, input_ids: np.ndarray, positions: np.ndarray, past: np.ndarray, valid: np.ndarray
