@@ -26,15 +26,18 @@ from __future__ import annotations
 from .answer import Answer
 from .options import SchedulerOptions
 from .requests import MAX_LOGPROBS, BusyError, Outcome, Piece, Request, TokenChoice, TokenMask
-from .statistics import Statistics
+from .scheduler import Scheduler
+from .statistics import Counters, Statistics
 
 __all__ = [
     "MAX_LOGPROBS",
     "Answer",
     "BusyError",
+    "Counters",
     "Outcome",
     "Piece",
     "Request",
+    "Scheduler",
     "SchedulerOptions",
     "Statistics",
     "TokenChoice",

@@ -5,21 +5,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Statistics"]
+__all__ = ["Counters", "Statistics"]
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Counters since the start, and the present state.
+@dataclass
+class Counters:
+    """What only grows.
 
     Attributes:
         requests: taken. `finished`, `cancelled`, `failed`: how they ended. `refused`: not taken, the queue was full.
-        waiting: in the queue now. `active`: in a slot now. `slots`: all slots.
         prompt_tokens: of all prompts. `reused_tokens`: of these, not computed again. `new_tokens`: written.
         drafted, accepted: tokens guessed ahead, and those that held.
         steps: calls of the model. `step_s`: seconds in them.
-        cache_tokens: tokens whose keys and values are held, kept prefixes included. `cache_limit`: most of them.
-        cache_bytes: memory allocated for them.
         evicted_tokens: kept tokens that were given up to make room.
     """
 
@@ -28,9 +25,6 @@ class Statistics:
     cancelled: int = 0
     failed: int = 0
     refused: int = 0
-    waiting: int = 0
-    active: int = 0
-    slots: int = 0
     prompt_tokens: int = 0
     reused_tokens: int = 0
     new_tokens: int = 0
@@ -38,7 +32,27 @@ class Statistics:
     accepted: int = 0
     steps: int = 0
     step_s: float = 0.0
-    cache_tokens: int = 0
-    cache_limit: int = 0
-    cache_bytes: int = 0
     evicted_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Counters since the start, and the present state.
+
+    Attributes:
+        counters: a copy.
+        waiting: requests in the queue.
+        active: texts that are being written.
+        slots: all slots.
+        cache_tokens: tokens whose keys and values are held, kept prefixes included.
+        cache_limit: most of them.
+        cache_bytes: memory allocated for them.
+    """
+
+    counters: Counters
+    waiting: int
+    active: int
+    slots: int
+    cache_tokens: int
+    cache_limit: int
+    cache_bytes: int
