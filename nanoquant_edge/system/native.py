@@ -75,8 +75,8 @@ def ort_library_info() -> dict[str, Any]:
     """Ask the ONNX Runtime library what it is; loads it into this process.
 
     Returns:
-        `version` (of the build), `isa` (the kernels this processor gets: scalar, avx2, avx512 or neon; empty when
-        `NQ_CPU_ISA` names one that it lacks), `ort_api` (lowest ONNX Runtime API version needed), `operators`, and
+        `version` (of the build), `isa` (the kernels this processor gets: scalar, avx2, avx512, avx512vbmi or neon;
+        empty when `NQ_CPU_ISA` names one that it lacks), `ort_api` (lowest ONNX Runtime API version needed), `operators`, and
         `path`.
 
     Raises:

@@ -11,7 +11,8 @@
 // Nothing here allocates, throws or starts threads. The caller owns the workspace and the parallel
 // loop, and calls the three stages of a pass in order, each over any disjoint ranges that together
 // cover it, finishing one stage before it starts the next. All arithmetic between x and y is
-// float32.
+// float32, or where it is faster 16-bit fixed point within 1e-4 of it (cpu/signs/byte_tables.h). A
+// row of y does not depend on the others.
 
 #ifndef NQ_KERNELS_H
 #define NQ_KERNELS_H
@@ -78,9 +79,9 @@ typedef struct nq_pass {
   void* workspace;  // nq_workspace_bytes(layer, rows) bytes, aligned to 64
 } nq_pass;
 
-// Name of the instruction set in use: "scalar", "avx2", "avx512" or "neon"; chosen once per
-// process, the widest the processor has unless the environment variable NQ_CPU_ISA names another.
-// Null when that name cannot be honoured.
+// Name of the instruction set in use: "scalar", "avx2", "avx512", "avx512vbmi" (with VNNI) or
+// "neon"; chosen once per process, the best the processor has unless the environment variable
+// NQ_CPU_ISA names another. Null when that name cannot be honoured.
 const char* nq_cpu_isa(void);
 
 // Says whether the description is usable: sizes, layout, pointers.

@@ -10,7 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <initializer_list>
+
 #include "../kernels/cpu/isa.h"
+#include "../kernels/cpu/signs/byte_tables.h"
+#include "../kernels/cpu/signs/isa.h"
 #include "../kernels/nq_attention.h"
 #include "../kernels/nq_kernels.h"
 #include "expect.h"
@@ -38,6 +42,9 @@ int sign_of(const int32_t* words, int64_t row_words, int64_t row, int64_t column
   const uint32_t word = static_cast<uint32_t>(words[row * row_words + column / 32]);
   return (word >> (column % 32)) & 1u ? -1 : 1;
 }
+
+// Whether the sums are looked up as bytes, rounded to 16 bits.
+bool by_bytes() { return nq_signs()->table_bytes(2) == byte_table_bytes(2); }
 
 struct Case {
   int64_t n, r, m, rows;
@@ -113,32 +120,137 @@ void check(const Case& c) {
   Array<double> hidden(c.r);
   // Rounding to bfloat16 alone costs up to 2^-9; over many outputs it averages to 1.7e-3.
   const double bfloat16_limit = c.m < 32 ? 4e-3 : 2.5e-3;
-  const double limit = c.type == NQ_FLOAT32 ? 1e-5 : c.type == NQ_FLOAT16 ? 1e-3 : bfloat16_limit;
+  const double float32_limit = by_bytes() ? 1e-4 : 1e-5;
+  const double limit = c.type == NQ_FLOAT32   ? float32_limit
+                       : c.type == NQ_FLOAT16 ? 1e-3
+                                              : bfloat16_limit;
   for (int64_t row = 0; row < c.rows; ++row) {
     for (int64_t i = 0; i < c.n; ++i) {
       scaled[i] = get(x.data, c.type, row * c.n + i) * get(scale_in.data, c.scale_type, i);
     }
+    double power = 0.0;
+    for (int64_t k = 0; k < c.n; ++k) power += scaled[k] * scaled[k];
+    double hidden_power = 0.0;
     for (int64_t i = 0; i < c.r; ++i) {
       double sum = 0.0;
       for (int64_t k = 0; k < c.n; ++k) sum += sign_of(v.data, v_row, i, k) * scaled[k];
-      hidden[i] = c.mid ? sum * get(scale_mid.data, c.scale_type, i) : sum;
+      const double mid = c.mid ? get(scale_mid.data, c.scale_type, i) : 1.0;
+      hidden[i] = sum * mid;
+      hidden_power += power * mid * mid;
     }
     double error = 0.0;
     double norm = 0.0;
     for (int64_t i = 0; i < c.m; ++i) {
       double sum = 0.0;
       for (int64_t k = 0; k < c.r; ++k) sum += sign_of(u.data, u_row, i, k) * hidden[k];
-      sum *= get(scale_out.data, c.scale_type, i);
+      const double out = get(scale_out.data, c.scale_type, i);
+      sum *= out;
       const double wanted = c.bias ? sum + get(bias.data, c.scale_type, i) : sum;
       const double difference = get(y.data, c.type, row * c.m + i) - wanted;
       error += difference * difference;
-      // The two addends, not their sum: a lone output may cancel.
-      norm += sum * sum + (wanted - sum) * (wanted - sum);
+      // The two addends, not their sum, and at least what random signs give: a lone output may
+      // cancel.
+      const double usual = hidden_power * out * out;
+      norm += (sum * sum > usual ? sum * sum : usual) + (wanted - sum) * (wanted - sum);
     }
     const double relative = sqrt(error / (norm + 1e-30));
     expect(relative <= limit, "relative error of a row", relative);
   }
   free(workspace);
+}
+
+// What tables of bytes have to give, bit for bit: sums of four columns in units of their group's
+// scale, rounded to nearest even, added as integers.
+float exact_by_bytes(const int32_t* words, const float* x, int64_t columns) {
+  float total = 0.0f;
+  for (int64_t group = 0; group < columns; group += kGroupColumns) {
+    const int64_t end = group + kGroupColumns < columns ? group + kGroupColumns : columns;
+    volatile float y[kGroupColumns] = {};  // no compiler may fuse what follows
+    float largest = 0.0f;
+    for (int64_t k = group; k < end; k += 4) {
+      volatile float low = fabsf(x[k]) + fabsf(x[k + 1]);
+      volatile float high = fabsf(x[k + 2]) + fabsf(x[k + 3]);
+      largest = low + high > largest ? low + high : largest;
+    }
+    if (largest < kSmallestSum) continue;
+    for (int64_t k = group; k < end; ++k) y[k - group] = x[k] * (kLargestSum / largest);
+    int64_t sum = 0;
+    for (int64_t k = 0; k < end - group; k += 4) {
+      const uint32_t bits = static_cast<uint32_t>(words[(group + k) / 32]) >> (k % 32);
+      const float first = bits & 1 ? -y[k] : y[k];
+      volatile float near = bits & 2 ? first - y[k + 1] : first + y[k + 1];
+      const float third = bits & 4 ? -y[k + 2] : y[k + 2];
+      volatile float far = bits & 8 ? third - y[k + 3] : third + y[k + 3];
+      sum += lrintf(near + far);
+    }
+    total = fmaf(static_cast<float>(sum), largest / kLargestSum, total);
+  }
+  return total;
+}
+
+// The bits of one product: the same for one row of x and for many, whoever computes which of them,
+// and with tables of bytes those of exact_by_bytes, whatever the instruction set.
+void check_bits(int64_t rows, int64_t row_words, int64_t x_rows, float outlier) {
+  const NqSigns* signs = nq_signs();
+  const int64_t columns = row_words * 32;
+  const int64_t bytes = signs->table_bytes(row_words);
+  Array<int32_t> words(rows * row_words);
+  for (int64_t i = 0; i < words.size; ++i) words[i] = static_cast<int32_t>(random_bits());
+  Array<float> x(x_rows * columns);
+  for (int64_t i = 0; i < x.size; ++i) x[i] = random_float() * (i % 61 == 7 ? outlier : 1.0f);
+  for (int64_t i = 0; i < (columns < 64 ? 32 : 64); ++i) x[i] = 0.0f;  // a group of zeros
+  void* memory = aligned_alloc(64, static_cast<size_t>(bytes * x_rows));
+  void* scratch = aligned_alloc(64, kSignScratch);
+  if (memory == nullptr || scratch == nullptr) abort();
+  uint8_t* tables = static_cast<uint8_t*>(memory);
+  memset(tables, 0xff, static_cast<size_t>(bytes * x_rows));
+  memset(scratch, 0xff, kSignScratch);
+  for (int64_t r = 0; r < x_rows; ++r) {
+    for (int64_t c = columns - (columns - 1) % 192 - 1; c >= 0; c -= 192) {
+      const int64_t count = columns - c < 192 ? columns - c : 192;
+      signs->make_tables(x.data + r * columns + c, c, count, row_words, tables + r * bytes);
+    }
+  }
+  const uint32_t* packed = reinterpret_cast<const uint32_t*>(words.data);
+  Array<float> all(x_rows * kPanelRows);
+  memset(all.data, 0xff, static_cast<size_t>(all.size) * sizeof(float));
+  signs->multiply({packed, row_words, rows, tables, x_rows, all.data, scratch});
+  for (int64_t r = 0; r < x_rows; ++r) {
+    Array<float> one(kPanelRows);
+    memset(one.data, 0xff, kPanelRows * sizeof(float));
+    signs->multiply({packed, row_words, rows, tables + r * bytes, 1, one.data, scratch});
+    const bool same =
+        memcmp(one.data, all.data + r * kPanelRows, static_cast<size_t>(rows) * sizeof(float)) == 0;
+    expect(same, "one row of x gives the bits that many give", static_cast<double>(r));
+    for (int64_t i = 0; i < rows && by_bytes(); ++i) {
+      const float wanted =
+          exact_by_bytes(words.data + i * row_words, x.data + r * columns, columns);
+      expect(one[i] == wanted, "tables of bytes give the exact sum", one[i] - wanted);
+    }
+  }
+  free(memory);
+  free(scratch);
+}
+
+// A value that is no number, or too large for a scale, makes the sums of its own row no numbers.
+void check_not_finite() {
+  for (const float bad : {NAN, INFINITY, -INFINITY, 3e38f}) {
+    Array<int32_t> words(64 * 3);
+    for (int64_t i = 0; i < words.size; ++i) words[i] = static_cast<int32_t>(random_bits());
+    Array<float> x(96);
+    for (int64_t i = 0; i < 96; ++i) x[i] = bad == 3e38f ? bad : 1.0f;
+    x[70] = bad;
+    const NqSigns* signs = nq_signs();
+    alignas(64) uint8_t tables[3 * 512];
+    alignas(64) uint8_t scratch[kSignScratch];
+    signs->make_tables(x.data, 0, 96, 3, tables);
+    float out[kPanelRows];
+    signs->multiply(
+        {reinterpret_cast<const uint32_t*>(words.data), 3, 64, tables, 1, out, scratch});
+    for (const float value : out) {
+      expect(!isfinite(value) || (bad == 3e38f && !by_bytes()), "no number comes of no number");
+    }
+  }
 }
 
 void check_conversions() {
@@ -267,6 +379,12 @@ int main() {
     check({11008, 70, 40, 3, nq_type(kind), NQ_BFLOAT16, false, true, true});
     cases += 2;
   }
+  const int64_t products[][3] = {{1, 1, 3},   {64, 2, 1},  {33, 3, 5},  {64, 18, 4},
+                                 {17, 33, 9}, {63, 64, 2}, {64, 71, 3}, {31, 5, 40}};
+  for (const auto& p : products) {
+    for (const float outlier : {1.0f, 1e3f, 1e-20f}) check_bits(p[0], p[1], p[2], outlier);
+  }
+  check_not_finite();
   const int64_t attended[][4] = {{1, 0, 16, 0},   {1, 70, 64, 0},   {5, 63, 80, 0},
                                  {9, 120, 96, 0}, {40, 30, 144, 0}, {40, 30, 64, 9}};
   for (const auto& c : attended) check_attention(c[0], c[1], c[2], c[3]);

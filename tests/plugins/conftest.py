@@ -21,7 +21,13 @@ from tests.plugins import builds
 ROOT = Path(__file__).parents[2]
 #: Runs a module of this folder on a library: script(name, library=..., python=..., **environment) -> its JSON.
 Script = Callable[..., Any]
-FLAGS = {"avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
+_AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+#: kernels -> flags of /proc/cpuinfo that they need
+FLAGS = {
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": _AVX512,
+    "avx512vbmi": {*_AVX512, "avx512vbmi", "avx512_vnni"},
+}
 
 
 def lacks(isa: str) -> str | None:
@@ -57,7 +63,7 @@ def check_grid(result: dict[str, Any], cases: int) -> None:
     assert not bad, bad[:5]
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512", "neon"])
+@pytest.fixture(params=["scalar", "avx2", "avx512", "avx512vbmi", "neon"])
 def isa(request: pytest.FixtureRequest) -> str:
     """Each instruction set that this processor has."""
     name = str(request.param)

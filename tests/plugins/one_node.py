@@ -26,7 +26,8 @@ from tests.plugins.sessions import make_session, to_bytes
 __all__ = ["Layer", "from_float32", "grid", "make_layer", "make_model", "make_session", "run", "to_float64"]
 
 FLOAT32, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
-LIMITS = {FLOAT32: 1e-5, FLOAT16: 1e-3, BFLOAT16: 2.5e-3}
+#: with tables of bytes, whose sums are rounded to 16 bits; tables of floats stay within 1e-5 (plugins/tests/selftest.cpp)
+LIMITS = {FLOAT32: 1e-4, FLOAT16: 1e-3, BFLOAT16: 2.5e-3}
 INPUTS = ("x", "v_packed", "u_packed", "scale_in", "scale_mid", "scale_out", "bias")
 
 
@@ -76,13 +77,17 @@ class Layer:
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def reference(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Y in float64, and the norm of each row's addends (a lone output may cancel its bias)."""
+        """Y in float64, and each row's norm.
+
+        The norm is that of Y's addends, and of the product at least what random signs give: a lone output may cancel,
+        itself or its bias.
+        """
         scale = {name: to_float64(self.weights[name], self.scale_kind) for name in INPUTS[3:]}
-        hidden = (to_float64(x, self.kind) * scale["scale_in"]) @ (1.0 - 2.0 * self.v).T
-        if self.attributes["has_scale_mid"]:
-            hidden = hidden * scale["scale_mid"]
-        y = hidden @ (1.0 - 2.0 * self.u).T * scale["scale_out"]
-        norm = (y**2).sum(-1)
+        scaled = to_float64(x, self.kind) * scale["scale_in"]
+        mid = scale["scale_mid"] if self.attributes["has_scale_mid"] else np.ones(self.v.shape[0])
+        y = (scaled @ (1.0 - 2.0 * self.v).T * mid) @ (1.0 - 2.0 * self.u).T * scale["scale_out"]
+        usual = (scaled**2).sum(-1) * (mid**2).sum() * (scale["scale_out"] ** 2).sum()
+        norm = np.maximum((y**2).sum(-1), usual)
         if self.attributes["has_bias"]:
             y = y + scale["bias"]
             norm = norm + (scale["bias"] ** 2).sum()

@@ -5,7 +5,6 @@
 #include "cpu/attend.h"
 #include "cpu/convert.h"
 #include "cpu/isa.h"
-#include "cpu/lookup.h"
 #include "cpu/panel.h"
 
 namespace {
@@ -17,9 +16,6 @@ struct Plain {
   static constexpr int kRows = 4;
   struct Floats {
     float v[kLanes];
-  };
-  struct Words {
-    uint32_t v[kLanes];
   };
 
   static Floats zero() { return Floats{}; }
@@ -33,31 +29,10 @@ struct Plain {
     for (int i = 0; i < kLanes; ++i) c.v[i] += a * b.v[i];
     return c;
   }
-  static Words load_words(const uint32_t* from) {
-    Words out;
-    memcpy(out.v, from, sizeof out.v);
-    return out;
-  }
-  static void load_block(const uint32_t* const* rows, int64_t word, Words out[4]) {
-    for (int w = 0; w < 4; ++w) {
-      for (int i = 0; i < kLanes; ++i) out[w].v[i] = rows[i][word + w];
-    }
-  }
   static void load_turned(const float* const* rows, int64_t column, Floats out[4]) {
     for (int c = 0; c < 4; ++c) {
       for (int i = 0; i < kLanes; ++i) out[c].v[i] = rows[i][column + c];
     }
-  }
-  static Floats sign_one(const Words& bits) {
-    Floats out;
-    for (int i = 0; i < kLanes; ++i) {
-      out.v[i] = bits_to_float((bits.v[i] & 0x80000000u) | 0x3f800000u);
-    }
-    return out;
-  }
-  static Words shift_up(Words bits) {
-    for (int i = 0; i < kLanes; ++i) bits.v[i] <<= 1;
-    return bits;
   }
 };
 
@@ -85,6 +60,4 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
 
 }  // namespace
 
-const NqIsa kIsaScalar = {"scalar",          to_float,      from_float,
-                          kNibbleFloats,     nibble_tables, nibble_gemv,
-                          Panel<Plain>::run, nullptr,       Attend<Plain, Panel<Plain>>::run};
+const NqIsa kIsaScalar = {to_float, from_float, Attend<Plain, Panel<Plain>>::run};

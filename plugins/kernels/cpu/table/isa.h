@@ -33,4 +33,7 @@ extern const NqTableIsa kTableAvx2;
 extern const NqTableIsa kTableAvx512;
 extern const NqTableIsa kTableNeon;
 
+// The one in use; null when NQ_CPU_ISA cannot be honoured.
+const NqTableIsa* nq_table_isa();
+
 #endif  // NQ_CPU_TABLE_ISA_H

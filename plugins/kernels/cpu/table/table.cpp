@@ -14,19 +14,6 @@ namespace {
 constexpr int64_t kStripRows = 64;
 constexpr int64_t kStripScales = 4 * NQ_TABLE_MAX_GROUPS;
 
-// The instruction set that nq_cpu_isa() names; its name may say more than the family.
-const NqTableIsa* table_isa() {
-  const char* name = nq_cpu_isa();
-  if (name == nullptr) return nullptr;
-#if defined(NQ_HAVE_X86)
-  if (strncmp(name, "avx512", 6) == 0) return &kTableAvx512;
-  if (strncmp(name, "avx2", 4) == 0) return &kTableAvx2;
-#elif defined(NQ_HAVE_NEON)
-  if (strncmp(name, "neon", 4) == 0) return &kTableNeon;
-#endif
-  return &kTableScalar;
-}
-
 int64_t row_bytes_of(const nq_table* table) { return (table->columns * table->bits + 7) / 8; }
 
 int64_t groups_of(const nq_table* table) {
@@ -122,7 +109,7 @@ extern "C" nq_status nq_table_product(const nq_table* table, const void* workspa
     return NQ_BAD_ARGUMENT;
   }
   const NqIsa* isa = nq_isa();
-  const NqTableIsa* products = table_isa();
+  const NqTableIsa* products = nq_table_isa();
   if (isa == nullptr || products == nullptr) return NQ_NO_ISA;
   const int64_t groups = groups_of(table);
   const int64_t most = kStripScales / groups < kStripRows ? kStripScales / groups : kStripRows;
