@@ -26,7 +26,7 @@ from tests.plugins.sessions import make_session, to_bytes
 __all__ = ["Layer", "from_float32", "grid", "make_layer", "make_model", "make_session", "run", "to_float64"]
 
 FLOAT32, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
-#: with tables of bytes, whose sums are rounded to 16 bits; tables of floats stay within 1e-5 (plugins/tests/selftest.cpp)
+#: with tables of bytes, rounded to 16 bits; tables of floats stay within 1e-5 (plugins/tests/selftest.cpp)
 LIMITS = {FLOAT32: 1e-4, FLOAT16: 1e-3, BFLOAT16: 2.5e-3}
 INPUTS = ("x", "v_packed", "u_packed", "scale_in", "scale_mid", "scale_out", "bias")
 
