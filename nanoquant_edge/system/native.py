@@ -76,8 +76,8 @@ def ort_library_info() -> dict[str, Any]:
 
     Returns:
         `version` (of the build), `isa` (the kernels this processor gets: scalar, avx2, avx512, avx512vbmi or neon;
-        empty when `NQ_CPU_ISA` names one that it lacks), `ort_api` (lowest ONNX Runtime API version needed), `operators`, and
-        `path`.
+        empty when `NQ_CPU_ISA` names one that it lacks), `ort_api` (lowest ONNX Runtime API version needed),
+        `operators`, and `path`.
 
     Raises:
         NqEdgeError: `NQ-NATIVE-MISSING` when there is no library, or it cannot be loaded, or it is another library.
