@@ -66,7 +66,7 @@ typedef struct nq_cuda_pass {
   const void* x;               // [rows][in_features], or [rows][2 in_features] for gated inputs
   int64_t x_stride;            // elements from one row to the next
   float norm_eps;              // NQ_INPUT_RMS_NORM only
-  const void* norm_weight;     // [in_features] of x_type; NQ_INPUT_RMS_NORM only
+  const float* norm_weight;    // [in_features]; NQ_INPUT_RMS_NORM only
   void* y[NQ_CUDA_MAX_GROUP];  // [rows][out_features of the layer]
   int64_t y_stride[NQ_CUDA_MAX_GROUP];      // elements from one row to the next
   const void* residual[NQ_CUDA_MAX_GROUP];  // like y, of y_type; or null. May be y itself.

@@ -115,7 +115,7 @@ std::vector<double> input_row(const nq_cuda_pass& pass, const Buffer& x, const B
     double& y = f[static_cast<size_t>(i)];
     y = value(i);
     if (pass.input == NQ_INPUT_RMS_NORM) {
-      y *= get(weight.host.data(), pass.x_type, static_cast<size_t>(i)) /
+      y *= get(weight.host.data(), NQ_FLOAT32, static_cast<size_t>(i)) /
            sqrt(squares / static_cast<double>(n) + pass.norm_eps);
     } else if (pass.input == NQ_INPUT_SILU) {
       y *= value(n + i) / (1.0 + exp(-y));
@@ -176,9 +176,9 @@ double run(const Case& c, nq_algorithm algorithm) {
   const int64_t ranks[] = {280, 65, 130, 33}, outs[] = {192, 97, 40, 300};
   const int64_t width = c.n * (gated ? 2 : 1), stride = (width + 7) / 8 * 8;
   Buffer x(static_cast<size_t>(c.rows * stride) * 2);
-  Buffer weight(static_cast<size_t>(c.n) * 2);
+  Buffer weight(static_cast<size_t>(c.n) * 4);
   fill(&x, c.x_type, 0.0f, 1.0f, !gated);
-  fill(&weight, c.x_type, 1.0f, 0.5f);
+  fill(&weight, NQ_FLOAT32, 1.0f, 0.5f);
   Layer* layers[NQ_CUDA_MAX_GROUP] = {};
   Buffer* y[NQ_CUDA_MAX_GROUP] = {};
   Buffer* residual[NQ_CUDA_MAX_GROUP] = {};
@@ -206,7 +206,7 @@ double run(const Case& c, nq_algorithm algorithm) {
   pass.x = x.device;
   pass.x_stride = stride;
   pass.norm_eps = 1e-5f;
-  pass.norm_weight = weight.device;
+  pass.norm_weight = static_cast<const float*>(weight.device);
   pass.workspace_bytes = nq_cuda_workspace_bytes(&pass);
   Buffer workspace(pass.workspace_bytes > 0 ? pass.workspace_bytes : 1);
   CHECK(cudaMemset(workspace.device, 0xff, workspace.host.size()));

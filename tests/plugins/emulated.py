@@ -173,7 +173,7 @@ def run_pass(
     values[:, :: max(1, n // 3)] *= 30 if kind in (Input.SILU, Input.GELU) else 100
     values[:, width:] = np.nan
     x = Buffer(values.astype(DTYPES[x_type]))
-    weight = Buffer(rng.normal(size=n).astype(DTYPES[x_type]))
+    weight = Buffer(rng.normal(size=n).astype(np.float32))
     given = _input(kind, x.array[:, :width].astype(np.float64), n, weight.array.astype(np.float64), eps)
     structs = (CLinear * len(layers))(*[layer.struct for layer in layers])
     call = CPass(structs, len(layers), x_type, y_type, kind, 0, algorithm, rows, x.pointer, x.array.shape[1], eps)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import NqEdgeError
 from ...system.native import cuda_library_path
-from .table_types import CEmbedding, CNormalization, COutput
+from .table_types import CChoice, CEmbedding, CNormalization, COutput
 
 __all__ = [
     "MAX_GROUP",
@@ -197,21 +197,6 @@ class CAttention(Structure):
     )
 
 
-class CChoice(Structure):
-    """`nq_cuda_choice`."""
-
-    _fields_ = (
-        ("logits", c_void_p),
-        ("batch", c_int64),
-        ("vocabulary", c_int64),
-        ("tokens", c_void_p),
-        ("chosen", c_void_p),
-        ("capacity", c_int64),
-        ("positions", c_void_p),
-        ("workspace", c_void_p),
-    )
-
-
 #: function -> (result, arguments)
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_cuda_describe": (c_int, (POINTER(CDevice),)),
@@ -225,6 +210,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_cuda_attend": (c_int, (POINTER(CAttention), c_void_p)),
     "nq_cuda_attend_many": (c_int, (POINTER(CAttention), c_void_p)),
     "nq_cuda_gather_rows": (c_int, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p)),
+    "nq_cuda_choice_workspace_bytes": (c_size_t, (c_int64, c_int64)),
     "nq_cuda_choose": (c_int, (POINTER(CChoice), c_void_p)),
     "nq_cuda_error_text": (c_char_p, ()),
     "nq_status_text": (c_char_p, (c_int,)),
@@ -262,8 +248,7 @@ _FUNCTIONS_OF_THE_RUNTIME: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_cuda_activate": (c_int, (c_int, _P, c_int64, _P, _P)),
     "nq_cuda_head_workspace_bytes": (c_size_t, (POINTER(COutput),)),
     "nq_cuda_head": (c_int, (POINTER(COutput), _P)),
-    "nq_cuda_choice_workspace_bytes": (c_size_t, (c_int64, c_int64)),
-    "nq_cuda_sample": (c_int, (_P, _P)),
+    "nq_cuda_sample": (c_int, (POINTER(CChoice), _P)),
 }
 
 

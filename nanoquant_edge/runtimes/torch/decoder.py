@@ -104,7 +104,9 @@ class DecodeStep:
         self._model, self._attention = model, attention
         batch, config, device = attention.batch, model.config, model.device
         self.tokens = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.chosen = torch.zeros((batch, attention.capacity), dtype=torch.int64, device=device)
+        # Tokens by place; what a step chooses at place p is the token of place p + 1.
+        self._history = torch.zeros((batch, attention.capacity + 1), dtype=torch.int64, device=device)
+        self.chosen = self._history[:, 1:]
         self.logits = torch.empty(0)
 
         def buffer(width: int) -> torch.Tensor:
@@ -113,7 +115,9 @@ class DecodeStep:
         self._x, self._qkv = buffer(config.hidden_size), buffer(model.layers[0].qkv.width)
         self._attended = buffer(config.num_heads * config.head_dim)
         self._gate_up = buffer(model.layers[0].gate_up.width)
-        self._slots = torch.zeros((batch, 2), dtype=torch.int64, device=device)
+        vocabulary = model.head.shape[0]
+        slots = binding.library().nq_cuda_choice_workspace_bytes(batch, vocabulary) if device.type == "cuda" else 0
+        self._slots = torch.zeros(slots, dtype=torch.uint8, device=device)
         self._use_graph = graph and device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -148,14 +152,16 @@ class DecodeStep:
             positions.add_(1)
             return
         choice = binding.CChoice(
-            logits=self.logits.data_ptr(),
-            batch=self.tokens.numel(),
+            sequences=self.tokens.numel(),
             vocabulary=self.logits.shape[1],
+            logits=self.logits.data_ptr(),
+            logits_stride=self.logits.stride(0),
             tokens=self.tokens.data_ptr(),
-            chosen=self.chosen.data_ptr(),
-            capacity=self._attention.capacity,
+            history=self._history.data_ptr(),
+            capacity=self._history.shape[1],
             positions=positions.data_ptr(),
             workspace=self._slots.data_ptr(),
+            workspace_bytes=self._slots.numel(),
         )
         status = binding.library().nq_cuda_choose(choice, torch.cuda.current_stream().cuda_stream)
         binding.check(status, "greedy choice")

@@ -71,7 +71,7 @@ class LinearGroup:
         layers: with one in_features and one scale type between them.
         workspace: scratch memory; calls that may overlap need different ones.
         input: what is applied to x first; a gated input has rows of 2 in_features.
-        norm_weight: (in_features,) in x's type, for `Input.RMS_NORM`.
+        norm_weight: (in_features,), for `Input.RMS_NORM`.
         norm_eps: its epsilon.
         precision: `Precision.INT8` allows activations of 8 bits.
         algorithm: which kernels run; other choices than AUTO are for measurements.
@@ -80,7 +80,7 @@ class LinearGroup:
         in_features: columns of x, without the gate's.
         offsets: where each layer's columns begin in an output row.
         width: columns of an output row; segments are padded to multiples of 8.
-        norm_weight: as given.
+        norm_weight: the same in float32.
 
     Raises:
         NqEdgeError: NQ-CUDA when the layers do not form a group.
@@ -107,7 +107,7 @@ class LinearGroup:
         for layer in layers:
             self.offsets.append(self.width)
             self.width += -(-layer.out_features // _ALIGN) * _ALIGN
-        self.norm_weight = norm_weight
+        self.norm_weight = None if norm_weight is None else norm_weight.float().contiguous()
         self._input, self._norm_eps = input, norm_eps
         self._workspace = workspace
         self._structs = (binding.CLinear * len(layers))(*[layer.c_struct() for layer in layers])
@@ -118,7 +118,7 @@ class LinearGroup:
             precision=precision,
             algorithm=algorithm,
             norm_eps=norm_eps,
-            norm_weight=None if norm_weight is None else norm_weight.data_ptr(),
+            norm_weight=None if self.norm_weight is None else self.norm_weight.data_ptr(),
         )
         self._needs: dict[tuple[int, torch.dtype, torch.dtype], int] = {}
 

@@ -110,6 +110,37 @@ T __shfl_xor_sync(uint32_t, T value, int mask) {
   memcpy(&value, &bits, 4);
   return value;
 }
+template <typename T>
+T __shfl_up_sync(uint32_t, T value, int step) {
+  static_assert(sizeof(T) == 4, "32-bit values");
+  const int lane = nq_emulator::lane();
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  bits = nq_emulator::exchange(&bits, 1)[lane >= step ? lane - step : lane][0];
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+// Threads take turns, so that nothing comes between reading and writing.
+inline void __threadfence() {}
+template <typename T, typename V>
+T atomicAdd(T* at, V value) {
+  const T before = *at;
+  *at = before + value;
+  return before;
+}
+template <typename T, typename V>
+T atomicMax(T* at, V value) {
+  const T before = *at;
+  if (value > before) *at = value;
+  return before;
+}
+template <typename T, typename V>
+T atomicOr(T* at, V value) {
+  const T before = *at;
+  *at = before | value;
+  return before;
+}
 
 // Runtime.
 using cudaStream_t = struct nq_emulated_stream*;

@@ -48,7 +48,7 @@ def run_case(library: Library, rng: random.Random, plain: bool) -> tuple[str, fl
         for _ in range(count)
     ]
     x = make_input(rows, 2 * n if kind > 1 else n, x_type, outliers)
-    weight = (torch.rand(n, device="cuda") + 0.5).to(DTYPES[x_type])
+    weight = torch.rand(n, device="cuda") + 0.5
     structs = (Linear * count)(*[layer.struct() for layer in layers])
     p = Pass(layers=structs, count=count, x_type=x_type, y_type=y_type, input=kind)
     p.precision, p.algorithm, p.rows = precision, 3, rows

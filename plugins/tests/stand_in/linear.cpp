@@ -113,7 +113,7 @@ std::vector<double> input_of(const nq_cuda_pass& pass, int64_t row) {
   if (pass.input == NQ_INPUT_RMS_NORM) {
     const double over = 1.0 / sqrt(squares / static_cast<double>(n) + pass.norm_eps);
     for (int64_t k = 0; k < n; ++k) {
-      x[static_cast<size_t>(k)] *= over * get(pass.norm_weight, pass.x_type, k);
+      x[static_cast<size_t>(k)] *= over * static_cast<double>(pass.norm_weight[k]);
     }
   }
   return x;

@@ -196,7 +196,7 @@ class Run:
             elif given is not None:
                 _, call.residual[i], _ = self._strided(given, given.dtype)
         if self.norm_weight is not None:
-            self.guarded.append(Guarded.of(self.norm_weight))
+            self.guarded.append(Guarded.of(self.norm_weight.float()))
             call.norm_weight = self.guarded[-1].pointer
         size = self.cuda.workspace_bytes(call)
         self.workspace = Guarded(size, torch.uint8)

@@ -25,7 +25,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "nq_cuda_attention": binding.CAttention,
     "nq_cuda_choice": binding.CChoice,
 }
-INCLUDED = ("nq_cuda.h", "nq_cuda_attention.h", "nq_cuda_decode.h")
+INCLUDED = ("nq_cuda.h", "nq_cuda_attention.h", "nq_cuda_decode.h", "nq_cuda_table.h")
 ENUMS = {
     "NQ_": (binding.Status, binding.CType, binding.Layout),
     "NQ_INPUT_": (binding.Input,),

@@ -187,17 +187,21 @@ def test_the_greedy_choice_is_the_first_of_the_largest(vocabulary: int) -> None:
     logits[2, vocabulary // 2 :] = 7.5  # many equal
     logits[3] = -torch.inf
     logits[3, -1] = -1e30
-    tokens, chosen = torch.full((5,), -1, device="cuda"), torch.full((5, 4), -1, device="cuda")
-    positions, slots = torch.tensor([0, 3, 2, 1, 4], device="cuda"), torch.zeros(5, 2, dtype=torch.int64, device="cuda")
+    tokens, history = torch.full((5,), -1, device="cuda"), torch.full((5, 5), -1, device="cuda")
+    positions = torch.tensor([0, 3, 2, 1, 4], device="cuda")
+    size = binding.library().nq_cuda_choice_workspace_bytes(5, vocabulary)
+    slots = torch.zeros(size, dtype=torch.uint8, device="cuda")
     choice = binding.CChoice(
-        logits.data_ptr(),
-        5,
-        vocabulary,
-        tokens.data_ptr(),
-        chosen.data_ptr(),
-        4,
-        positions.data_ptr(),
-        slots.data_ptr(),
+        sequences=5,
+        vocabulary=vocabulary,
+        logits=logits.data_ptr(),
+        logits_stride=vocabulary,
+        tokens=tokens.data_ptr(),
+        history=history.data_ptr(),
+        capacity=5,
+        positions=positions.data_ptr(),
+        workspace=slots.data_ptr(),
+        workspace_bytes=size,
     )
     stream = torch.cuda.current_stream().cuda_stream
     binding.check(binding.library().nq_cuda_choose(choice, stream), "choice")
@@ -205,7 +209,7 @@ def test_the_greedy_choice_is_the_first_of_the_largest(vocabulary: int) -> None:
     expected[2] = vocabulary // 2
     assert tokens.tolist() == [*expected[:4], -1]  # the last sequence has no place left
     assert positions.tolist() == [1, 4, 3, 2, 4]
-    assert [int(chosen[i, p]) for i, p in enumerate([0, 3, 2, 1])] == expected[:4]
+    assert [int(history[i, p]) for i, p in enumerate([1, 4, 3, 2])] == expected[:4]
     assert not slots.any()
 
 

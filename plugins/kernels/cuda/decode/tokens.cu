@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where a decode step begins and ends: the rows of the embedding table, and the greedy choice with
-// its write-back. Neither overlaps its neighbours (no programmatic dependent launch), so that the
-// kernels between them may read positions and cache ahead.
+// Rows of a table of 16-bit values. The launch does not overlap its neighbours (no programmatic
+// dependent launch), so that the kernels after it may read positions and cache ahead.
 
 #include <cstdint>
 
@@ -14,7 +13,6 @@ namespace nq_cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 32;  // blocks that share a sequence's logits
 
 __global__ void __launch_bounds__(kThreads)
     gather_rows(const uint4* table, int64_t table_rows, int64_t width, const int64_t* tokens,
@@ -23,57 +21,6 @@ __global__ void __launch_bounds__(kThreads)
   if (token < 0 || token >= table_rows) return;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (column < width) out[blockIdx.y * width + column] = table[token * width + column];
-}
-
-// Larger logits have larger keys, and of equal logits the first place has the largest.
-__device__ unsigned long long key_of(float logit, int64_t place) {
-  const uint32_t bits = __float_as_uint(logit);
-  const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return static_cast<unsigned long long>(ordered) << 32 |
-         (0xffffffffu - static_cast<uint32_t>(place));
-}
-
-struct Slot {
-  unsigned long long best;
-  unsigned finished;
-  unsigned unused;
-};
-
-__global__ void __launch_bounds__(kThreads) choose(const nq_cuda_choice c) {
-  __shared__ unsigned long long best_of_warp[kThreads / 32];
-  const int64_t sequence = blockIdx.y;
-  const float* logits = c.logits + sequence * c.vocabulary;
-  unsigned long long best = 0;  // below every key
-#pragma unroll 8
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < c.vocabulary;
-       i += kBlocks * kThreads) {
-    const unsigned long long key = key_of(logits[i], i);
-    best = key > best ? key : best;
-  }
-  for (int step = 16; step > 0; step /= 2) {
-    const unsigned long long other = __shfl_xor_sync(0xffffffffu, best, step);
-    best = other > best ? other : best;
-  }
-  if (threadIdx.x % 32 == 0) best_of_warp[threadIdx.x / 32] = best;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int warp = 1; warp < kThreads / 32; ++warp) {
-    best = best_of_warp[warp] > best ? best_of_warp[warp] : best;
-  }
-  Slot* slot = static_cast<Slot*>(c.workspace) + sequence;
-  atomicMax(&slot->best, best);
-  __threadfence();
-  if (atomicAdd(&slot->finished, 1u) != gridDim.x - 1) return;
-  __threadfence();
-  // Everything of this sequence has arrived; the slot is left as it was found.
-  const unsigned long long key = atomicExch(&slot->best, 0ull);
-  slot->finished = 0;
-  const int64_t token = 0xffffffffu - static_cast<uint32_t>(key);
-  const int64_t place = c.positions[sequence];
-  if (place < 0 || place >= c.capacity) return;
-  c.tokens[sequence] = token;
-  c.chosen[sequence * c.capacity + place] = token;
-  c.positions[sequence] = place + 1;
 }
 
 }  // namespace
@@ -101,18 +48,4 @@ extern "C" nq_status nq_cuda_gather_rows(const void* table, int64_t table_rows, 
     if (status != NQ_OK) return status;
   }
   return NQ_OK;
-}
-
-extern "C" nq_status nq_cuda_choose(const nq_cuda_choice* choice, void* stream) {
-  if (choice == nullptr) return NQ_BAD_ARGUMENT;
-  const nq_cuda_choice& c = *choice;
-  const void* needed[] = {c.logits, c.tokens, c.chosen, c.positions, c.workspace};
-  for (const void* pointer : needed) {
-    if (pointer == nullptr || !aligned(pointer)) return NQ_BAD_ARGUMENT;
-  }
-  if (c.batch < 1 || c.vocabulary < 1 || c.capacity < 1) return NQ_BAD_ARGUMENT;
-  if (c.batch > 0xffff || c.vocabulary > NQ_MAX_DIM) return NQ_TOO_LARGE;
-  const dim3 grid(kBlocks, static_cast<unsigned>(c.batch));
-  return launch({"greedy choice", grid, kThreads, 0, false}, static_cast<cudaStream_t>(stream),
-                choose, c);
 }

@@ -66,8 +66,7 @@ __device__ __forceinline__ void load_factors(const GemvStage& stage, const GemvP
     for (int k = 0; k < KPW; ++k) {
       float weight[8];
       const int column = first_column + k * 256;
-      const uint16_t* source = static_cast<const uint16_t*>(stage.norm_weight) + column;
-      unpack_eight(load_raw(source, part.columns - column), stage.in_type, weight);
+      load_floats(stage.norm_weight + column, part.columns - column, weight);
 #pragma unroll
       for (int i = 0; i < 8; ++i) factors[k][i] *= weight[i];
     }

@@ -51,7 +51,7 @@ struct GemvStage {
   int tiles_per_pass;   // row tiles between two reductions
   nq_input input;
   nq_type in_type, scale_type, out_type;
-  const void* norm_weight;
+  const float* norm_weight;
   float norm_eps;
 };
 

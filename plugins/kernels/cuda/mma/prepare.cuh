@@ -28,7 +28,7 @@ __device__ __forceinline__ void input_values(const PrepareParams& p, const Prepa
   load_values<8>(layer.x, p.x_type, at, valid, v);
   float other[8];
   if (p.input == NQ_INPUT_RMS_NORM) {
-    load_values<8>(p.norm_weight, p.x_type, column, valid, other);
+    load_values<8>(p.norm_weight, NQ_FLOAT32, column, valid, other);
     float total = 0.0f;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {

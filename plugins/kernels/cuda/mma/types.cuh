@@ -50,7 +50,7 @@ struct PrepareParams {
   nq_type x_type;
   nq_type scale_type;
   nq_input input;
-  const void* norm_weight;
+  const float* norm_weight;
   float norm_eps;
   // Squares of x per [k_tile][rows_padded]: written when `input` is the norm, and read by the
   // second stage, whose values are all divided by the root mean square of their row.

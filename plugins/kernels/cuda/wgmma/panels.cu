@@ -64,7 +64,7 @@ __device__ __forceinline__ void load_input(const PanelInput& in, int64_t begin, 
   load_eight(in.x, begin, column, in.columns, in.x_type, true, f);
   if (in.input == NQ_INPUT_RMS_NORM) {
     float weight[8];
-    load_eight(in.norm_weight, 0, column, in.columns, in.x_type, true, weight);
+    load_eight(in.norm_weight, 0, column, in.columns, NQ_FLOAT32, true, weight);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       *squares += f[i] * f[i];

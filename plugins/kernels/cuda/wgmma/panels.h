@@ -36,7 +36,7 @@ struct PanelPart {
 
 struct PanelInput {
   const void* x;
-  const void* norm_weight;
+  const float* norm_weight;
   int64_t stride;
   float norm_eps;
   int rows;
