@@ -28,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 
 .PHONY: help setup setup-demo native native-cuda-all native-tests demo test test-all sanitize test-gpu test-lowest lint \
-	actionlint format bench wheel wheel-aarch64 wheel-check clean
+	actionlint format bench docs wheel wheel-aarch64 wheel-check clean
 
 help:
 	@echo "make demo         compress, export, validate and run a real model (about 8 minutes)"
@@ -38,6 +38,7 @@ help:
 	@echo "make test-gpu     the CUDA kernels' tests, on a machine with an NVIDIA GPU"
 	@echo "make test-lowest  the runtime on the lowest supported versions"
 	@echo "make lint         ruff, mypy, clang-format, and actionlint after make actionlint"
+	@echo "make docs         the guide, into build/site; every link is checked"
 	@echo "make bench        decode speed and memory against PyTorch, start-up times"
 	@echo "make wheel-check  build the wheel, install it alone and use it"
 	@echo "make wheel-aarch64  the wheel for 64-bit Arm boards, cross-compiled"
@@ -133,6 +134,12 @@ test-lowest: setup .venv-lowest/.ready
 	NQ_EDGE_LOWEST_PYTHON=$(CURDIR)/.venv-lowest/bin/python \
 	  $(BIN)/python -m pytest -q tests/plugins/test_old_runtime.py tests/plugins/test_table_operators.py tests/runtimes/test_lowest_versions.py
 
+# mkdocs 1 warns of its successor, which Material for MkDocs does not follow.
+docs: setup
+	$(PIP) install -q "mkdocs-material>=9.6" "mkdocstrings[python]>=0.29"  # the extra `docs`
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -141,7 +148,13 @@ lint: setup
 	@if [ -x $(BIN)/actionlint ]; then echo $(BIN)/actionlint && $(BIN)/actionlint -shellcheck $(BIN)/shellcheck; \
 	  else echo "without actionlint (make actionlint brings it): tests/test_workflows.py alone checks the workflows"; fi
 
-actionlint: setup
+action# mkdocs 1 warns of its successor, which Material for MkDocs does not follow.
+docs: setup
+	$(PIP) install -q "mkdocs-material>=9.6" "mkdocstrings[python]>=0.29"  # the extra `docs`
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+lint: setup
 	$(PIP) install -q $(ACTIONLINT)
 
 format: setup

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from nanoquant_edge.errors import CATALOGUE
 
 __all__ = ["errors_page"]
@@ -16,20 +18,20 @@ exit status 2, and nothing half written. From Python it is `nanoquant_edge.NqEdg
 says what a code means in general.
 
 Made from the code by `python docs/errors_page.py > docs/ERRORS.md`; a test compares the two.
-
-| code | cause | what to do |
-| --- | --- | --- |
 """
 
 
 def errors_page() -> str:
     """The page, Markdown."""
 
-    def cell(text: str) -> str:
-        return text.replace("|", "\\|")
+    def wrapped(text: str) -> str:
+        return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
 
-    rows = [f"| `{code}` | {cell(cause)} | {cell(remedy)} |\n" for code, (cause, remedy) in sorted(CATALOGUE.items())]
-    return _INTRODUCTION + "".join(rows)
+    entries = [
+        f"\n## {code}\n\n{wrapped(cause)}\n\n{wrapped(f'**What to do:** {remedy}')}\n"
+        for code, (cause, remedy) in sorted(CATALOGUE.items())
+    ]
+    return _INTRODUCTION + "".join(entries)
 
 
 if __name__ == "__main__":

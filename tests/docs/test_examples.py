@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples in docstrings and in the README run, beside tiny folders of the names that they use.
+"""The examples in docstrings run, beside tiny folders of the names that they use.
 
 `model` is a dense Hugging Face folder, `checkpoint` a compressed one, `bundle` an exported one.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import re
 import shutil
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +20,6 @@ for needed in ("onnx_ir", "onnxruntime", "transformers"):  # the job that checks
     pytest.importorskip(needed)
 
 PACKAGE = Path(nanoquant_edge.__file__).parent
-README = PACKAGE.parent / "README.md"
 #: What an example writes and others read: it runs without that folder.
 WRITTEN = {"compress": "checkpoint", "export_onnx": "bundle"}
 
@@ -77,13 +74,3 @@ def test_everything_public_has_an_example(name: str) -> None:
     if name not in ("__version__", "NqEdgeError", "Generation"):
         public = getattr(nanoquant_edge, name)
         assert f"{public.__module__}.{public.__qualname__}".removeprefix(f"{PACKAGE.name}.") in EXAMPLES
-
-
-def test_the_readme_s_python_runs(work_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = re.search(r"^From Python.*\n\n((?:    .*\n|\n)+)", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert found is not None
-    code = textwrap.dedent(found[1])
-    for folder in ("checkpoint", "bundle"):
-        shutil.rmtree(work_folder / folder)
-    exec(compile(code.replace('"MODEL"', '"model"'), "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("pass\n")
