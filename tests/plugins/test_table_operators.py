@@ -30,6 +30,17 @@ def test_threads_change_nothing(library: str) -> None:
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize(("bits", "group"), [(8, 1 << 20), (8, 64), (4, 32)])
+def test_rows_in_one_call_are_those_of_calls_of_one(bits: int, group: int, library: str) -> None:
+    session = one_table.make_session(one_table.make_model(one_table.make_table(1003, 100, bits, group)), library)
+    x = np.random.default_rng(0).standard_normal((19, 100)).astype(np.float32)
+    ids = np.zeros((1, 1), np.int64)
+    single = [session.run(["y"], {"x": row[None], "ids": ids})[0] for row in x]
+    for count in (*range(2, 12), 19):
+        together = session.run(["y"], {"x": x[:count], "ids": ids})[0]
+        np.testing.assert_array_equal(together, np.concatenate(single[:count]))
+
+
 def test_no_rows_give_no_rows(library: str) -> None:
     session = one_table.make_session(one_table.make_model(one_table.make_table(9, 40, 8, 1 << 20)), library)
     feed = {"x": np.zeros((0, 40), np.float32), "ids": np.zeros((1, 0), np.int64)}

@@ -11,7 +11,7 @@ namespace {
 struct Zmm {
   static constexpr int kSingleRows = 4;
   static constexpr int kTableRows = 2;
-  static constexpr int kVectors = 4;
+  static constexpr int kVectors = 8;
   using Floats = __m512;
 
   static Floats zero() { return _mm512_setzero_ps(); }
