@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import NqEdgeError
 from .lfs_pointer import check_is_no_pointer
+from .stored_tensor import BYTES, StoredTensor
 
 __all__ = ["TensorFile"]
 
@@ -92,6 +93,17 @@ class TensorFile:
     def dtype(self, name: str) -> str:
         """Type of one tensor in safetensors' spelling (`F16`, `BF16`, `I32`, ...)."""
         return str(self._entries[name]["dtype"])
+
+    def stored(self, name: str) -> StoredTensor:
+        """Where one tensor lies.
+
+        Raises:
+            NqEdgeError: NQ-CKPT for a type that no NanoQuant file has and for an empty tensor.
+        """
+        entry = self._entries[name]
+        if entry["dtype"] not in BYTES or 0 in entry["shape"]:
+            raise NqEdgeError("NQ-CKPT", f"{self.path}: {name} is empty or of type {entry['dtype']}.")
+        return StoredTensor(self.path, self._base + entry["data_offsets"][0], entry["dtype"], self.shape(name))
 
     def tensor(self, name: str) -> NDArray[np.generic]:
         """One tensor, a read-only view of the file.

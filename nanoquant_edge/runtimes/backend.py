@@ -17,8 +17,9 @@ import numpy as np
 
 from ..errors import NqEdgeError
 from .inputs import check_inputs
+from .sampling import SamplingConfig
 
-__all__ = ["Backend", "SerialBackend"]
+__all__ = ["Backend", "SerialBackend", "WritingBackend"]
 
 Self = TypeVar("Self", bound="SerialBackend")
 
@@ -30,7 +31,7 @@ class Backend(Protocol):
     Several threads may call it: a call waits for the one before it, `close` too.
 
     Attributes:
-        name: "onnxruntime", "tensorrt" or "torch".
+        name: "onnxruntime", "tensorrt" or "cuda".
         kernel: what computes the compressed layers: "nanoquant" (this package's kernels), "portable" (standard
             operators, slow) or "none" (the model has no compressed layer).
         vocab_size: width of the logits.
@@ -87,6 +88,32 @@ class Backend(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class WritingBackend(Protocol):
+    """A backend that can choose the tokens where it computes them, so that no step waits for the host."""
+
+    def chooses(self, sampling: SamplingConfig) -> bool:
+        """Whether it can choose tokens so; where not, its logits are to be asked for."""
+        ...
+
+    def write(self, ids: np.ndarray, count: int, sampling: SamplingConfig) -> Iterator[int]:
+        """Forget everything and continue a prompt.
+
+        Args:
+            ids: int64 [tokens], the prompt.
+            count: tokens to write; the last one is not taken into the cache.
+            sampling: how they are chosen.
+
+        Returns:
+            The tokens, each as soon as it is known. An iterator that is not used up is to be closed.
+
+        Raises:
+            NqEdgeError: NQ-PROMPT as `Backend.forward`; NQ-OPTION from the iterator once something else was computed,
+                NQ-NUMERIC when logits are not finite.
+        """
+        ...
 
 
 class SerialBackend(ABC):

@@ -20,7 +20,7 @@ from ..formats.bundle import Bundle
 from ..formats.tokenizer import Tokenizer, load_tokenizer
 from ..system.files import path_inside, read_json
 from ..system.memory import peak_memory_mb
-from .backend import Backend
+from .backend import Backend, WritingBackend
 from .chat_template import ChatTemplate, load_chat_template
 from .options import OpenKeywords, OpenOptions
 from .result import Generation, SharedIterator, TextRun
@@ -192,6 +192,9 @@ class Generator:
     def _steps(
         self, number: int, history: list[int], count: int, sampling: SamplingConfig
     ) -> typing.Generator[int, None, None]:
+        if isinstance(self.backend, WritingBackend) and self.backend.chooses(sampling):
+            yield from self._written(number, history, count, sampling)
+            return
         sampler = Sampler(sampling, history)
         new = history
         for step in range(count):
@@ -202,6 +205,22 @@ class Generator:
                 logits = self.backend.forward(np.asarray([new], dtype=np.int64))
             index = sampler.choose(logits[0, -1])
             new = [index]
+            yield index
+            if index in self.eos_ids:
+                return
+
+    def _written(
+        self, number: int, history: list[int], count: int, sampling: SamplingConfig
+    ) -> typing.Generator[int, None, None]:
+        """The same, chosen by the backend."""
+        assert isinstance(self.backend, WritingBackend)
+        with self._computing:
+            self._check_current(number)
+            tokens = self.backend.write(np.asarray(history, dtype=np.int64), count, sampling)
+        for _ in range(count):
+            with self._computing:
+                self._check_current(number)
+                index = next(tokens)
             yield index
             if index in self.eos_ids:
                 return

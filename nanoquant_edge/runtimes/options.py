@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -11,10 +12,17 @@ import numpy as np
 from ..errors import NqEdgeError
 from ..system.processors import usable_processors
 
-__all__ = ["CPU", "CUDA", "PROVIDERS", "OpenKeywords", "OpenOptions", "check_whole"]
+__all__ = ["AUTO", "CACHE_BITS", "CPU", "CUDA", "PROVIDERS", "TABLES", "OpenKeywords", "OpenOptions", "check_whole"]
 
-CPU, CUDA = "cpu", "cuda"
+AUTO, CPU, CUDA = "auto", "cpu", "cuda"
 PROVIDERS = (CPU, CUDA)
+#: "cuda", or "cuda:1" for the second GPU.
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+#: How embedding and head may be held on a GPU, and the types of activations there.
+TABLES = ("fp16", "int8", "int4")
+_DTYPES = ("float16", "bfloat16")
+#: Bits of a number in a GPU's key/value cache.
+CACHE_BITS = (16, 8)
 MAX_THREADS = 1024
 
 
@@ -38,6 +46,10 @@ class OpenKeywords(TypedDict, total=False):
     max_context: int | None
     allow_portable: bool
     trust_bundle_code: bool
+    device: str
+    dtype: str | None
+    table: str | None
+    cache_bits: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +67,12 @@ class OpenOptions:
         max_context: most tokens of a sequence, prompt and text together; None takes the bundle's limit.
         allow_portable: run the slow body in standard operators where the native kernels are missing.
         trust_bundle_code: let machine code inside of a TensorRT engine run.
+        device: "cpu"; "cuda", or "cuda:1" for the second GPU: our own decoder there; "auto" takes a GPU for a
+            checkpoint where one is found, and runs a bundle where it was made for.
+        dtype: of activations on such a device, "float16" or "bfloat16"; None takes float16 where the model's
+            activations fit it.
+        table: "fp16", "int8" or "int4" to hold embedding and head so there; None keeps what is stored.
+        cache_bits: 16, or 8 for a key/value cache of half the size there.
 
     Raises:
         NqEdgeError: NQ-OPTION for a value that is out of its range.
@@ -70,12 +88,25 @@ class OpenOptions:
     max_context: int | None = None
     allow_portable: bool = False
     trust_bundle_code: bool = False
+    device: str = AUTO
+    dtype: str | None = None
+    table: str | None = None
+    cache_bits: int = 16
 
     def __post_init__(self) -> None:
         if self.threads is not None:
             check_whole("threads", self.threads, low=1, high=MAX_THREADS)
         if self.provider not in PROVIDERS:
             raise NqEdgeError("NQ-OPTION", f"provider must be one of {', '.join(PROVIDERS)}, got {self.provider!r}.")
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            raise NqEdgeError("NQ-OPTION", f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}.")
+        if self.provider == CUDA and self.device.startswith(CUDA):
+            raise NqEdgeError("NQ-OPTION", "provider is for ONNX Runtime, which a CUDA device does without.", "Drop it.")
+        for name, value, allowed in (("dtype", self.dtype, _DTYPES), ("table", self.table, TABLES)):
+            if value is not None and value not in allowed:
+                raise NqEdgeError("NQ-OPTION", f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+        if self.cache_bits not in CACHE_BITS:
+            raise NqEdgeError("NQ-OPTION", f"cache_bits must be 16 or 8, got {self.cache_bits!r}.")
 
     @property
     def running_threads(self) -> int | None:

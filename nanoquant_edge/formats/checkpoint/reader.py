@@ -13,6 +13,7 @@ from ...errors import NqEdgeError
 from ...system.files import path_inside, read_json
 from ..entry import LARGEST, Entry
 from ..safetensors_file import TensorFile
+from ..stored_tensor import StoredTensor
 from .layer import PackedLayer
 from .naming import model_name
 from .packing import words_for
@@ -175,6 +176,10 @@ class Checkpoint:
     def dtype(self, name: str) -> str:
         """Type of a stored tensor in safetensors' spelling."""
         return self._file_of(name).dtype(name)
+
+    def stored(self, name: str) -> StoredTensor:
+        """Where a tensor's bytes lie."""
+        return self._file_of(name).stored(name)
 
     def tensor(self, name: str) -> NDArray[np.generic]:
         """A stored tensor as a read-only view; bfloat16 comes as `ml_dtypes.bfloat16`.

@@ -209,8 +209,6 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_cuda_attend_workspace_bytes": (c_size_t, (POINTER(CAttention),)),
     "nq_cuda_attend": (c_int, (POINTER(CAttention), c_void_p)),
     "nq_cuda_attend_many": (c_int, (POINTER(CAttention), c_void_p)),
-    "nq_cuda_gather_rows": (c_int, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p)),
-    "nq_cuda_choice_workspace_bytes": (c_size_t, (c_int64, c_int64)),
     "nq_cuda_choose": (c_int, (POINTER(CChoice), c_void_p)),
     "nq_cuda_error_text": (c_char_p, ()),
     "nq_status_text": (c_char_p, (c_int,)),
@@ -219,6 +217,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 _P, _PP = c_void_p, POINTER(c_void_p)
 #: nq_cuda_memory.h and nq_cuda_table.h
 _FUNCTIONS_OF_THE_RUNTIME: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "nq_cuda_gather_rows": (c_int, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p)),
     "nq_cuda_workspace_bound": (c_size_t, (POINTER(CPass),)),
     "nq_cuda_copy_rows": (c_int, (_P, c_size_t, _P, c_size_t, c_size_t, c_size_t, _P)),
     "nq_cuda_synchronize": (c_int, (_P,)),

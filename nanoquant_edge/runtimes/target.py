@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a path names and where it runs: a checkpoint or a bundle, on the processor, on a GPU, or as an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import NqEdgeError
+from ..formats.backends import ONNXRUNTIME
+from ..formats.bundle import MANIFEST_FILE, Bundle
+from ..formats.checkpoint import Checkpoint
+from ..models.config_reader import read_config
+from .backend import Backend
+from .cached_export import cached_bundle
+from .options import AUTO, CPU, CUDA, OpenOptions
+from .selection import open_backend, open_slots, remarks
+from .slots import Slots
+
+__all__ = ["Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that can be opened.
+
+    Attributes:
+        folder: with its tokenizer.
+        device: "cpu", "cuda" or "cuda:N"; "engine" where TensorRT decides.
+        bundle: what is opened, or None for a checkpoint.
+        checkpoint: what is opened, or None for a bundle.
+    """
+
+    folder: Path
+    device: str
+    bundle: Bundle | None = None
+    checkpoint: Checkpoint | None = None
+
+    @classmethod
+    def of(
+        cls,
+        path: str | Path,
+        options: OpenOptions | None = None,
+        *,
+        verify: bool | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> Target:
+        """Look at a path, and decide where it runs.
+
+        Args:
+            path: a folder that `nq-edge compress`, `import`, `export` or `build` wrote.
+            options: `device` says where; "auto" takes a GPU for a checkpoint where one is found.
+            verify: of a bundle: True hashes every file, False none, None hashes at the first load only.
+            tell: gets the line that says that a checkpoint is exported.
+
+        Raises:
+            NqEdgeError: NQ-BUNDLE, NQ-HASH, NQ-CKPT or NQ-ARCH for what cannot be read, and what exporting raises.
+
+        Example:
+            >>> Target.of("bundle").device
+            'cpu'
+        """
+        path, options = Path(path), options or OpenOptions()
+        if not (path / MANIFEST_FILE).is_file() and (path / "config.json").is_file():
+            return cls._of_checkpoint(Checkpoint(path), options, tell)
+        bundle = Bundle.open(path, verify=verify)
+        if bundle.engine is not None:
+            return cls(bundle.folder, "engine", bundle=bundle)
+        return cls(bundle.folder, options.device if options.device.startswith(CUDA) else CPU, bundle=bundle)
+
+    @classmethod
+    def _of_checkpoint(
+        cls, checkpoint: Checkpoint, options: OpenOptions, tell: Callable[[str], None] | None
+    ) -> Target:
+        device = options.device
+        if device == AUTO:
+            from .cuda.device import device_count
+
+            device = CUDA if options.provider == CPU and device_count() else CPU
+        if device != CPU:
+            return cls(checkpoint.folder, device, checkpoint=checkpoint)
+        bundle = cached_bundle(checkpoint, tell)
+        return cls(bundle.folder, CPU, bundle=bundle)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether our own decoder runs it on a GPU."""
+        return self.device.startswith(CUDA)
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+        return CUDA if self.on_gpu or self.bundle is None else self.bundle.backend
+
+    @property
+    def model_config(self) -> Mapping[str, Any]:
+        """The model's config.json."""
+        if self.checkpoint is not None:
+            return self.checkpoint.config
+        return {} if self.bundle is None else self.bundle.source_model
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a sequence that the model or the bundle allows."""
+        if self.bundle is not None:
+            return self.bundle.kv.capacity
+        return read_config(self.model_config).max_positions
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self.bundle.vocab_size if self.bundle is not None else read_config(self.model_config).vocab_size
+
+    @property
+    def layers(self) -> int:
+        """Number of compressed layers."""
+        if self.checkpoint is not None:
+            return len(self.checkpoint.layers)
+        return 0 if self.bundle is None else self.bundle.compressed_linears
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of its files."""
+        if self.bundle is not None:
+            return sum(entry.size for entry in self.bundle.files.values())
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+
+    def dtype(self, options: OpenOptions) -> str:
+        """Type of the activations."""
+        if self.on_gpu:
+            config = self.bundle.model_config() if self.bundle is not None else self.model_config
+            return options.dtype or ("float16" if read_config(config).structure.float16 else "bfloat16")
+        return self.bundle.dtype if self.bundle is not None else "float32"
+
+    def table(self, options: OpenOptions) -> str:
+        """How embedding and head are held: a type, or "int8" or "int4"."""
+        if self.on_gpu and options.table is not None:
+            return options.table
+        if self.checkpoint is not None:
+            return self.checkpoint.settings.embedding
+        return "" if self.bundle is None else str(self.bundle.source_model.get("embedding", ""))
+
+    def remarks(self, options: OpenOptions | None = None) -> tuple[str, ...]:
+        """See `selection.remarks`."""
+        return () if self.on_gpu or self.bundle is None else remarks(self.bundle, options)
+
+    def open(self, options: OpenOptions, extra_outputs: tuple[str, ...] = ()) -> Backend:
+        """Load it.
+
+        Args:
+            options: as given to `of`.
+            extra_outputs: inner values to return beside the logits.
+
+        Raises:
+            NqEdgeError: as `open_backend` and `CudaBackend`.
+        """
+        if not self.on_gpu:
+            assert self.bundle is not None
+            return open_backend(self.bundle, options, extra_outputs=extra_outputs)
+        from .cuda.backend import CudaBackend
+
+        return CudaBackend(self._files(), options, extra_outputs=extra_outputs, device=self.device)
+
+    def slots(self, options: OpenOptions, count: int) -> Slots:
+        """Load it for several sequences at once.
+
+        Raises:
+            NqEdgeError: as `open_slots` and `CudaSlots`.
+        """
+        if not self.on_gpu:
+            assert self.bundle is not None
+            return open_slots(self.bundle, options, count=count)
+        from .cuda.slots import CudaSlots
+
+        return CudaSlots(self._files(), options, count=count, device=self.device)
+
+    def _files(self) -> Any:
+        from .cuda.model_files import checkpoint_files
+
+        if self.checkpoint is not None:
+            return checkpoint_files(self.checkpoint)
+        assert self.bundle is not None
+        if self.bundle.backend != ONNXRUNTIME:
+            raise NqEdgeError(
+                "NQ-BACKEND",
+                f"the bundle was made for {self.bundle.backend[:40]!r}, and a GPU's own decoder reads bundles for "
+                "onnxruntime, or checkpoints.",
+                "Pass the checkpoint.",
+            )
+        from .cuda.bundle_files import bundle_files
+
+        return bundle_files(self.bundle)
