@@ -101,7 +101,9 @@ class OpenOptions:
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             raise NqEdgeError("NQ-OPTION", f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}.")
         if self.provider == CUDA and self.device.startswith(CUDA):
-            raise NqEdgeError("NQ-OPTION", "provider is for ONNX Runtime, which a CUDA device does without.", "Drop it.")
+            raise NqEdgeError(
+                "NQ-OPTION", "provider is for ONNX Runtime, which a CUDA device does without.", "Drop it."
+            )
         for name, value, allowed in (("dtype", self.dtype, _DTYPES), ("table", self.table, TABLES)):
             if value is not None and value not in allowed:
                 raise NqEdgeError("NQ-OPTION", f"{name} must be one of {', '.join(allowed)}, got {value!r}.")

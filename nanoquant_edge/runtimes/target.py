@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NqEdgeError
-from ..formats.backends import ONNXRUNTIME
 from ..formats.bundle import MANIFEST_FILE, Bundle
 from ..formats.checkpoint import Checkpoint
 from ..models.config_reader import read_config
@@ -71,9 +70,7 @@ class Target:
         return cls(bundle.folder, options.device if options.device.startswith(CUDA) else CPU, bundle=bundle)
 
     @classmethod
-    def _of_checkpoint(
-        cls, checkpoint: Checkpoint, options: OpenOptions, tell: Callable[[str], None] | None
-    ) -> Target:
+    def _of_checkpoint(cls, checkpoint: Checkpoint, options: OpenOptions, tell: Callable[[str], None] | None) -> Target:
         device = options.device
         if device == AUTO:
             from .cuda.device import device_count
@@ -181,14 +178,4 @@ class Target:
 
         if self.checkpoint is not None:
             return checkpoint_files(self.checkpoint)
-        assert self.bundle is not None
-        if self.bundle.backend != ONNXRUNTIME:
-            raise NqEdgeError(
-                "NQ-BACKEND",
-                f"the bundle was made for {self.bundle.backend[:40]!r}, and a GPU's own decoder reads bundles for "
-                "onnxruntime, or checkpoints.",
-                "Pass the checkpoint.",
-            )
-        from .cuda.bundle_files import bundle_files
-
-        return bundle_files(self.bundle)
+        raise NqEdgeError("NQ-BACKEND", "a GPU's own decoder reads checkpoints.", "Pass the checkpoint.")

@@ -195,7 +195,7 @@ class CudaBackend(SerialBackend):
         held = [Held() for _ in counts]
         prompts = [row[:count] for row, count in zip(ids, counts, strict=True)]
         try:
-            self._token_run = TokenRun(self.engine, held, prompts, sampling)
+            self._token_run = TokenRun(self.engine, held, prompts=prompts, sampling=sampling)
         except BaseException:
             for sequence in held:
                 self.engine.release(sequence)

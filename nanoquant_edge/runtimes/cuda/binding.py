@@ -247,6 +247,7 @@ _FUNCTIONS_OF_THE_RUNTIME: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_cuda_activate": (c_int, (c_int, _P, c_int64, _P, _P)),
     "nq_cuda_head_workspace_bytes": (c_size_t, (POINTER(COutput),)),
     "nq_cuda_head": (c_int, (POINTER(COutput), _P)),
+    "nq_cuda_choice_workspace_bytes": (c_size_t, (c_int64, c_int64)),
     "nq_cuda_sample": (c_int, (POINTER(CChoice), _P)),
 }
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...formats.graph import block_output, linear_output
-from ...models import DecoderConfig
 from .binding import CAttention, CCache, CType, Input, check
 from .device import Device, aligned
 from .number_types import C_TYPES, SPELLING
@@ -109,15 +108,14 @@ class Decoder:
 
     Args:
         device: where it runs.
-        config: sizes.
         weights: on the device.
-        dtype: of activations, "float16" or "bfloat16".
         context: most tokens of a sequence; a window that is no shorter is none.
     """
 
-    def __init__(self, device: Device, config: DecoderConfig, weights: Weights, *, dtype: str, context: int) -> None:
-        self._device, self.config, self._weights = device, config, weights
-        self.dtype = CType(C_TYPES[SPELLING[dtype]])
+    def __init__(self, device: Device, weights: Weights, context: int) -> None:
+        self._device, self._weights = device, weights
+        config = self.config = weights.config
+        self.dtype = CType(C_TYPES[SPELLING[weights.dtype]])
         family = config.structure
         self._norm_kind = Norm.LAYER if family.norm == "layer" else Norm.RMS
         self._blocks = [self._block(block, context) for block in range(config.num_layers)]
@@ -210,8 +208,8 @@ class Decoder:
         self,
         rows: int,
         lanes: Lanes,
-        buffers: Buffers,
         *,
+        buffers: Buffers,
         caches: list[CCache],
         tokens: int,
         watch: Watch | None = None,
@@ -233,7 +231,7 @@ class Decoder:
             if watch is not None:
                 watch(block_output(index), buffers.hidden, self.config.hidden_size)
 
-    def head(self, rows: int, buffers: Buffers, logits: int, *, ends: int = 0) -> None:
+    def head(self, rows: int, buffers: Buffers, *, logits: int, ends: int = 0) -> None:
         """Enqueue final norm and head.
 
         Args:

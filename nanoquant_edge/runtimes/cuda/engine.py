@@ -115,16 +115,16 @@ class Engine:
         form = CacheForm.of(config, options.cache_bits)
         placing = place_weights(files, options.table)
         # Sizes do not depend on addresses: a decoder over weights that are nowhere yet tells them.
-        nowhere = Weights(files, placing, Memory(device, ALIGNMENT, 0), dtype=self.dtype, table=options.table)
+        nowhere = Weights(files, placing, memory=Memory(device, ALIGNMENT, 0), dtype=self.dtype, table=options.table)
         limit = config.max_positions
-        trial = Decoder(device, config, nowhere, dtype=self.dtype, context=limit)
+        trial = Decoder(device, nowhere, limit)
         asked = min(limit, options.max_context or limit)
         work = plan_work(trial, form, sequences=sequences, stride=form.pages(asked))
         loading = staging_bytes(files)
         self.plan = MemoryPlan(placing.size, loading, work.size, form, limit, sequences)
         self.context = self.plan.context(options.max_context, device.memory()[0])
-        self._weights = load_weights(device, files, placing, dtype=self.dtype, table=options.table)
-        self.decoder = Decoder(device, config, self._weights, dtype=self.dtype, context=self.context)
+        self._weights = load_weights(device, files, placing=placing, dtype=self.dtype, table=options.table)
+        self.decoder = Decoder(device, self._weights, self.context)
         self.cache = PagedCache(device, form)
         self.workspace = Workspace(device, self.decoder, self._work(sequences))
         self._graphs: dict[tuple[object, ...], Graph] = {}
@@ -213,7 +213,7 @@ class Engine:
         held = [appends[piece.index].held for piece in pieces]
         counts = [piece.count for piece in pieces]
         if len(tokens) == len(pieces) and inner is None:
-            self.send(held, tokens, counts)
+            self.send(held, tokens, counts=counts)
             self.replayed(("step", len(pieces)), lambda: self.step(len(pieces)))
             picked = [(place, piece) for place, piece in enumerate(pieces) if len(appends[piece.index].picks)]
             if picked:
@@ -221,13 +221,18 @@ class Engine:
                 for place, piece in picked:
                     results[piece.index][:] = logits[place]
             return
-        self.chunk(held, tokens, counts, inner)
+        self.chunk(held, tokens, counts=counts, inner=inner)
         if inner is not None:
             inner.end(pieces)
         self._pick(appends, pieces, results)
 
     def chunk(
-        self, held: Sequence[Held], tokens: NDArray[np.int64], counts: list[int], inner: InnerValues | None = None
+        self,
+        held: Sequence[Held],
+        tokens: NDArray[np.int64],
+        *,
+        counts: list[int],
+        inner: InnerValues | None = None,
     ) -> None:
         """Pass tokens of several sequences through the blocks.
 
@@ -239,7 +244,7 @@ class Engine:
         """
         rows, lanes = len(tokens), len(held)
         graph_rows = next((size for size in _GRAPH_ROWS if rows <= size <= self.workspace.work.rows), None)
-        self.send(held, tokens, counts, ragged=True, rows=rows if inner is not None else graph_rows or rows)
+        self.send(held, tokens, counts=counts, ragged=True, rows=rows if inner is not None else graph_rows or rows)
         if inner is not None:
             inner.begin(self.device, self.workspace, rows)
             self._blocks(rows, lanes, inner)
@@ -254,7 +259,7 @@ class Engine:
         self.decoder.run(
             rows,
             work.lanes(lanes, self.stride, ragged=True),
-            work.buffers,
+            buffers=work.buffers,
             caches=self.caches,
             tokens=rows,
             watch=None if inner is None else inner.watch,
@@ -264,8 +269,8 @@ class Engine:
         """Enqueue one token of each of the first lanes, up to the logits."""
         work = self.workspace
         where = work.lanes(lanes, self.stride, ragged=False)
-        self.decoder.run(lanes, where, work.buffers, caches=self.caches, tokens=1)
-        self.decoder.head(lanes, work.buffers, work.address("logits"))
+        self.decoder.run(lanes, where, buffers=work.buffers, caches=self.caches, tokens=1)
+        self.decoder.head(lanes, work.buffers, logits=work.address("logits"))
 
     def _pick(self, appends: Sequence[Append], pieces: list[Piece], results: list[NDArray[np.float32]]) -> None:
         """Logits of the picks that lie in these pieces."""
@@ -289,15 +294,15 @@ class Engine:
         self.device.synchronize()  # what was sent before may not have been read yet
         work.host["ends"][: len(ends)] = ends
         work.send("ends", "ends", len(ends))
-        self.decoder.head(len(ends), work.buffers, work.address("logits"), ends=work.address("ends"))
+        self.decoder.head(len(ends), work.buffers, logits=work.address("logits"), ends=work.address("ends"))
         return work.fetch_logits(len(ends))
 
     def send(
         self,
         held: Sequence[Held],
         tokens: NDArray[np.int64],
-        counts: list[int],
         *,
+        counts: list[int],
         ragged: bool = False,
         rows: int | None = None,
     ) -> None:

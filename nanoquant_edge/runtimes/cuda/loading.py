@@ -40,7 +40,7 @@ def staging_bytes(files: ModelFiles) -> int:
     return max(STAGING_BYTES, *words)
 
 
-def load_weights(device: Device, files: ModelFiles, placing: Placing, *, dtype: str, table: str | None) -> Weights:
+def load_weights(device: Device, files: ModelFiles, *, placing: Placing, dtype: str, table: str | None) -> Weights:
     """Bring a model's weights onto the device.
 
     Args:
@@ -75,7 +75,7 @@ def load_weights(device: Device, files: ModelFiles, placing: Placing, *, dtype: 
     finally:
         loader.close()
         staging.free()
-    return Weights(files, placing, memory, dtype=dtype, table=table)
+    return Weights(files, placing, memory=memory, dtype=dtype, table=table)
 
 
 class _Loader:

@@ -137,7 +137,7 @@ class CudaSlots(SerialSlots):
             for place, page in enumerate(pages):
                 first = place * form.page_tokens
                 parts = []
-                for index, part in enumerate(self._parts):
+                for part in self._parts:
                     piece = arrays[f"{layer}.{part}"][:, first : min(length, first + form.page_tokens)]
                     padding = [(0, 0), (0, form.page_tokens - piece.shape[1]), *[(0, 0)] * (piece.ndim - 2)]
                     parts.append(np.ascontiguousarray(np.pad(piece, padding)).view(np.uint8).reshape(-1))

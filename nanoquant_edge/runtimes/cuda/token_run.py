@@ -52,6 +52,7 @@ class TokenRun:
         self,
         engine: Engine,
         held: Sequence[Held],
+        *,
         prompts: Sequence[NDArray[np.int64]],
         sampling: SamplingConfig | None = None,
     ) -> None:
@@ -79,7 +80,7 @@ class TokenRun:
         for pieces in waves([len(ids) for ids in prompts], work.work.rows):
             tokens = np.concatenate([prompts[piece.index][piece.begin : piece.end] for piece in pieces])
             held, counts = [self._held[piece.index] for piece in pieces], [piece.count for piece in pieces]
-            engine.chunk(held, tokens, counts)
+            engine.chunk(held, tokens, counts=counts)
             for sequence, count in zip(held, counts, strict=True):
                 sequence.length += count
             ends = [
@@ -92,7 +93,7 @@ class TokenRun:
                 work.host["ends"][: len(ends)] = ends
                 work.send("ends", "ends", len(ends))
                 place = work.address("logits") + 4 * done * engine.config.vocab_size
-                engine.decoder.head(len(ends), work.buffers, place, ends=work.address("ends"))
+                engine.decoder.head(len(ends), work.buffers, logits=place, ends=work.address("ends"))
                 done += len(ends)
 
     def _begin(self, prompts: Sequence[NDArray[np.int64]]) -> None:

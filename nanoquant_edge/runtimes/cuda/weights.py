@@ -181,14 +181,16 @@ class Weights:
         table: see `table_form`.
 
     Attributes:
+        config: of the model.
         layers: module path -> compressed layer.
         embedding, head: tables.
         frequencies: position embedding -> address of its frequencies.
         learned: address and rows of the learned positions; (0, 0) where there are none.
     """
 
-    def __init__(self, files: ModelFiles, placing: Placing, memory: Memory, *, dtype: str, table: str | None) -> None:
+    def __init__(self, files: ModelFiles, placing: Placing, *, memory: Memory, dtype: str, table: str | None) -> None:
         self._placing, self.memory = placing, memory
+        self.config, self.dtype = files.config, dtype
         config, family = files.config, files.config.structure
         kind = C_TYPES[files.scale_type]
         self.layers = {

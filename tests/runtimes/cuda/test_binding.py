@@ -14,6 +14,7 @@ import pytest
 
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.runtimes.cuda import binding as binding
+from nanoquant_edge.runtimes.cuda import table_types
 from nanoquant_edge.system import native
 
 HEADERS = Path(__file__).resolve().parents[3] / "plugins" / "kernels"
@@ -24,6 +25,11 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "nq_cuda_cache": binding.CCache,
     "nq_cuda_attention": binding.CAttention,
     "nq_cuda_choice": binding.CChoice,
+    "nq_cuda_table": table_types.CTable,
+    "nq_cuda_embedding": table_types.CEmbedding,
+    "nq_cuda_normalization": table_types.CNormalization,
+    "nq_cuda_output": table_types.COutput,
+    "nq_cuda_sampling": table_types.CSampling,
 }
 INCLUDED = ("nq_cuda.h", "nq_cuda_attention.h", "nq_cuda_decode.h", "nq_cuda_table.h")
 ENUMS = {
@@ -31,6 +37,7 @@ ENUMS = {
     "NQ_INPUT_": (binding.Input,),
     "NQ_PRECISION_": (binding.Precision,),
     "NQ_ALGORITHM_": (binding.Algorithm,),
+    "NQ_NORM_": (table_types.Norm,),
 }
 
 
