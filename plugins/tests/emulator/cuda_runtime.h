@@ -40,6 +40,7 @@ struct alignas(8) float2 {
 };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 template <typename A, typename B>
@@ -101,6 +102,12 @@ T __ldcg(const T* from) {
 }
 inline void __syncthreads() { nq_emulator::sync_block(); }
 inline void __syncwarp() { nq_emulator::sync_warp(); }
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* to, unsigned value) {
+  const unsigned before = *to;
+  *to += value;
+  return before;
+}
 template <typename T>
 T __shfl_xor_sync(uint32_t, T value, int mask) {
   static_assert(sizeof(T) == 4, "32-bit values");
@@ -140,6 +147,17 @@ T atomicOr(T* at, V value) {
   const T before = *at;
   *at = before | value;
   return before;
+}
+
+inline int __any_sync(uint32_t, int value) {
+  const uint32_t bits = value != 0;
+  const auto all = nq_emulator::exchange(&bits, 1);
+  int any = 0;
+  for (int i = 0; i < 32; ++i) any |= static_cast<int>(all[i][0]);
+  return any;
+}
+inline int __clz(int value) {
+  return value == 0 ? 32 : __builtin_clz(static_cast<unsigned>(value));
 }
 
 // Runtime.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What cuda/ptx.cuh and cuda/mma/instructions.cuh offer, for the emulator; included before
-// everything else in place of both.
+// What cuda/ptx.cuh, cuda/mma/instructions.cuh and (matrices.h) cuda/attention/instructions.cuh
+// offer, for the emulator; included before everything else in place of both.
 
 #ifndef NQ_EMULATOR_PTX_H
 #define NQ_EMULATOR_PTX_H
@@ -106,5 +106,7 @@ inline uint32_t block_index() { return blockIdx.x; }
 }  // namespace mma
 
 }  // namespace nq_cuda
+
+#include "matrices.h"
 
 #endif  // NQ_EMULATOR_PTX_H

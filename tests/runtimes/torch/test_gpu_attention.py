@@ -143,6 +143,6 @@ def test_a_place_outside_the_cache_is_left_out() -> None:
 
 
 def test_head_sizes_without_a_kernel_are_refused() -> None:
-    with pytest.raises(NqEdgeError, match="heads of 80 channels") as caught:
-        make(4, 2, 80, [0], 16, torch.float16)
+    with pytest.raises(NqEdgeError, match="heads of 72 channels") as caught:
+        make(4, 2, 72, [0], 16, torch.float16)
     assert caught.value.code == "NQ-CUDA"

@@ -29,7 +29,8 @@ inline nq_status check_attention_shape(const nq_cuda_attention& a) {
     return NQ_BAD_ARGUMENT;
   }
   if (a.sequences > 0xffff || a.heads > 0xffff || cache.pages > NQ_MAX_DIM ||
-      static_cast<int64_t>(a.max_tokens) * a.sequences > NQ_MAX_DIM / a.heads) {
+      static_cast<int64_t>(a.max_tokens) * a.sequences > NQ_MAX_DIM / a.heads ||
+      cache.page_tokens > NQ_MAX_DIM / a.kv_heads / cache.pages) {
     return NQ_TOO_LARGE;
   }
   return NQ_OK;
@@ -58,7 +59,7 @@ inline nq_status check_attention(const nq_cuda_attention& a, bool appends) {
       !fits(a.y_stride, a.heads)) {
     return NQ_BAD_ARGUMENT;
   }
-  if (!(a.soft_cap >= 0.0f)) return NQ_BAD_ARGUMENT;
+  if (!(a.soft_cap >= 0.0f) || !(a.scale > 0.0f)) return NQ_BAD_ARGUMENT;
   if (!appends) return NQ_OK;
   if (!usable(a.k, true) || !usable(a.v, true) || !usable(a.frequencies, false) ||
       !usable(a.q_norm, false) || !usable(a.k_norm, false) || !fits(a.k_stride, a.kv_heads) ||

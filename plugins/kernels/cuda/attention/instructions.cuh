@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Tensor-core products of 16-bit floats and the moves of their fragments (PTX ISA: mma.m16n8k16,
+// ldmatrix, movmatrix), with what stands in for them before sm_80.
+
+#ifndef NQ_CUDA_ATTENTION_INSTRUCTIONS_CUH
+#define NQ_CUDA_ATTENTION_INSTRUCTIONS_CUH
+
+#include "cuda/ptx.cuh"
+#include "cuda/values.cuh"
+
+namespace nq_cuda {
+
+// 2^x; 0 for minus infinity.
+__device__ __forceinline__ float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Four 8 x 8 matrices of 16-bit values from shared memory: lane l names row l % 8 of matrix l / 8
+// and gets, of each, row l / 4, columns 2 (l % 4) and the next.
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address));
+}
+
+// The same, transposed: column l / 4, rows 2 (l % 4) and the next.
+__device__ __forceinline__ void load_transposed(uint32_t (&to)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address));
+}
+
+// An 8 x 8 matrix of 16-bit values in a warp's registers, transposed.
+__device__ __forceinline__ uint32_t transpose(uint32_t value) {
+  uint32_t result;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(value));
+  return result;
+}
+
+// Differences of two pairs of float16.
+__device__ __forceinline__ uint32_t subtract_halves(uint32_t a, uint32_t b) {
+  uint32_t result;
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
+// As cp.async of 16 bytes, or zeros where `present` is false.
+__device__ __forceinline__ void copy_async_or_zero(uint32_t shared, const void* global,
+                                                   bool present) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(present ? 16 : 0)
+               : "memory");
+#endif
+}
+
+// d += a b, 16 x 8 over 16: a of rows, b of columns, both of the type.
+template <nq_type Type>
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (Type == NQ_BFLOAT16) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+#else
+  if constexpr (Type == NQ_FLOAT16) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b0));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[2]), "r"(a[3]), "r"(b1));
+  } else {
+    // No bfloat16 products there: every lane gathers its two rows and columns.
+    const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;
+    for (int part = 0; part < 4; ++part) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float rows[2][2], columns[2][2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const uint32_t x = __shfl_sync(0xffffffffu, a[2 * half + i], row + part);
+          const uint32_t y = __shfl_sync(0xffffffffu, half ? b1 : b0, column + 4 * i + part);
+          unpack_pair(x, Type, &rows[i][0], &rows[i][1]);
+          unpack_pair(y, Type, &columns[i][0], &columns[i][1]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          d[i] += rows[i / 2][0] * columns[i % 2][0] + rows[i / 2][1] * columns[i % 2][1];
+        }
+      }
+    }
+  }
+#endif
+}
+
+}  // namespace nq_cuda
+
+#endif  // NQ_CUDA_ATTENTION_INSTRUCTIONS_CUH

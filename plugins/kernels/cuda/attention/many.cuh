@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Attention of many tokens a sequence over a cache that holds them, as FlashAttention-2 (Dao 2023)
+// orders it: a block has a tile of query rows and walks over tiles of keys with a running softmax.
+//
+// The rows of a key/value head are its query heads of every new token, token by token, so that
+// grouped heads read a key tile once and the masked triangle at the end is short. Tiles of keys and
+// values come by asynchronous copies: values while the scores are computed, the next keys while the
+// softmax and its product are. Few rows over a long cache leave multiprocessors idle, so the keys
+// are then cut into splits, whose results the last block adds up in one order.
+
+#ifndef NQ_CUDA_ATTENTION_MANY_CUH
+#define NQ_CUDA_ATTENTION_MANY_CUH
+
+#include "cuda/attention/run.h"
+#include "cuda/attention/score.cuh"
+
+namespace nq_cuda {
+
+constexpr int kManyThreads = 128;
+constexpr int kManyWarps = kManyThreads / 32;
+constexpr int kLeastTiles = 4;  // key tiles of a split
+
+// Sizes of a block: C's products, room for D channels, T tiles of 16 rows a warp, N keys at once.
+template <Core C, int D, int T, int N>
+struct Sizes {
+  static constexpr int kRows = kManyWarps * 16 * T;
+  static constexpr int kWidth = D + 8;  // of a row in shared memory: eight rows in different banks
+  static constexpr bool kHoldsQueries = D <= 64;    // in registers
+  static constexpr int kKeys = kRows * kWidth * 2;  // where each part begins, in bytes
+  static constexpr int kValues = kKeys + N * kWidth * 2;
+  static constexpr int kScales = kValues + N * kWidth * 2;  // of keys, then values, then rows
+  static constexpr int kSlots = kScales + (C == Core::kCodes ? 4 * (2 * N + kRows) : 0);
+  // Blocks of a multiprocessor that leave registers for everything above.
+  static constexpr int kBlocks = T == 1 ? (D <= 64 ? 4 : D <= 128 ? 3 : 2) : 2;
+  static constexpr int kBytes = kSlots + 4 * 2 * (N / 16);
+};
+
+// What a block has: its sequence, query rows and the keys that they see.
+struct Region {
+  NewTokens tokens;
+  int sequence, kv, group, first_row, last_row;  // rows count from the sequence's first
+  int first_place, last_place;                   // of those rows
+  int first_key, begin, end;                     // keys [begin, end) are walked over
+  int split, splits;
+  bool any;
+
+  __device__ Region(const nq_cuda_attention& a, int rows, int keys, int cuts)
+      : tokens(a, blockIdx.z / cuts),
+        sequence(blockIdx.z / cuts),
+        kv(blockIdx.x),
+        group(a.heads / a.kv_heads),
+        split(blockIdx.z % cuts),
+        splits(0),
+        any(false) {
+    // The last rows see the most keys: they begin first.
+    first_row = (gridDim.y - 1 - blockIdx.y) * rows;
+    if (first_row >= tokens.count * group) return;
+    last_row = min(first_row + rows, tokens.count * group) - 1;
+    first_place = tokens.position + first_row / group;
+    last_place = tokens.position + last_row / group;
+    first_key = a.window == 0 ? 0 : max(0, first_place - a.window + 1);
+    const int aligned_key = first_key / keys * keys;
+    const int tiles = (last_place - aligned_key) / keys + 1;
+    const int share = max((tiles + cuts - 1) / cuts, kLeastTiles);
+    splits = (tiles + share - 1) / share;
+    begin = aligned_key + split * share * keys;
+    end = min(begin + share * keys, last_place + 1);
+    any = split < splits;
+  }
+
+  __device__ int place_of(int row) const { return tokens.position + row / group; }
+
+  // Where a row of queries or results begins.
+  __device__ int64_t offset(int row, int64_t stride, int head_dim) const {
+    return (tokens.first_row + row / group) * stride +
+           static_cast<int64_t>(kv * group + row % group) * head_dim;
+  }
+};
+
+// Keys or values of a tile on their way into shared memory.
+template <Core C, int D, int N>
+struct Fetch {
+  static constexpr int kAcross = C == Core::kCodes ? D / 16 : D / 8;  // 16-byte pieces of a row
+  static constexpr int kPieces = N * kAcross / kManyThreads;
+  uint4 held[C == Core::kCodes ? kPieces : 1];
+  float scale;
+
+  // Tokens outside [first, last] become zeros.
+  __device__ __forceinline__ void begin(const void* from, const void* scales, const int* slots,
+                                        uint32_t to, int tile, int first, int last, int d) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int index = i * kManyThreads + threadIdx.x, row = index / kAcross;
+      const int piece = index % kAcross, token = tile + row;
+      const int64_t slot = slots[row / 16] + row % 16;
+      const bool here = token >= first && token <= last;
+      if constexpr (C == Core::kCodes) {
+        held[i] = make_uint4(0, 0, 0, 0);
+        if (here && 16 * piece < d) {
+          held[i] = *reinterpret_cast<const uint4*>(static_cast<const char*>(from) + slot * d +
+                                                    16 * piece);
+        }
+      } else {
+        const bool present = here && 8 * piece < d;
+        const uint16_t* at = static_cast<const uint16_t*>(from);
+        copy_async_or_zero(to + (row * (D + 8) + 8 * piece) * 2,
+                           present ? at + slot * d + 8 * piece : at, present);
+      }
+    }
+    if constexpr (C == Core::kCodes) {
+      const int row = threadIdx.x, token = tile + row;
+      scale = 1.0f;
+      if (row < N && token >= first && token <= last) {
+        scale = load_value(scales, slots[row / 16] + row % 16, NQ_FLOAT16);
+      }
+    }
+    copy_async_commit();
+  }
+
+  __device__ __forceinline__ void end(uint32_t to, float* scales) {
+    if constexpr (C == Core::kCodes) {
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const int index = i * kManyThreads + threadIdx.x, row = index / kAcross;
+        const uint32_t at = to + (row * (D + 8) + 16 * (index % kAcross)) * 2;
+        store_shared(at, halves_of(make_uint2(held[i].x, held[i].y)));
+        store_shared(at + 16, halves_of(make_uint2(held[i].z, held[i].w)));
+      }
+      if (threadIdx.x < N) scales[threadIdx.x] = scale;
+    }
+    copy_async_wait<0>();
+  }
+};
+
+// A warp's rows: T tiles of 16 with the running softmax of each row.
+template <Core C, int D, int T, int N>
+struct Rows {
+  using S = Sizes<C, D, T, N>;
+  static constexpr nq_type kType = kProduct<C>;
+  float sums[T][D / 8][4] = {};
+  float best[T][2], totals[T][2];
+  int places[T][2];
+
+  __device__ Rows(const Region& region, int first_row, int lane) {
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+#pragma unroll
+      for (int below = 0; below < 2; ++below) {
+        // Rows past the last see what it sees; they are not stored.
+        const int row = first_row + 16 * t + 8 * below + lane / 4;
+        places[t][below] = region.place_of(min(row, region.last_row));
+        best[t][below] = kNothing;
+        totals[t][below] = 0.0f;
+      }
+    }
+  }
+
+  // scores = queries times keys
+  __device__ __forceinline__ void multiply_keys(
+      float (&scores)[T][N / 8][4],
+      const uint32_t (&held)[S::kHoldsQueries ? T : 1][S::kHoldsQueries ? D / 16 : 1][4],
+      uint32_t queries, uint32_t keys, int lane) const {
+    const uint32_t at = keys + ((lane / 16 * 8 + lane % 8) * S::kWidth + lane / 8 % 2 * 8) * 2;
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+      uint32_t loaded[S::kHoldsQueries ? 1 : T][4];
+      if constexpr (!S::kHoldsQueries) {
+#pragma unroll
+        for (int t = 0; t < T; ++t) {
+          load_matrices(loaded[t], queries + (16 * t * S::kWidth + 16 * k) * 2);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < N / 16; ++n) {
+        uint32_t columns[4];
+        load_matrices(columns, at + (16 * n * S::kWidth + 16 * k) * 2);
+#pragma unroll
+        for (int t = 0; t < T; ++t) {
+          uint32_t rows[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if constexpr (S::kHoldsQueries) {
+              rows[i] = held[t][k][i];
+            } else {
+              rows[i] = loaded[t][i];
+            }
+          }
+          multiply<kType>(scores[t][2 * n], rows, columns[0], columns[1]);
+          multiply<kType>(scores[t][2 * n + 1], rows, columns[2], columns[3]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void mask(float (&scores)[T][N / 8][4], int tile, int window,
+                                       int lane) const {
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int back = places[t][e / 2] - (tile + 8 * n + 2 * (lane % 4) + e % 2);
+          if (back < 0 || (window != 0 && back >= window)) scores[t][n][e] = kNothing;
+        }
+      }
+    }
+  }
+
+  // Scores become weights: 2^(factor score - the row's largest). `scales` are the values' scales
+  // that are part of the scores already.
+  __device__ __forceinline__ void weigh(float (&scores)[T][N / 8][4], float factor,
+                                        const float* scales, int lane) {
+    bool rescale = false;
+    float factors[T][2];
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+#pragma unroll
+      for (int below = 0; below < 2; ++below) {
+        float next = best[t][below];
+#pragma unroll
+        for (int n = 0; n < N / 8; ++n) {
+          next = fmaxf(next, fmaxf(scores[t][n][2 * below], scores[t][n][2 * below + 1]));
+        }
+        next = fmaxf(next, __shfl_xor_sync(0xffffffffu, next, 1));
+        next = fmaxf(next, __shfl_xor_sync(0xffffffffu, next, 2));
+        const float shift = next == kNothing ? 0.0f : next * factor;
+        factors[t][below] = power_of_two(best[t][below] * factor - shift);
+        rescale = rescale || best[t][below] != next;
+        best[t][below] = next;
+        float total = totals[t][below] * factors[t][below];
+#pragma unroll
+        for (int n = 0; n < N / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            float& score = scores[t][n][2 * below + e];
+            score = power_of_two(score * factor - shift);
+            if constexpr (C == Core::kCodes) {
+              total += score * reciprocal(scales[8 * n + 2 * (lane % 4) + e]);
+            } else {
+              total += score;
+            }
+          }
+        }
+        totals[t][below] = total;
+      }
+    }
+    if (!__any_sync(0xffffffffu, rescale)) return;
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums[t][n][e] *= factors[t][e / 2];
+      }
+    }
+  }
+
+  // sums += weights times values
+  __device__ __forceinline__ void add(const float (&weights)[T][N / 8][4], uint32_t values,
+                                      int lane) {
+    const uint32_t at = values + (lane % 16 * S::kWidth + lane / 16 * 8) * 2;
+#pragma unroll
+    for (int k = 0; k < N / 16; ++k) {
+      uint32_t rows[T][4];
+#pragma unroll
+      for (int t = 0; t < T; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* pair = &weights[t][2 * k + i / 2][i % 2 * 2];
+          rows[t][i] = pack_pair(pair[0], pair[1], kType);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < D / 16; ++n) {
+        uint32_t columns[4];
+        load_transposed(columns, at + (16 * k * S::kWidth + 16 * n) * 2);
+#pragma unroll
+        for (int t = 0; t < T; ++t) {
+          multiply<kType>(sums[t][2 * n], rows[t], columns[0], columns[1]);
+          multiply<kType>(sums[t][2 * n + 1], rows[t], columns[2], columns[3]);
+        }
+      }
+    }
+  }
+
+  // The totals of whole rows.
+  __device__ __forceinline__ void gather_totals() {
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+#pragma unroll
+      for (int below = 0; below < 2; ++below) {
+        float& total = totals[t][below];
+        total += __shfl_xor_sync(0xffffffffu, total, 1);
+        total += __shfl_xor_sync(0xffffffffu, total, 2);
+      }
+    }
+  }
+};
+
+}  // namespace nq_cuda
+
+#endif  // NQ_CUDA_ATTENTION_MANY_CUH
