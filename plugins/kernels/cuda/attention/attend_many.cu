@@ -109,8 +109,8 @@ __device__ void leave_rows(const Rows<C, D, T, N>& rows, float factor, float* to
 }
 
 // Adds up the splits of a block's rows and writes them.
-__device__ void finish_rows(const nq_cuda_attention& a, const Region& region, const float* results,
-                            float* weights, int rows) {
+[[maybe_unused]] __device__ void finish_rows(const nq_cuda_attention& a, const Region& region,
+                                             const float* results, float* weights, int rows) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = a.head_dim;
   const int64_t each = split_floats(a, rows);
   const int present = region.last_row - region.first_row + 1;
@@ -157,6 +157,7 @@ __device__ void finish_rows(const nq_cuda_attention& a, const Region& region, co
 template <Core C, int D, int T, int N>
 __global__ void __launch_bounds__(kManyThreads, Sizes<C, D, T, N>::kBlocks)
     attend_many(const __grid_constant__ nq_cuda_attention a, int cuts) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // older GPUs run attend_each
   using S = Sizes<C, D, T, N>;
   extern __shared__ uint4 shared[];
   __shared__ int is_last;
@@ -292,6 +293,7 @@ __global__ void __launch_bounds__(kManyThreads, Sizes<C, D, T, N>::kBlocks)
   if (!is_last) return;
   __threadfence();
   finish_rows(a, region, results, reinterpret_cast<float*>(memory), S::kRows);
+#endif
 }
 
 namespace {

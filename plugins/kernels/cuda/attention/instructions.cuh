@@ -57,6 +57,31 @@ __device__ __forceinline__ void copy_async_or_zero(uint32_t shared, const void* 
 #endif
 }
 
+#if __CUDA_ARCH__ < 800
+// The same product as `multiply` for bfloat16, which has none there: every lane gathers its two
+// rows and columns. A call, because its code is long and its speed of no account.
+inline __noinline__ __device__ float4 multiply_gathered(uint4 a, uint2 b) {
+  const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;
+  float sums[4] = {};
+  for (int part = 0; part < 8; ++part) {
+    float x[2][2], y[2][2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t low = i == 0 ? a.x : a.y, high = i == 0 ? a.z : a.w;
+      const uint32_t u = __shfl_sync(0xffffffffu, part < 4 ? low : high, row + part % 4);
+      const uint32_t v = __shfl_sync(0xffffffffu, part < 4 ? b.x : b.y, column + 4 * i + part % 4);
+      unpack_pair(u, NQ_BFLOAT16, &x[i][0], &x[i][1]);
+      unpack_pair(v, NQ_BFLOAT16, &y[i][0], &y[i][1]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sums[i] += x[i / 2][0] * y[i % 2][0] + x[i / 2][1] * y[i % 2][1];
+    }
+  }
+  return make_float4(sums[0], sums[1], sums[2], sums[3]);
+}
+#endif
+
 // d += a b, 16 x 8 over 16: a of rows, b of columns, both of the type.
 template <nq_type Type>
 __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
@@ -84,25 +109,8 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], 
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[2]), "r"(a[3]), "r"(b1));
   } else {
-    // No bfloat16 products there: every lane gathers its two rows and columns.
-    const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;
-    for (int part = 0; part < 4; ++part) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float rows[2][2], columns[2][2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const uint32_t x = __shfl_sync(0xffffffffu, a[2 * half + i], row + part);
-          const uint32_t y = __shfl_sync(0xffffffffu, half ? b1 : b0, column + 4 * i + part);
-          unpack_pair(x, Type, &rows[i][0], &rows[i][1]);
-          unpack_pair(y, Type, &columns[i][0], &columns[i][1]);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          d[i] += rows[i / 2][0] * columns[i % 2][0] + rows[i / 2][1] * columns[i % 2][1];
-        }
-      }
-    }
+    const float4 more = multiply_gathered(make_uint4(a[0], a[1], a[2], a[3]), make_uint2(b0, b1));
+    d[0] += more.x, d[1] += more.y, d[2] += more.z, d[3] += more.w;
   }
 #endif
 }
