@@ -102,12 +102,6 @@ T __ldcg(const T* from) {
 }
 inline void __syncthreads() { nq_emulator::sync_block(); }
 inline void __syncwarp() { nq_emulator::sync_warp(); }
-inline void __threadfence() {}
-inline unsigned atomicAdd(unsigned* to, unsigned value) {
-  const unsigned before = *to;
-  *to += value;
-  return before;
-}
 template <typename T>
 T __shfl_xor_sync(uint32_t, T value, int mask) {
   static_assert(sizeof(T) == 4, "32-bit values");
