@@ -20,7 +20,12 @@ for needed in ("onnx_ir", "onnxruntime", "transformers"):  # the job that checks
     pytest.importorskip(needed)
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs/index.md", *sorted((ROOT / "docs/guide").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "examples/jetson.md",
+    ROOT / "docs/index.md",
+    *sorted((ROOT / "docs/guide").glob("*.md")),
+]
 #: Verbs that end with 1 when something is missing or not proved, which is no fault of the command.
 MAY_END_WITH_1 = {"doctor", "devices"}
 NEEDS = {"--to tensorrt": "tensorrt_rtx"}
