@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""llama.cpp's side of `benchmarks.cpu_peers`: runs in an environment of its own, with llama-cpp-python and numpy alone.
+"""llama.cpp's side of `benchmarks.cpu_peers` and `benchmarks.peer_quality`.
+
+Runs in an environment of its own, with llama-cpp-python and numpy alone.
 
     python peer_llama.py measure MODEL.gguf THREADS PROMPT NEW REPETITIONS
     python peer_llama.py perplexity MODEL.gguf THREADS WINDOW IDS.npy
-    python peer_llama.py quantize SOURCE.gguf TARGET.gguf KIND
+    python peer_llama.py quantize SOURCE.gguf TARGET.gguf KIND [IMPORTANCES.npz]
 
-Quantized models are made from the 4-bit file that the baseline is, which llama.cpp calls requantizing.
+Quantized models are made from the 4-bit file that the baseline is, which llama.cpp calls requantizing. Importances are
+mean squares of each tensor's inputs, by the tensor's name, as llama.cpp's own tool collects them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import statistics
 import sys
@@ -20,6 +24,9 @@ import llama_cpp
 import numpy as np
 
 __all__ = ["main"]
+
+#: Positions whose logits are looked at together.
+_ROWS = 128
 
 
 def _resident_mb() -> float:
@@ -76,18 +83,29 @@ def perplexity(model: str, threads: int, window: int, path: str) -> dict[str, fl
     for ids in np.load(path).reshape(-1, window):
         llama.reset()
         llama.eval([int(token) for token in ids])
-        logits = llama.scores[: window - 1].astype(np.float64)
-        top = logits.max(-1, keepdims=True)
-        chosen = np.take_along_axis(logits, ids[1:, None], -1)[:, 0]
-        losses.append(np.mean(np.log(np.exp(logits - top).sum(-1)) + top[:, 0] - chosen))
+        found = np.zeros(window - 1)
+        for start in range(0, window - 1, _ROWS):  # a large vocabulary's logits are gigabytes in float64
+            part = slice(start, min(start + _ROWS, window - 1))
+            logits = llama.scores[part].astype(np.float64)
+            top = logits.max(-1, keepdims=True)
+            chosen = np.take_along_axis(logits, ids[1:][part, None], -1)[:, 0]
+            found[part] = np.log(np.exp(logits - top).sum(-1)) + top[:, 0] - chosen
+        losses.append(found.mean())
     return {"ppl": float(np.exp(np.mean(losses)))}
 
 
-def quantize(source: str, target: str, kind: str) -> dict[str, float]:
-    """Write a model of another kind (Q4_0, TQ1_0, ...)."""
+def quantize(source: str, target: str, kind: str, importances: str = "") -> dict[str, float]:
+    """Write a model of another kind (Q4_0, IQ2_XXS, ...: llama.h's LLAMA_FTYPE_MOSTLY_*)."""
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = {"Q4_0": 2, "Q4_1": 3, "Q2_K": 10, "TQ1_0": 36, "TQ2_0": 37}[kind]  # llama.h, enum llama_ftype
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     parameters.allow_requantize = True
+    parameters.nthread = 1
+    if importances:
+        kept = {name: np.ascontiguousarray(values, np.float32) for name, values in np.load(importances).items()}
+        entry, number = llama_cpp.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)
+        entries = [entry(name.encode(), array.ctypes.data_as(number), array.size) for name, array in kept.items()]
+        table = (entry * (len(entries) + 1))(*entries, entry(None, None, 0))  # the last one has no name
+        parameters.imatrix = ctypes.cast(table, ctypes.POINTER(entry))
     if llama_cpp.llama_model_quantize(source.encode(), target.encode(), parameters):
         raise SystemExit(f"llama.cpp could not make {kind}")
     return {}
@@ -101,7 +119,7 @@ def main() -> None:
     elif verb == "perplexity":
         found = perplexity(model, int(rest[0]), int(rest[1]), rest[2])
     else:
-        found = quantize(model, rest[0], rest[1])
+        found = quantize(model, *rest)
     print(json.dumps({**found, "version": llama_cpp.__version__}))
 
 

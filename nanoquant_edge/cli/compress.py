@@ -40,7 +40,8 @@ __all__ = ["command"]
     multiple=True,
     metavar="PATH[=WEIGHT]",
     help="Text like what the model will see: a file, or a folder of .txt, .raw, .md and .jsonl files, also with .xz or "
-    ".zst. May be repeated, with weights [default: text that the model writes itself].",
+    ".zst; self:2M is up to 2 million tokens that the model writes itself. May be repeated, with weights "
+    "[default: self, as much as is needed].",
 )
 @click.option(
     "--chat-share",

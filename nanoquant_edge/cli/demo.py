@@ -130,7 +130,8 @@ def _compress(model: Path, output: Path, options: CompressOptions, test: Path | 
     import torch
 
     from ..compression import compress_source
-    from ..compression.calibrate.text import read_text, sampled_windows
+    from ..compression.calibrate.own_text import own_windows
+    from ..compression.calibrate.text import read_text
     from ..models.loading import load_model
     from ..system.memory import peak_memory_mb
     from ..validation.perplexity import perplexity
@@ -142,7 +143,7 @@ def _compress(model: Path, output: Path, options: CompressOptions, test: Path | 
             test = output / SELF_WRITTEN
             # Many short pieces are quicker to write than few long ones. Half as much again as is needed, since the
             # text may have fewer tokens than it was sampled with.
-            ids = sampled_windows(source.model, WINDOWS * 6, LENGTH // 4, seed=1, start_id=source.start_token)
+            ids = own_windows(source, WINDOWS * 6, LENGTH // 4, seed=1)
             output.mkdir(parents=True, exist_ok=True)
             test.write_text("\n".join(source.tokenizer.batch_decode(ids, skip_special_tokens=True)), encoding="utf-8")
         made = compress_source(source, output / "checkpoint", options, progress=show.part(0.02, 0.9))

@@ -33,8 +33,8 @@ class CompressOptions:
     Attributes:
         bpw: target bits per weight of the compressed layers, 0.05 to 8.
         recipe: a preset's name ("quick", "balanced", "full", "official") or a Recipe.
-        calibration: where calibration windows are taken from: a file or folder of text, PATH=WEIGHT, or several of
-            them; None lets the model write its own text.
+        calibration: where calibration windows are taken from: a file or folder of text, "self" or "self:2M" for text
+            of so many tokens that the model writes, each also with =WEIGHT, or several of them; None is "self".
         seed: random seed for the calibration windows, the initial factors and the order of samples.
         device: "auto", "cpu", "cuda" or "cuda:N".
         compute_dtype: "auto", "float32" or "bfloat16", for matrix products while tuning; "auto" takes bfloat16 where

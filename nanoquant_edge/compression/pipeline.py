@@ -254,7 +254,7 @@ def _through_stages(
 def _refuse_streaming(source: SourceModel, text: CalibrationText | None) -> None:
     """Raises NQ-OPTION for what needs all weights in memory, where they are streamed."""
     hint = "or --no-stream-weights where the model fits in memory."
-    if source.streamed and text is None:
+    if source.streamed and (text is None or text.written):
         message = "a model whose weights are streamed cannot write its own calibration text."
         raise NqEdgeError("NQ-OPTION", message, f"Pass --calibration, {hint}")
 

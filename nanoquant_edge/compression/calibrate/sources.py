@@ -1,33 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where calibration text comes from: files and folders with weights, plain, in JSON lines, or compressed."""
+"""Where calibration text comes from: files and folders with weights, plain, in JSON lines, or compressed; the model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import lzma
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from torch import Tensor
 
 from ...errors import NqEdgeError
 from ...formats.corpus import join_rows
 
-__all__ = ["CalibrationText", "TextSource", "read_source", "shared_out"]
+__all__ = ["CalibrationText", "OwnText", "TextSource", "read_source", "shared_out"]
 
 #: Decompressed bytes of all files of one source; more text than any calibration reads.
 _MOST_BYTES = 1 << 30
 _KINDS = (".txt", ".raw", ".md", ".jsonl")
 _COMPRESSED = (".xz", ".zst")
+#: The source that is the model itself: self, self:2M, self:300k.
+_OWN = re.compile(r"self(?::(\d{1,12}(?:\.\d{1,3})?)([kKmM]?))?")
+_UNITS = {"": 1, "k": 1000, "m": 1_000_000}
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """Text that the model writes itself, when windows of it are asked for.
+
+    Attributes:
+        tokens: how many it writes at most; None for as many as are asked for.
+    """
+
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """A file or a folder of calibration text.
+    """A file or a folder of calibration text, or the model.
 
     Attributes:
-        path: a file, or a folder whose .txt, .raw, .md and .jsonl files (also .xz or .zst) are read in order of name.
+        path: a file, or a folder whose .txt, .raw, .md and .jsonl files (also .xz or .zst) are read in order of name;
+            for the model's own text only its name.
         weight: share of the windows that are drawn from it, in proportion to the other sources' weights.
+        own: the model's own text, in place of a file.
 
     Raises:
         NqEdgeError: NQ-OPTION when the weight is not a number above 0.
@@ -35,6 +54,7 @@ class TextSource:
 
     path: Path
     weight: float = 1.0
+    own: OwnText | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
@@ -42,17 +62,21 @@ class TextSource:
 
     @classmethod
     def parse(cls, text: str) -> TextSource:
-        """A source as a command line names it: PATH or PATH=WEIGHT.
+        """A source as a command line names it: PATH or PATH=WEIGHT, or self, self:2M, self:500k=0.5 for the model.
+
+        A file of the name self is written ./self.
 
         Example:
             >>> TextSource.parse("notes.txt=0.5")
-            TextSource(path=PosixPath('notes.txt'), weight=0.5)
+            TextSource(path=PosixPath('notes.txt'), weight=0.5, own=None)
+            >>> TextSource.parse("self:2M").own
+            OwnText(tokens=2000000)
         """
         path, equals, weight = text.rpartition("=")
         if not equals or Path(text).exists():
-            return cls(Path(text))
+            return cls(Path(text), own=_own(text))
         try:
-            return cls(Path(path), float(weight))
+            return cls(Path(path), float(weight), _own(path))
         except ValueError as error:
             raise NqEdgeError(
                 "NQ-OPTION",
@@ -61,17 +85,30 @@ class TextSource:
             ) from error
 
 
+def _own(text: str) -> OwnText | None:
+    """What a name says about text of the model's own; None where it is a path."""
+    match = _OWN.fullmatch(text)
+    if match is None:
+        if re.match(r"self:", text):
+            hint = "Write self, or self:2M or self:500k for so many tokens; a file of that name is ./self:…"
+            raise NqEdgeError("NQ-OPTION", f"{text!r} names no amount of text.", hint)
+        return None
+    return OwnText(None if match[1] is None else int(float(match[1]) * _UNITS[match[2].lower()]))
+
+
 @dataclass(frozen=True)
 class CalibrationText:
     """The texts of all sources.
 
     Attributes:
-        texts: the text of each source.
+        texts: the text of each source, or that the model writes it.
         weights: of each source; equal ones where there are none.
+        tokens: number of a source -> its token ids, kept by the first one who needs them; a run has one tokenizer.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[str | OwnText, ...]
     weights: tuple[float, ...] = ()
+    tokens: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -82,12 +119,26 @@ class CalibrationText:
         """Read all sources; None where there are none. Errors are those of `read_source`."""
         if not sources:
             return None
-        return cls(tuple(map(read_source, sources)), tuple(source.weight for source in sources))
+        texts = tuple(read_source(source) if source.own is None else source.own for source in sources)
+        return cls(texts, tuple(source.weight for source in sources))
+
+    @property
+    def written(self) -> bool:
+        """Whether the model writes any of it."""
+        return any(isinstance(text, OwnText) for text in self.texts)
+
+    @property
+    def passages(self) -> str | None:
+        """The first text that is there, which instructions may be about."""
+        return next((text for text in self.texts if isinstance(text, str)), None)
 
     def digest(self) -> str:
         """Hex SHA-256 that changes with every text and weight."""
         digest = hashlib.sha256()
         for text, weight in zip(self.texts, self.weights, strict=True):
+            if isinstance(text, OwnText):
+                digest.update(f"{weight} own {text.tokens} ".encode())
+                continue
             digest.update(f"{weight} {len(text)} ".encode())
             digest.update(text.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()

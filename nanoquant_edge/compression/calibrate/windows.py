@@ -9,11 +9,11 @@ from torch import Tensor
 from ...errors import NqEdgeError
 from ...models.source import SourceModel
 from ..execution.parallel import team
-from ..recipe import Recipe
 from ..run import Run
 from .conversations import conversation_windows, has_chat_format
-from .sources import CalibrationText, shared_out
-from .text import sampled_windows, text_windows
+from .own_text import own_windows
+from .sources import CalibrationText, OwnText, shared_out
+from .text import cut_windows, start_and_body, token_ids
 
 __all__ = ["calibration_windows", "chat_windows", "fresh_windows"]
 
@@ -41,15 +41,22 @@ def calibration_windows(source: SourceModel, text: CalibrationText | None, run: 
             NQ-TEMPLATE when the chat template fails.
     """
     recipe = run.recipe
+    text = text or CalibrationText((OwnText(),))
     chats = chat_windows(source, recipe.chat_share, recipe.windows)
-    parts = _plain(source, text, recipe.windows - chats, run.seed, recipe)
-    return _mixed(source, text, parts, chats, run)
+    plain = shared_out(recipe.windows - chats, text.weights)
+    parts = []
+    for number, count in enumerate(plain):
+        if isinstance(text.texts[number], str):
+            _tokens(source, text, number)  # a text that does not fit the model is refused also where none is taken
+        if count:
+            parts.append(_part(source, text, number, count=count, run=run.part(0.0, 0.5)))
+    return _mixed(source, text, parts, chats, run.part(0.5, 1.0))
 
 
 def fresh_windows(source: SourceModel, text: CalibrationText, run: Run) -> Tensor:
-    """Windows for tuning from end to end: as many as the recipe's tokens make, or as the text has without overlap.
+    """Windows for tuning from end to end: as many as the recipe's tokens make, or as there are without overlap.
 
-    They are drawn with another seed than the calibration windows, of which they may repeat some.
+    Of each text those come first that the calibration has not seen.
 
     Returns:
         int64 (windows, length).
@@ -60,48 +67,71 @@ def fresh_windows(source: SourceModel, text: CalibrationText, run: Run) -> Tenso
     recipe = run.recipe
     wanted = max(1, recipe.end_to_end_tokens // recipe.window_length)
     chats = chat_windows(source, recipe.end_to_end_chat_share, wanted)
-    parts = []
+    seen = shared_out(recipe.windows - chat_windows(source, recipe.chat_share, recipe.windows), text.weights)
     counts = shared_out(wanted - chats, text.weights)
-    for part, count in zip(text.texts, counts, strict=True):
-        ids = source.tokenizer(part, verbose=False)["input_ids"]
-        there = min(count, len(ids) // recipe.window_length)
+    parts = []
+    for number, (count, before) in enumerate(zip(counts, seen, strict=True)):
+        there = min(count, _most(source, text, number, length=recipe.window_length, before=before))
         if there:
-            parts += _plain(source, CalibrationText((part,)), there, run.seed + 1, recipe)
-    return _mixed(source, text, parts, min(chats, sum(map(len, parts))), run)
+            parts.append(_part(source, text, number, count=there, run=run.part(0.0, 0.5), after=before))
+    chats = min(chats, sum(map(len, parts)))
+    return _mixed(source, text, parts, chats, run.part(0.5, 1.0), seed=run.seed + 1)
 
 
-def _plain(source: SourceModel, text: CalibrationText | None, count: int, seed: int, recipe: Recipe) -> list[Tensor]:
-    """Windows (some, length) of plain text, source by source."""
-    if not count:
-        return []
+def _tokens(source: SourceModel, text: CalibrationText, number: int) -> Tensor:
+    """The token ids of a text, which is tokenized and checked against the model once."""
+    if number not in text.tokens:
+        words = text.texts[number]
+        assert isinstance(words, str)
+        source.tokenizers.check(words, source.name)
+        text.tokens[number] = token_ids(source.tokenizer, words)
+    return text.tokens[number]
+
+
+def _most(source: SourceModel, text: CalibrationText, number: int, *, length: int, before: int) -> int:
+    """How many windows a source has without overlap; of its own text, those that it has not written `before`."""
+    words = text.texts[number]
+    if isinstance(words, OwnText):
+        return 1 << 62 if words.tokens is None else max(0, words.tokens // length - before)
+    start, body = start_and_body(source.tokenizer, _tokens(source, text, number))
+    return len(body) // (length - len(start))
+
+
+def _part(source: SourceModel, text: CalibrationText, number: int, *, count: int, run: Run, after: int = 0) -> Tensor:
+    """Windows (count, length) of one source, when `after` of them were taken before."""
+    words, recipe = text.texts[number], run.recipe
     length = recipe.window_length
-    if text is None:
-        return [sampled_windows(source.model, count, length, seed=seed, start_id=source.start_token)]
-    found = []
-    for part, number in zip(text.texts, shared_out(count, text.weights), strict=True):
-        source.tokenizers.check(part, source.name)
-        if number:
-            choice = recipe.window_choice
-            found.append(text_windows(source.tokenizer, part, windows=number, length=length, seed=seed, choice=choice))
-    return found
+    if isinstance(words, OwnText):
+        if words.tokens is not None and words.tokens // length < after + count:
+            message = (
+                f"{count} windows of {length} tokens are more than the {words.tokens} tokens of self:{words.tokens}."
+            )
+            raise NqEdgeError("NQ-CALIBRATION", message, "Let the model write more, such as self:2M.")
+        return own_windows(source, count, length, seed=run.seed, first=after, progress=run.progress)
+    start, body = start_and_body(source.tokenizer, _tokens(source, text, number))
+    choice = "distinct" if after else recipe.window_choice
+    return cut_windows(body, start, windows=count, length=length, seed=run.seed, choice=choice, after=after)
 
 
-def _mixed(source: SourceModel, text: CalibrationText | None, parts: list[Tensor], chats: int, run: Run) -> Tensor:
+def _mixed(
+    source: SourceModel, text: CalibrationText, parts: list[Tensor], chats: int, run: Run, seed: int | None = None
+) -> Tensor:
     """Plain windows and conversations in one order, checked against the vocabulary, those of the first process."""
+    seed = run.seed if seed is None else seed
     if chats:
         written = conversation_windows(
             source.model,
             source.tokenizer,
             chats,
             run.recipe.window_length,
-            seed=run.seed,
-            text=None if text is None else text.texts[0],
+            seed=seed,
+            text=text.passages,
             progress=run.progress,
         )
         parts = [*parts, written]
     windows = torch.cat(parts)
     if len(parts) > 1:
-        windows = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(run.seed))]
+        windows = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
     if int(windows.max()) >= source.decoder.vocab_size:
         raise NqEdgeError(
             "NQ-MODEL",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoquant_edge.compression.calibrate import sources
-from nanoquant_edge.compression.calibrate.sources import TextSource, read_source, shared_out
+from nanoquant_edge.compression.calibrate.sources import CalibrationText, OwnText, TextSource, read_source, shared_out
 from nanoquant_edge.errors import NqEdgeError
 
 
@@ -22,6 +22,26 @@ def test_a_source_is_a_path_with_or_without_a_weight(tmp_path: Path) -> None:
     odd = tmp_path / "a=b"
     odd.write_text("text")
     assert TextSource.parse(str(odd)) == TextSource(odd, 1.0)
+
+
+def test_the_model_is_a_source_too() -> None:
+    assert TextSource.parse("self").own == OwnText(None)
+    assert TextSource.parse("self:2M").own == TextSource.parse("self:2000k").own == OwnText(2_000_000)
+    assert TextSource.parse("self:1.5m=0.25") == TextSource(Path("self:1.5m"), 0.25, OwnText(1_500_000))
+    assert TextSource.parse("./self").own is None and TextSource.parse("selfish.txt").own is None
+    for wrong in ("self:", "self:much", "self:2G", "self:-1", "self:1e6"):
+        with pytest.raises(NqEdgeError, match="names no amount of text") as caught:
+            TextSource.parse(wrong)
+        assert caught.value.code == "NQ-OPTION"
+
+
+def test_own_text_counts_in_the_digest_and_is_not_read() -> None:
+    found = CalibrationText.read([TextSource.parse("self:2M=3")])
+    assert found is not None and found.written and found.passages is None
+    amounts = (CalibrationText((OwnText(tokens),)) for tokens in (None, 1, 2))
+    assert len({text.digest() for text in (*amounts, CalibrationText(("own",)))}) == 4
+    mixed = CalibrationText((OwnText(), "words"))
+    assert mixed.passages == "words"
 
 
 @pytest.mark.parametrize("text", ["notes.txt=much", "notes.txt=0", "notes.txt=-1", "notes.txt=nan", "notes.txt=inf"])

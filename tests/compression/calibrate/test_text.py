@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanoquant_edge.compression.calibrate.text import read_text, sampled_windows, text_windows
+from nanoquant_edge.compression.calibrate.text import cut_windows, read_text, text_windows
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.validation import text as validation_text
-from tests.compression.support import dense_llama
 
 #: A heading, a blank row and two paragraphs as the raw corpus has them, and the text that models are scored on.
 ROWS = " \n = Valkyria = \n \n The game began .\n\n It ended .\n"
@@ -109,27 +108,6 @@ def test_too_short_a_text_is_refused(tokens: int, windows: int) -> None:
     assert "--calibration" in caught.value.hint
 
 
-def test_a_model_writes_windows_that_it_finds_likely() -> None:
-    model = dense_llama()
-    with torch.no_grad():
-        model.model.norm.weight.mul_(3)  # sharper than uniform
-    found = sampled_windows(model, 6, 40, seed=0, start_id=1)
-    assert found.shape == (6, 40)
-    assert found.dtype == torch.int64
-    assert found[:, 0].tolist() == [1] * 6
-    assert len({tuple(row.tolist()) for row in found}) == 6
-    assert torch.equal(found, sampled_windows(model, 6, 40, seed=0, start_id=1))
-    assert not torch.equal(found, sampled_windows(model, 6, 40, seed=1, start_id=1))
-
-    def loss(ids: torch.Tensor) -> float:
-        with torch.no_grad():
-            scores = model(ids).logits[:, :-1].log_softmax(-1)
-        return float(-scores.gather(-1, ids[:, 1:, None]).mean())
-
-    other = torch.randint(0, 320, found.shape, generator=torch.Generator().manual_seed(0))
-    assert loss(found) < loss(other) - 1
-
-
 class StartingWords(Words):
     """A tokenizer that puts 900 in front of a text."""
 
@@ -146,3 +124,11 @@ def test_every_window_begins_with_the_start_token_that_the_tokenizer_puts_in_fro
     assert bool((found[:, 0] == 900).all())
     without = text_windows(Words(), numbers(63), windows=5, length=7, seed=0, choice=choice)
     assert torch.equal(found[:, 1:], without)
+
+
+def test_windows_that_were_taken_before_come_last() -> None:
+    body, none = torch.arange(100), torch.arange(0)
+    first = cut_windows(body, none, windows=4, length=10, seed=3)
+    rest = cut_windows(body, none, windows=10, length=10, seed=3, after=4)
+    assert torch.equal(rest[6:], first)
+    assert len({int(row[0]) for row in rest}) == 10

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nanoquant_edge.compression import Recipe
-from nanoquant_edge.compression.calibrate.sources import CalibrationText
+from nanoquant_edge.compression.calibrate.sources import CalibrationText, OwnText
 from nanoquant_edge.compression.calibrate.text import text_windows
 from nanoquant_edge.compression.calibrate.windows import calibration_windows, chat_windows, fresh_windows
 from nanoquant_edge.compression.run import Run
@@ -71,6 +71,37 @@ def test_fresh_text_is_as_much_as_there_is(source: SourceModel) -> None:
     assert found.shape == (20, LENGTH) and int(starts_a_chat(source, found).sum()) == 5
     little = fresh_windows(source, CalibrationText((TEXT[:400],)), run)
     assert 0 < len(little) < 20
+
+
+def test_fresh_text_is_what_calibration_has_not_seen(source: SourceModel) -> None:
+    text = CalibrationText((OTHER,))
+    run = run_of(end_to_end_tokens=8 * LENGTH, end_to_end_chat_share=0.0)
+    seen = {tuple(row) for row in calibration_windows(source, text, run).tolist()}
+    assert seen.isdisjoint(map(tuple, fresh_windows(source, text, run).tolist()))
+
+
+def test_a_text_is_tokenized_and_checked_once(source: SourceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(type(source.tokenizers), "check", lambda _self, text, _name: checked.append(text))
+    text = CalibrationText((TEXT, OTHER))
+    run = run_of(end_to_end_tokens=8 * LENGTH)
+    calibration_windows(source, text, run)
+    fresh_windows(source, text, run)
+    assert checked == [TEXT, OTHER]
+
+
+def test_own_text_is_mixed_in_and_ends_with_its_amount(source: SourceModel) -> None:
+    run = run_of(end_to_end_tokens=20 * LENGTH, end_to_end_chat_share=0.0)
+    text = CalibrationText((OTHER, OwnText(10 * LENGTH)))
+    found = calibration_windows(source, text, run)
+    assert found.shape == (8, LENGTH) and int((found[:, 0] == source.start_token).sum()) == 4
+    fresh = fresh_windows(source, text, run)
+    assert fresh.shape == (16, LENGTH) and int((fresh[:, 0] == source.start_token).sum()) == 6
+    own = {tuple(row) for row in found.tolist() if row[0] == source.start_token}
+    assert own.isdisjoint(map(tuple, fresh.tolist()))
+    with pytest.raises(NqEdgeError, match="more than the 64 tokens") as caught:
+        calibration_windows(source, CalibrationText((OwnText(2 * LENGTH),)), run)
+    assert caught.value.code == "NQ-CALIBRATION"
 
 
 def test_too_short_a_text_is_refused(source: SourceModel) -> None:
