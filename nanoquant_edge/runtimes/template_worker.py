@@ -5,60 +5,17 @@ A template comes with the model, so it is a stranger's program. It runs in Jinja
 begins with an underscore, no change of its arguments), sees plain data only, and this process can neither take much
 memory nor write a file.
 
-Run as a script with the folders to import from, as JSON. On standard input: frames of 8 bytes length and a marshalled
-value, first {"source", "memory", "characters", "seconds"}, then the template's names for each rendering. On standard
-output: a line of JSON when ready, then one for each rendering, {"text"} or {"error"}.
+Run as a script with the folders to import from, as JSON. Its settings are "source", "characters" and those of
+`worker_side`; a question is the template's names, an answer {"text"} or {"error"}.
 """
 
 from __future__ import annotations
 
 import json
-import marshal
-import signal
-import struct
 import sys
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, BinaryIO
-
-try:
-    import resource
-except ImportError:  # Windows has no such limits
-    resource = None  # type: ignore[assignment]
-
-
-def read_frame(stream: BinaryIO) -> Any:
-    """The next value; None at the end."""
-    head = stream.read(8)
-    if len(head) < 8:
-        return None
-    (size,) = struct.unpack(">Q", head)
-    return marshal.loads(stream.read(size))
-
-
-def limit_process(memory: int) -> None:
-    """Give this process `memory` bytes of address space beyond what it has, and no file to write."""
-    if resource is None:
-        return
-    limits = [(resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)]
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - one read, no path object needed
-            used = int(file.read().split()[0]) * resource.getpagesize()
-        limits.append((resource.RLIMIT_AS, used + memory))
-    except (OSError, ValueError):  # no Linux: the limit of time holds
-        pass
-    for kind, most in limits:
-        hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
-
-
-def limit_time(seconds: float) -> None:
-    """End this process after so much more processor time: its parent may be gone when a template does not end."""
-    if resource is None:
-        return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 2, hard))
+from typing import Any
 
 
 def make_environment() -> Any:
@@ -152,19 +109,14 @@ def render(environment: Any, settings: dict[str, Any], names: dict[str, Any]) ->
         return {"error": f"cannot be rendered: {str(error)[:500] or type(error).__name__}"}
 
 
-def main() -> None:
-    """Answer until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and closes the input
-    sys.path += json.loads(sys.argv[1])
+def prepare(settings: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
+    """What renders with these settings."""
     environment = make_environment()
-    incoming, out = sys.stdin.buffer, sys.stdout
-    settings = read_frame(incoming)
-    limit_process(settings["memory"])
-    print(json.dumps({"ready": True}), file=out, flush=True)
-    while (names := read_frame(incoming)) is not None:
-        limit_time(settings["seconds"])
-        print(json.dumps(render(environment, settings, names)), file=out, flush=True)
+    return lambda names: render(environment, settings, names)
 
 
 if __name__ == "__main__":
-    main()
+    sys.path += json.loads(sys.argv[1])
+    from nanoquant_edge.system.worker_side import serve
+
+    serve(prepare)

@@ -108,7 +108,7 @@ def test_python_is_started_through_the_helper_alone() -> None:
     users = [path for path in PACKAGE.rglob("*.py") if "[sys.executable," in path.read_text()]
     assert {path.relative_to(PACKAGE).as_posix() for path in users} <= {
         "system/children.py",
-        "runtimes/template_process.py",
+        "system/worker.py",
     }
     assert all(re.findall(r"\[sys\.executable, ([^,]+),", path.read_text()) == ['"-I"'] for path in users)
     call = re.compile(r'(?:\.venv/bin/python"?|"\$python"|"\$candidate"|\bpython3?) (-\w+)(?= )')
