@@ -84,6 +84,14 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "The chat template is missing, not valid, or exceeded its limits of time and size.",
         "Use a model with a chat template, or pass a plain prompt.",
     ),
+    "NQ-GRAMMAR": (
+        "A JSON schema, regular expression or grammar is not valid, not supported, or too complex.",
+        "Simplify it; docs/SERVING.md says what is supported.",
+    ),
+    "NQ-SERVE": (
+        "The server cannot start as asked for: its address, its key, or a file that it needs.",
+        "See the message; `nq-edge serve --help` has the options.",
+    ),
     "NQ-MISSING": ("An optional package is not installed, or is too old.", "Install the extra that the message names."),
     "NQ-NATIVE-MISSING": (
         "The native library with the operator's kernels is not installed, or cannot be loaded.",
