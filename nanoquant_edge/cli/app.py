@@ -31,6 +31,8 @@ VERBS = {
     "build": "Build a TensorRT engine for a GPU or a board.",
     "validate": "Prove that a bundle computes what PyTorch computed.",
     "generate": "Generate text with a bundle.",
+    "chat": "Talk with a bundle in the terminal.",
+    "serve": "Serve a bundle over HTTP: OpenAI's text APIs, and a page to chat on.",
     "bench": "Measure a bundle on this machine: speed, memory, and how near to the floor it is.",
     "devices": "List devices; say whether a model fits one and how fast it will be.",
     "deploy": "Write all that a board needs to run a bundle into one folder.",

@@ -32,6 +32,9 @@ class ChatTemplate:
         special_tokens: names such as "bos_token" -> text, visible to the template.
         limits: what a rendering may take.
 
+    Attributes:
+        source: the Jinja text.
+
     Raises:
         NqEdgeError: NQ-TEMPLATE when it is too large.
 
@@ -49,6 +52,7 @@ class ChatTemplate:
                 "NQ-TEMPLATE",
                 f"the chat template has {len(source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}.",
             )
+        self.source = source
         self._special_tokens = dict(special_tokens or {})
         self._process = TemplateProcess(source, limits or TemplateLimits())
 

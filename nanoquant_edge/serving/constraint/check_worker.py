@@ -32,6 +32,7 @@ class Bytes:
 def prepare(_settings: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
     """What compiles a form and computes the first mask."""
     from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
     from nanoquant_edge.serving.constraint.limits import parser_limits
 
     tokenizer = LLTokenizer(TokenizerWrapper(Bytes()), n_vocab=257, eos_token=256)

@@ -14,7 +14,7 @@ CHECK_LIMITS = WorkerLimits(seconds=3.0, memory=512 << 20, answer=1 << 14)
 
 
 def parser_limits() -> Any:
-    """llguidance's limits: a mask within some 10 ms, and 40 MB for the states of a lexer, which take up to 2 kB each."""
+    """llguidance's limits: a mask within some 10 ms, and 40 MB for a lexer's states, of up to 2 kB each."""
     from llguidance import LLParserLimits
 
     return LLParserLimits(max_lexer_states=20_000, step_lexer_fuel=100_000, verbose_errors=False)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -82,6 +83,11 @@ class Constrainer:
         self._kept: OrderedDict[Grammar, Any] = OrderedDict()
         self._check = GrammarCheck()
 
+    @property
+    def available(self) -> bool:
+        """Whether llguidance is installed."""
+        return importlib.util.find_spec("llguidance") is not None
+
     def mask(self, grammar: Grammar) -> GrammarMask:
         """A mask for one text. Compiling may take a second and more; the same grammar again takes none.
 
@@ -119,7 +125,9 @@ class Constrainer:
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first takes the longest: no text that is being written waits for it
         if matcher.is_error():
-            raise NqEdgeError("NQ-GRAMMAR", f"the grammar cannot be used: {first_line(ValueError(matcher.get_error()))}.")
+            raise NqEdgeError(
+                "NQ-GRAMMAR", f"the grammar cannot be used: {first_line(ValueError(matcher.get_error()))}."
+            )
         return matcher
 
     def _read_vocabulary(self) -> Any:

@@ -6,7 +6,6 @@ A field that is null counts as absent, as OpenAI's clients send it; fields that 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -54,7 +53,7 @@ class Number:
 
     def read(self, value: Any, where: str) -> Any:
         """The number, an int where it is a whole one."""
-        good = self.fits(value) and math.isfinite(value) and self.low <= value <= self.high
+        good = self.fits(value) and self.low <= value <= self.high  # no comparison holds for NaN
         if not good or (self.whole and value != int(value)):
             kind = "a whole number" if self.whole else "a number"
             raise wrong(where, f"{kind} from {self.low:g} to {self.high:g}", value)
@@ -152,9 +151,7 @@ class Many:
             raise wrong(where, "a list", value)
         if not self.least <= len(value) <= self.most:
             wanted = f"a list of {self.least} to {self.most} entries"
-            raise Problem(
-                400, f"{where} must be {wanted}, it has {len(value)}.", param=where, code="invalid_value"
-            )
+            raise Problem(400, f"{where} must be {wanted}, it has {len(value)}.", param=where, code="invalid_value")
         return [self.kind.read(entry, f"{where}[{number}]") for number, entry in enumerate(value)]
 
     def fits(self, value: Any) -> bool:

@@ -80,6 +80,8 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, NqEdgeError) and error.code in _BLAME:
         message = f"{error.message} {error.hint}".strip() if error.code == "NQ-TEMPLATE" else error.message
         return Problem(400, message, param=_BLAME[error.code], code=error.code)
+    if isinstance(error, NqEdgeError) and error.code == "NQ-MISSING":
+        return Problem(501, error.message, code=error.code)
     if isinstance(error, NqEdgeError) and error.code == "NQ-MEMORY":
         return Problem(503, "there is too little memory for this request now.", code=error.code, retry_after=5)
     return Problem(500, "the server failed to answer; its log says why.", code="internal_error")

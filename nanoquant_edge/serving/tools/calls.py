@@ -92,7 +92,9 @@ class CallReader:
             text, self._held = self._held[:place], self._held[place + len(begin) :]
             self._inside = True
             return [text]
-        keep = next((n for n in range(min(len(begin) - 1, len(self._held)), 0, -1) if begin.startswith(self._held[-n:])), 0)
+        keep = next(
+            (n for n in range(min(len(begin) - 1, len(self._held)), 0, -1) if begin.startswith(self._held[-n:])), 0
+        )
         text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return [text]
 

@@ -59,11 +59,13 @@ def calls_grammar(
         rules[:0] = ["start: body | other", r"other: /[^{](.|\n)*/ | "]
     else:
         # A special token ends any text by itself; of other marks the first one ends it.
-        if begin.startswith("<["):
-            head = [f"head: TEXT {begin}"]
-        else:
-            head = [f"head[lazy]: TEXT {begin}"]
-        rules[:0] = [f"start: (head body){'*' if several else '?'} tail", "tail: TEXT", *head, r"TEXT: /(.|\n)*/"]
+        lazy = "" if begin.startswith("<[") else "[lazy]"
+        rules[:0] = [
+            f"start: (head body){'*' if several else '?'} tail",
+            "tail: TEXT",
+            f"head{lazy}: TEXT {begin}",
+            r"TEXT: /(.|\n)*/",
+        ]
     return Grammar.lark("\n".join(["%llguidance {}", *rules]))
 
 

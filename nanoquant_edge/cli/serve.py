@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nq-edge serve`: OpenAI's text APIs for a bundle, and a page to chat on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import NqEdgeError
+from .arguments import InputPath
+from .opening import OPENING, opening_options
+from .paths import check_kind
+
+__all__ = ["command"]
+
+#: Holds the API key where no file does.
+KEY_VARIABLE = "NQ_EDGE_API_KEY"
+_MOST_KEY_BYTES = 4096
+
+
+@click.command("serve")
+@click.argument("bundle", type=InputPath())
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others need an API key.")
+@click.option("--port", type=int, default=8000, show_default=True, help="Port; 0 takes a free one.")
+@click.option("--api-key-file", type=InputPath(), help=f"File with the API key; otherwise {KEY_VARIABLE} holds it.")
+@click.option("--cors", "origins", multiple=True, help="Web pages that may use the server, such as https://a.org.")
+@click.option("--name", "names", multiple=True, help="What clients call the model; may be given several times.")
+@click.option("--slots", type=int, default=4, show_default=True, help="Texts that are written at once.")
+@click.option("--queue", type=int, default=64, show_default=True, help="Most requests that wait; more get a 429.")
+@click.option("--cache-tokens", type=int, help="Most tokens whose keys and values are kept, over all slots.")
+@click.option("--draft", type=int, default=0, show_default=True, help="Guess up to N tokens ahead from earlier text.")
+@click.option("--max-body", type=int, default=4, show_default=True, help="Largest request, MiB.")
+@click.option("--drain", type=float, default=30.0, show_default=True, help="Seconds to finish texts after SIGTERM.")
+@opening_options
+@click.option("--max-context", type=int, help="Most tokens of prompt and text together.")
+@click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
+def command(bundle: Path, **options: Any) -> None:
+    """Serve BUNDLE over HTTP: /v1/chat/completions, /v1/completions, /v1/responses, and a page at /.
+
+    docs/SERVING.md has examples. SIGTERM finishes what is being written and ends.
+    """
+    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        from ..system.extras import install_command
+
+        raise NqEdgeError("NQ-MISSING", f"{missing[0]} is not installed.", f"Run: {install_command('serve')}")
+    from ..formats.bundle import Bundle
+    from ..runtimes import OpenOptions, remarks
+    from ..serving import SchedulerOptions
+    from ..serving.http import ServeOptions, serve
+    from ..serving.opening import open_model
+
+    listening = ServeOptions(
+        host=options["host"],
+        port=options["port"],
+        api_key=_api_key(options["api_key_file"]),
+        origins=options["origins"],
+        max_body=options["max_body"] << 20,
+        drain_s=options["drain"],
+    )
+    scheduling = SchedulerOptions(queue=options["queue"], cache_tokens=options["cache_tokens"], draft=options["draft"])
+    opening = OpenOptions(**{name: options[name] for name in (*OPENING, "max_context")})
+    check_kind(bundle, "bundle", "engine", code="NQ-BUNDLE")
+    for remark in remarks(Bundle.open(bundle, verify=False), opening):
+        click.echo(f"note: {remark}", err=True)
+    model = open_model(
+        bundle,
+        opening,
+        slots=options["slots"],
+        scheduling=scheduling,
+        verify=True if options["verify"] else None,
+        names=options["names"],
+    )
+    with model:
+        serve(model, listening, lambda address: click.echo(f"{model.settings.name} is served at {address}", err=True))
+
+
+def _api_key(path: Path | None) -> str | None:
+    """The key, from the file or the environment.
+
+    Raises:
+        NqEdgeError: NQ-SERVE when the file cannot be read, or holds none.
+    """
+    if path is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        with path.open("rb") as file:
+            key = file.read(_MOST_KEY_BYTES).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise NqEdgeError("NQ-SERVE", f"cannot read the API key in {path}: {error.strerror}.") from error
+    if not key:
+        raise NqEdgeError("NQ-SERVE", f"{path} holds no API key.", "Make one: openssl rand -hex 24")
+    return key
