@@ -148,13 +148,7 @@ lint: setup
 	@if [ -x $(BIN)/actionlint ]; then echo $(BIN)/actionlint && $(BIN)/actionlint -shellcheck $(BIN)/shellcheck; \
 	  else echo "without actionlint (make actionlint brings it): tests/test_workflows.py alone checks the workflows"; fi
 
-action# mkdocs 1 warns of its successor, which Material for MkDocs does not follow.
-docs: setup
-	$(PIP) install -q "mkdocs-material>=9.6" "mkdocstrings[python]>=0.29"  # the extra `docs`
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "build/site/index.html"
-
-lint: setup
+actionlint: setup
 	$(PIP) install -q $(ACTIONLINT)
 
 format: setup
