@@ -57,7 +57,7 @@ $(VENV)/.package: pyproject.toml
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.package
-	$(PIP) install -q --no-build-isolation -C wheel.cmake=false -e ".[cpu,compress,export,plots,dev]"
+	$(PIP) install -q --no-build-isolation -C wheel.cmake=false -e ".[cpu,compress,export,plots,serve,constrain,chat,dev]"
 	$(PIP) install -q $(GENAI_WHEEL) || echo "without ONNX Runtime GenAI: its tests are skipped"
 	$(PIP) install -q --no-build-isolation $(TENSORRT_WHEELS) || echo "without TensorRT: its tests are skipped"
 	touch $@

@@ -35,6 +35,10 @@ CALLS = {
     "export": [["export", "imported", "--to", "onnx", "--output", "bundle"]],
     "validate": [["validate", "bundle", "--against", "imported", "--text", "{inputs}/text.txt", "--windows", "16"]],
     "generate": [["generate", "bundle", "--prompt", PROMPT, "--max-new-tokens", "8"]],
+    # Without a terminal the end of the input, which is empty, ends it.
+    "chat": [["chat", "bundle"]],
+    # It needs an extra that is not installed here, and serves until it is told to end; tests/serving runs it.
+    "serve": [["serve", "--help"]],
     "bench": [["bench", "bundle", "--lengths", "16", "--new-tokens", "8"]],
     "build": [["build", "bundle", "--target", "jetson-orin-nano-8gb", "--output", "board"]],
     "deploy": [["deploy", "bundle", "--device", "raspberry-pi-5", "--output", "folder"]],
@@ -81,7 +85,15 @@ def main(inputs: Path, command: str) -> int:
             for call in calls:
                 words = [command, *(word.format(inputs=inputs) for word in call)]
                 start = time.monotonic()
-                done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+                done = subprocess.run(
+                    words,
+                    cwd=folder,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=600,
+                )
                 said = done.stdout + done.stderr
                 good = done.returncode == 0 and not any(word in said for word in ("Traceback", "Warning"))
                 print(f"{'ok    ' if good else 'FAILED'} {time.monotonic() - start:5.1f} s  nq-edge {' '.join(call)}")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ def command(bundle: Path, **options: Any) -> None:
     """
     from ..formats.bundle import Bundle
     from ..runtimes import OpenOptions, remarks
+    from ..runtimes.generation_config import adjusted
     from ..serving import SchedulerOptions
     from ..serving.chat import ChatOptions, ChatSession
     from ..serving.opening import open_model
@@ -63,7 +63,7 @@ def command(bundle: Path, **options: Any) -> None:
         if model.chat_template is None:
             raise NqEdgeError("NQ-TEMPLATE", "the bundle has no chat template.", "Use nq-edge generate.")
         chosen = ChatOptions(
-            sampling=replace(model.settings.sampling, **changes),
+            sampling=adjusted(model.settings.sampling, changes),
             system=options["system"],
             max_new_tokens=options["max_new_tokens"],
             grammar=grammar,

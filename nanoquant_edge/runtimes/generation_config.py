@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..errors import NqEdgeError
 from ..system.files import path_inside, read_json
 from .sampling import SamplingConfig
 
-__all__ = ["PLAIN_SAMPLING", "read_sampling", "sampling_of"]
+__all__ = ["PLAIN_SAMPLING", "adjusted", "read_sampling", "sampling_of"]
 
 GENERATION_FILE = "generation_config.json"
 #: For models whose author says nothing: warm enough that a small model does not repeat itself.
@@ -49,3 +50,22 @@ def read_sampling(folder: str | Path) -> SamplingConfig:
     path = path_inside(Path(folder), GENERATION_FILE)
     settings = read_json(path, "NQ-BUNDLE") if path.is_file() else {}
     return sampling_of(settings)
+
+
+def adjusted(default: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
+    """The model's sampling with what a user asked for instead.
+
+    Temperature 0 asks for the most likely token, so our own choice for models that say nothing has no say then; what a
+    model's author chose beside the temperature stays.
+
+    Example:
+        >>> adjusted(PLAIN_SAMPLING, {"temperature": 0.0}) == SamplingConfig()
+        True
+        >>> adjusted(SamplingConfig(temperature=0.6, top_k=20), {"temperature": 0.9}).top_k
+        20
+
+    Raises:
+        NqEdgeError: NQ-OPTION for a value out of its range.
+    """
+    base = SamplingConfig() if default == PLAIN_SAMPLING and changes.get("temperature") == 0 else default
+    return replace(base, **changes)

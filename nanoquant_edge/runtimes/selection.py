@@ -11,7 +11,7 @@ from ..errors import NqEdgeError
 from ..formats.backends import BOARD_BUILD, ENGINE_BACKENDS, ONNXRUNTIME
 from ..formats.bundle import Bundle
 from .backend import Backend
-from .options import OpenKeywords, OpenOptions
+from .options import CPU, OpenKeywords, OpenOptions
 from .slots import Slots
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ def open_slots(
     Args:
         bundle: an opened bundle.
         options: how it is opened.
-        count: sequences that may be held at once.
+        count: sequences that may be held at once; backends with a single one hold one.
         **keywords: fields of `OpenOptions`, instead of those in `options`.
 
     Raises:
-        NqEdgeError: NQ-BACKEND for a backend that serves one text at a time, and whatever opening raises.
+        NqEdgeError: NQ-BACKEND for a backend that this program does not know, and whatever opening raises.
 
     Example:
         >>> with open_slots(Bundle.open("bundle"), threads=1, count=2) as slots:
@@ -88,12 +88,10 @@ def open_slots(
         2
     """
     options = replace(options or OpenOptions(), **keywords)
-    if bundle.backend != ONNXRUNTIME:
-        raise NqEdgeError(
-            "NQ-BACKEND",
-            f"the bundle was made for {bundle.backend[:40]!r}, which serves one text at a time.",
-            "Use a bundle for ONNX Runtime (`nq-edge export CHECKPOINT --to onnx`).",
-        )
+    if bundle.backend != ONNXRUNTIME or options.provider != CPU:
+        from .single_slot import SingleSlot
+
+        return SingleSlot(open_backend(bundle, options))
     from .onnxruntime.slots import OnnxRuntimeSlots
 
     return OnnxRuntimeSlots(bundle, options, count=count)

@@ -133,6 +133,8 @@ CALLS: dict[str, list[str]] = {
     "build": ["OLD", "--target", "rtx-4060", "--output", "NEW"],
     "validate": ["OLD", "--against", "OLD"],
     "generate": ["OLD", "--prompt", "x"],
+    "chat": ["OLD"],
+    "serve": ["OLD", "--port", "0"],
     "bench": ["OLD"],
     "devices": ["fit", "OLD", "--device", "pi5"],
     "deploy": ["OLD", "--device", "pi5", "--no-wheels", "--no-native", "--output", "NEW"],

@@ -80,7 +80,9 @@ class Browser:
     def open(self, address: str) -> None:
         """Go to a page and wait until it is there."""
         self.call("Page.navigate", url=address)
-        self._until(lambda: self.run("document.readyState") == "complete" and self.run("location.href") != "about:blank")
+        self._until(
+            lambda: self.run("document.readyState") == "complete" and self.run("location.href") != "about:blank"
+        )
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""

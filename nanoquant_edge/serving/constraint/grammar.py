@@ -16,9 +16,9 @@ __all__ = ["SPACE", "Grammar"]
 MAX_CHARACTERS = 256 << 10
 #: Brackets inside of each other. Compilers go down recursively, in a stack of fixed size.
 MAX_DEPTH = 64
-#: White space between the parts of JSON: none, a space, or a line break with an indentation. Small models would
-#: otherwise write spaces without end.
-SPACE = r"( |\n {0,32})?"
+#: White space between the parts of JSON: a space or none. Small models would otherwise write line breaks and
+#: indentations without end, and every token of them takes its time.
+SPACE = r" ?"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .chats import chat
 from .completions import complete
 from .fields import Record
 from .guard import Guard
-from .metrics import CONTENT_TYPE, Counters
+from .metrics import CONTENT_TYPE, HttpCounters
 from .openapi import document
 from .options import ServeOptions
 from .page import read_page
@@ -43,7 +43,7 @@ def make_app(model: ServedModel, options: ServeOptions | None = None) -> Starlet
         options: what it bears and asks for; where it listens is `run`'s business.
     """
     options = options or ServeOptions()
-    counters = Counters()
+    counters = HttpCounters()
     model.observe = counters.text
     about = document(version("nanoquant-edge"), options.api_key is not None)
 

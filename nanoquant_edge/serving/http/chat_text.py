@@ -33,7 +33,7 @@ class AnswerEnd:
 
 
 async def answer_parts(
-    model: ServedModel, texts: Texts, tools: Tools, *, with_tokens: bool
+    model: ServedModel, texts: Texts, *, tools: Tools, with_tokens: bool
 ) -> AsyncIterator[tuple[int, AnswerPart | AnswerEnd]]:
     """(number of the answer, what came) as it comes.
 

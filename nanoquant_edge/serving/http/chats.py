@@ -46,7 +46,7 @@ async def chat(model: ServedModel, http: HttpRequest, body: dict[str, Any]) -> R
 def _requests(model: ServedModel, body: dict[str, Any]) -> tuple[list[Request], Tools]:
     messages = template_messages(body["messages"])
     functions = [tool["function"] for tool in body["tools"] or ()]
-    tools = tools_of(model, functions, body["tool_choice"], body["parallel_tool_calls"])
+    tools = tools_of(model, functions, choice=body["tool_choice"], several=body["parallel_tool_calls"])
     ids = Conversation(messages, tools, body["chat_template_kwargs"] or {}).ids(model)
     grammar = grammar_of(body["response_format"])
     if grammar is not None and tools.functions:
@@ -85,7 +85,7 @@ class _Writing:
         contents, calls = [""] * many, [[] for _ in range(many)]  # type: ignore[var-annotated]
         tokens: list[list[TokenChoice]] = [[] for _ in range(many)]
         ends: dict[int, AnswerEnd] = {}
-        async for number, part in answer_parts(self._model, texts, self._tools, with_tokens=True):
+        async for number, part in answer_parts(self._model, texts, tools=self._tools, with_tokens=True):
             if isinstance(part, AnswerEnd):
                 ends[number] = part
                 continue
@@ -117,7 +117,7 @@ class _Writing:
         with texts:
             for number in range(self._body["n"]):
                 yield self._chunk(number, {"role": "assistant", "content": ""})
-            async for number, part in answer_parts(self._model, texts, self._tools, with_tokens=wanted):
+            async for number, part in answer_parts(self._model, texts, tools=self._tools, with_tokens=wanted):
                 if isinstance(part, AnswerEnd):
                     outcomes[number] = part.outcome
                     yield self._chunk(number, {}, part.reason)

@@ -117,7 +117,7 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": call["id"], "type": "function", "function": named}
 
 
-def tools_of(model: ServedModel, functions: Sequence[Mapping[str, Any]], choice: Any, several: bool) -> Tools:
+def tools_of(model: ServedModel, functions: Sequence[Mapping[str, Any]], *, choice: Any, several: bool) -> Tools:
     """What may be called, and what the answer must keep to because of it.
 
     Args:

@@ -10,7 +10,7 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .answering import JsonResponse
-from .metrics import Counters
+from .metrics import HttpCounters
 from .options import ServeOptions
 from .problems import Problem, problem_of
 
@@ -33,7 +33,7 @@ class Guard:
         counters: told of every request.
     """
 
-    def __init__(self, app: ASGIApp, *, options: ServeOptions, counters: Counters) -> None:
+    def __init__(self, app: ASGIApp, *, options: ServeOptions, counters: HttpCounters) -> None:
         self._app, self._options, self._counters = app, options, counters
         self._running = 0
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from ...system.memory import resident_memory_mb
 from ..requests import Outcome
 from ..statistics import Statistics
 
-__all__ = ["CONTENT_TYPE", "Counters"]
+__all__ = ["CONTENT_TYPE", "HttpCounters"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: Upper bounds of the times' histograms, seconds.
 _BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 #: Paths that are told apart; a stranger's are counted together, or each would be kept forever.
 _PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/models", "/health", "/metrics", "/")
-#: Field of `Statistics` -> (name, type, help).
+#: Field of `Statistics` or `Counters` -> (name, type, help).
 _FIELDS = {
     "requests": ("texts_total", "counter", "Texts that were taken."),
     "finished": ("texts_finished_total", "counter", "Texts that were finished."),
@@ -68,7 +69,7 @@ class Histogram:
         yield f"{name}_count {total}"
 
 
-class Counters:
+class HttpCounters:
     """What the HTTP side counts; used on the event loop only."""
 
     def __init__(self) -> None:
@@ -92,9 +93,10 @@ class Counters:
             lines.append(f'nq_http_requests_total{{path="{path}",status="{status}"}} {count}')
         lines += self._seconds.lines("nq_http_request_seconds", "Seconds until a request was answered.")
         lines += self._first.lines("nq_first_token_seconds", "Seconds until a text's first token.")
+        values = {**asdict(statistics), **asdict(statistics.counters)}
         for field, (name, kind, about) in _FIELDS.items():
             lines += [f"# HELP nq_{name} {about}", f"# TYPE nq_{name} {kind}"]
-            lines.append(f"nq_{name} {getattr(statistics, field)}")
+            lines.append(f"nq_{name} {values[field]}")
         lines += ["# HELP nq_resident_bytes Memory of the process.", "# TYPE nq_resident_bytes gauge"]
         lines.append(f"nq_resident_bytes {round(resident_memory_mb() * 1e6)}")
         return "\n".join(lines) + "\n"

@@ -75,7 +75,7 @@ def message_item(index: str, parts: list[dict[str, Any]], status: str) -> dict[s
     return {"type": "message", "id": index, "status": status, "role": "assistant", "content": parts}
 
 
-def call_item(index: str, call_id: str, name: str, arguments: str, *, status: str) -> dict[str, Any]:
+def call_item(index: str, call_id: str, *, name: str, arguments: str, status: str) -> dict[str, Any]:
     """A function that is to be called."""
     return {
         "type": "function_call",

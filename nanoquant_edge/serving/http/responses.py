@@ -45,7 +45,7 @@ async def respond(model: ServedModel, http: HttpRequest, body: dict[str, Any]) -
 
 def _request(model: ServedModel, body: dict[str, Any]) -> tuple[Request, Tools]:
     messages = template_messages(messages_of(body))
-    tools = tools_of(model, body["tools"] or (), body["tool_choice"], body["parallel_tool_calls"])
+    tools = tools_of(model, body["tools"] or (), choice=body["tool_choice"], several=body["parallel_tool_calls"])
     ids = Conversation(messages, tools).ids(model)
     grammar = grammar_of((body["text"] or {}).get("format"), "text.format")
     if grammar is not None and tools.functions:
@@ -105,7 +105,7 @@ class _Writing:
     async def _steps(self, texts: Texts) -> AsyncIterator[tuple[str, dict[str, Any], Outcome | None]]:
         """(name of the event, its content, None), and at the end the outcome."""
         wanted = self._body["top_logprobs"] is not None
-        async for _number, part in answer_parts(self._model, texts, self._tools, with_tokens=wanted):
+        async for _number, part in answer_parts(self._model, texts, tools=self._tools, with_tokens=wanted):
             if isinstance(part, AnswerEnd):
                 if not self._output and not self._message:
                     for step in self._open():  # an empty answer is a message all the same
@@ -152,8 +152,8 @@ class _Writing:
 
     def _call(self, call: Call) -> Iterator[tuple[str, dict[str, Any]]]:
         place, index, call_id = len(self._output), new_id("fc"), new_id("call")
-        begun = call_item(index, call_id, call.name, "", status="in_progress")
-        item = call_item(index, call_id, call.name, call.arguments, status="completed")
+        begun = call_item(index, call_id, name=call.name, arguments="", status="in_progress")
+        item = call_item(index, call_id, name=call.name, arguments=call.arguments, status="completed")
         yield "response.output_item.added", {"output_index": place, "item": begun}
         where = {"item_id": index, "output_index": place}
         yield "response.function_call_arguments.delta", {**where, "delta": call.arguments}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -15,7 +16,7 @@ from ..model import ServedModel
 from .app import make_app
 from .options import ServeOptions
 
-__all__ = ["serve"]
+__all__ = ["Server", "serve"]
 
 #: Connections at once, idle ones included, for each request in work.
 _CONNECTIONS = 4
@@ -32,22 +33,44 @@ def serve(model: ServedModel, options: ServeOptions, ready: Callable[[str], None
     Raises:
         NqEdgeError: NQ-SERVE when the address cannot be listened at.
     """
-    listener = _listen(options)
-    config = uvicorn.Config(
-        make_app(model, options),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        lifespan="off",
-        ws="none",
-        timeout_keep_alive=10,
-        limit_concurrency=_CONNECTIONS * options.max_requests,
-        timeout_graceful_shutdown=max(1, round(options.drain_s)),
-        h11_max_incomplete_event_size=64 << 10,
-    )
-    with listener:
-        _Server(config, lambda: ready(_address(listener, options))).run(sockets=[listener])
+    Server(model, options, ready).run()
+
+
+class Server:
+    """A server that listens, and serves while `run` runs.
+
+    Args:
+        model, options, ready: see `serve`.
+
+    Raises:
+        NqEdgeError: NQ-SERVE when the address cannot be listened at.
+    """
+
+    def __init__(self, model: ServedModel, options: ServeOptions, ready: Callable[[str], None]) -> None:
+        config = uvicorn.Config(
+            make_app(model, options),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="off",
+            ws="none",
+            timeout_keep_alive=10,
+            limit_concurrency=_CONNECTIONS * options.max_requests,
+            timeout_graceful_shutdown=max(1, round(options.drain_s)),
+            h11_max_incomplete_event_size=64 << 10,
+        )
+        self._listener = _listen(options)
+        self._server = _Uvicorn(config, lambda: ready(_address(self._listener, options)))
+
+    def run(self) -> None:
+        """Serve until a signal comes, or `stop` is called."""
+        with self._listener:
+            self._server.run(sockets=[self._listener])
+
+    def stop(self) -> None:
+        """Take no more, and end once texts in work are finished; from any thread."""
+        self._server.should_exit = True
 
 
 def _listen(options: ServeOptions) -> socket.socket:
@@ -76,7 +99,7 @@ def _address(listener: socket.socket, options: ServeOptions) -> str:
     return f"http://{host}:{listener.getsockname()[1]}"
 
 
-class _Server(uvicorn.Server):
+class _Uvicorn(uvicorn.Server):
     """Says when it is ready, and ends with status 0 after a signal: it was asked to."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
@@ -92,6 +115,9 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take SIGINT and SIGTERM while it runs; uvicorn's own would raise them once more afterwards."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the main thread's
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

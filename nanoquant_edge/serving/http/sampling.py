@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
+from ...runtimes.generation_config import adjusted
 from ...runtimes.sampling import SamplingConfig
 from ..constraint import Grammar
 from .problems import Problem
@@ -35,7 +35,7 @@ def sampling_of(body: Mapping[str, Any], default: SamplingConfig, number: int = 
         changes["seed"] = (body["seed"] + number) % (1 << 64)
     if body.get("logit_bias"):
         changes["logit_bias"] = {_token(name): value for name, value in body["logit_bias"].items()}
-    return replace(default, **changes)
+    return adjusted(default, changes)
 
 
 def _token(name: str) -> int:
