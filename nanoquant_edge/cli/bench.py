@@ -171,6 +171,7 @@ def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any], profile: bool) -> None:
+    from rich.bar import Bar
     from rich.table import Table
 
     from ..system.terminal import plain, terminal
@@ -178,9 +179,15 @@ def _print(report: dict[str, Any], profile: bool) -> None:
     table = Table(title=plain(report["bundle"]))
     for heading in ("prompt", "prefill, tokens/s", "first token, ms", "decode, tokens/s"):
         table.add_column(heading, justify="right")
+    fastest = max(timing["decode_tps"][0] for timing in report["timings"])
+    drawn = terminal().is_terminal and len(report["timings"]) > 1
+    if drawn:
+        table.add_column("decode against context")
     for timing in report["timings"]:
         cells = (timing[key] for key in ("prefill_tps", "ttft_ms", "decode_tps"))
-        table.add_row(str(timing["prompt"]), *(f"{middle:.1f} ({low:.1f}–{high:.1f})" for middle, low, high in cells))
+        row: list[Any] = [f"{middle:.1f} ({low:.1f}–{high:.1f})" for middle, low, high in cells]
+        bar = [Bar(fastest, 0, timing["decode_tps"][0], width=20)] if drawn else []
+        table.add_row(str(timing["prompt"]), *row, *bar)
     memory, threads = report["memory_mb"], report["threads"] or "default"
     terminal().print(table)
     click.echo(

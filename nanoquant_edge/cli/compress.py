@@ -93,14 +93,19 @@ __all__ = ["command"]
     help="Replace a checkpoint that stands at --output, and the state of an interrupted run.",
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run for the same --output.")
+@click.option("--report", type=OutputPath(), help="Write a page with the blocks' errors, time and rates, .html or .md.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def command(model: Path, output: Path, as_json: bool, **options: Any) -> None:
+def command(model: Path, *, output: Path, report: Path | None, as_json: bool, **options: Any) -> None:
     """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) to about BPW bits per weight."""
     from ..errors import NqEdgeError
 
     check_kind(model, "model", "gguf", code="NQ-MODEL")
     if output.exists() and not options["overwrite"]:
         raise NqEdgeError("NQ-OUTPUT", f"{output} exists already.")
+    if report is not None:
+        from ..reports.page import check_report_path
+
+        check_report_path(report)
     try:
         from ..compression import CompressOptions, Recipe, compress
         from ..compression.execution.device import chosen_device
@@ -122,8 +127,17 @@ def command(model: Path, output: Path, as_json: bool, **options: Any) -> None:
         checkpoint = compress(model, output, chosen, progress=progress)
     if not first:
         return
+    if report is not None:
+        from ..reports.compression import compression_page
+        from ..reports.page import save_page
+
+        save_page(compression_page(checkpoint), report)
     summary = summarize(checkpoint)
-    echo_json(summary) if as_json else _print(summary)
+    if as_json:
+        echo_json(summary)
+        return
+    _print(summary)
+    _plot(checkpoint.settings.recipe["block_errors"])
 
 
 def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -171,3 +185,20 @@ def _print(summary: dict[str, Any]) -> None:
     for stage in summary["undone"]:
         table.add_row("reverted", f"{stage}: its loss was not finite")
     terminal().print(table)
+
+
+def _plot(errors: list[float]) -> None:
+    """The errors of the blocks as bars, on a terminal; a file or a pipe has the table alone."""
+    from rich.bar import Bar
+    from rich.table import Table
+
+    from ..system.terminal import terminal
+
+    console, most = terminal(), max(errors, default=0.0)
+    if not console.is_terminal or not most > 0:
+        return
+    table = Table.grid(padding=(0, 1))
+    for block, error in enumerate(errors):
+        table.add_row(f"block {block}", f"{error:.3f}", Bar(most, 0, error, width=max(10, console.width - 24)))
+    console.print("factorization error of each block", style="bold")
+    console.print(table)

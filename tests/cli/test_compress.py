@@ -55,6 +55,23 @@ def test_json(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "takes hours" not in out.err
 
 
+def test_a_page_and_a_plot_for_terminals(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--calibration", "text.txt", "--preset", "quick", "--bpw", 1.5, "--device", "cpu")
+    assert run("compress", "m", "--output", "c", *options, "--report", "r.html") == 0
+    assert "factorization error of each block" not in capsys.readouterr().out, "a pipe gets the table alone"
+    page = (workplace / "r.html").read_text(encoding="utf-8")
+    errors = Checkpoint(workplace / "c").settings.recipe["block_errors"]
+    assert page.count("<svg") >= 4 and all(f"{error:.3f}" in page for error in errors)
+    assert run("compress", "m", "--output", "d", *options, "--report", "r.pdf") == 2
+    assert not (workplace / "d").exists(), "refused before anything was computed"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run("compress", "m", "--output", "e", *options) == 0
+    out = capsys.readouterr().out
+    assert "factorization error of each block" in out and "block 1" in out and "█" in out
+
+
 def test_a_table_and_a_warning_of_hours(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compress", "m", "--output", "c", "--calibration", "text.txt") == 0
     out = capsys.readouterr()
