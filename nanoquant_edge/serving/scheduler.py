@@ -22,7 +22,9 @@ from ..errors import NqEdgeError
 from ..formats.tokenizer import Tokenizer
 from ..runtimes.slots import SlotRow, Slots
 from .answer import Answer
+from .drafting import Drafter, Guess, NgramDrafter
 from .options import SchedulerOptions
+from .pace import Chance, StepTimes
 from .requests import BusyError, Outcome, Piece, Request
 from .shelf import Shelf
 from .statistics import Counters, Statistics
@@ -39,6 +41,8 @@ class _Job:
         self.slot = -1
         self.computed = 0  # tokens whose keys and values the slot holds
         self.reused = self.drafted = self.accepted = 0
+        self.draft: list[int] = []  # guessed for the step that comes
+        self.chance = Chance()
         self.submitted = time.perf_counter()
         self.started = self.first = self.last = 0.0
         self.cancelled = False
@@ -75,6 +79,8 @@ class Scheduler:
         tokenizer: the model's.
         eos_ids: ids that end a text.
         options: how texts share the model.
+        drafter: what guesses tokens ahead, where options ask for that; None looks them up in the text. Closed with the
+            scheduler.
 
     Example:
         >>> from nanoquant_edge.formats.bundle import Bundle
@@ -95,12 +101,15 @@ class Scheduler:
         *,
         eos_ids: Iterable[int] = (),
         options: SchedulerOptions | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         self._slots, self._tokenizer = slots, tokenizer
         self._eos_ids = frozenset(eos_ids)
         self._options = options or SchedulerOptions()
         most = slots.count * slots.max_context
         self._shelf = Shelf(slots.count, min(self._options.cache_tokens or most, most))
+        self._drafter = drafter or NgramDrafter()
+        self._times = StepTimes()
         self._waiting: deque[_Job] = deque()
         self._active: list[_Job] = []
         self._errands: deque[Callable[[], None]] = deque()
@@ -174,6 +183,7 @@ class Scheduler:
                 self._cancel_all()
                 self._changed.notify_all()
             self._thread.join()
+        self._drafter.close()
         self._slots.close()
 
     def __enter__(self) -> Scheduler:
@@ -266,28 +276,53 @@ class Scheduler:
 
     def _step(self) -> None:
         """One call of the model, and what follows from its logits."""
-        rows = self._rows()
         begin = time.perf_counter()
+        rows: list[tuple[_Job, SlotRow]] = []
         try:
+            self._guess()
+            rows = self._rows()
             results = self._slots.forward([row for _, row in rows])
         except Exception as error:  # of memory or the runtime: the texts of this step are lost, the others are not
             with self._changed:
-                for job, _ in rows:
+                for job in [job for job, _ in rows] or list(self._active):
                     self._fail(job, error)
             return
-        end = time.perf_counter()
+        seconds = time.perf_counter() - begin
         with self._changed:
             self._counters.steps += 1
-            self._counters.step_s += end - begin
+            self._counters.step_s += seconds
+        if all(row.logits == len(row.ids) for _, row in rows):
+            self._times.add(len(rows), sum(len(job.draft) for job, _ in rows), seconds)
         for (job, row), logits in zip(rows, results, strict=True):
             self._take(job, row, logits)
+
+    def _guess(self) -> None:
+        """Guess tokens for the texts that are being written, as many as pay."""
+        writing = [job for job in self._active if job.pending == 1]
+        for job in writing:
+            job.draft = []
+        most = self._options.draft if self._slots.exact else 0
+        if not most or not writing:
+            return
+        share = self._times.share(len(writing))
+        asked: list[tuple[_Job, Guess]] = []
+        for job in writing:
+            room = min(most, job.need - len(job.writing.ids), self._slots.most_tokens // len(writing) - 1)
+            count = job.chance.worth(share, room) if room > 0 else 0
+            if count:
+                asked.append((job, Guess(job.slot, job.writing.ids, count)))
+            else:
+                job.chance.add(0, 0)
+        if asked:
+            for (job, _), found in zip(asked, self._drafter.guess([guess for _, guess in asked]), strict=True):
+                job.draft = found
 
     def _rows(self) -> list[tuple[_Job, SlotRow]]:
         """What the step computes: the last token of every text, and pieces of prompts."""
         writing = [job for job in self._active if job.pending == 1]
         reading = [job for job in self._active if job.pending > 1]
-        rows = [self._row(job, 1) for job in writing]
-        room = self._slots.most_tokens - len(rows)
+        rows = [self._guessed_row(job) for job in writing]
+        room = self._slots.most_tokens - sum(len(row.ids) for _, row in rows)
         if writing:
             room = min(room, self._options.chunk)
         # Even shares; what a short prompt leaves goes to the others.
@@ -299,26 +334,40 @@ class Scheduler:
             room -= share
         return rows
 
+    def _guessed_row(self, job: _Job) -> tuple[_Job, SlotRow]:
+        ids = [job.writing.ids[-1], *job.draft]
+        return job, SlotRow(job.slot, ids, logits=len(ids))
+
     def _row(self, job: _Job, count: int) -> tuple[_Job, SlotRow]:
         ids = job.writing.ids[job.computed : job.computed + count]
         return job, SlotRow(job.slot, ids, logits=int(count == job.pending))
 
     def _take(self, job: _Job, row: SlotRow, logits: np.ndarray) -> None:
         """Let a text choose from its logits."""
-        job.computed += len(row.ids)
+        before, draft = job.writing.new, job.draft
         if not row.logits:
+            job.computed += len(row.ids)
             return
-        before = job.writing.new
         try:
-            piece = job.writing.take(logits)
+            piece = job.writing.take(logits, lambda index, token: token == draft[index])
+            # Of the guesses, those that held count as computed; the last token that was chosen never is.
+            job.computed += len(row.ids) - len(draft) + len(piece.tokens) - 1
+            if draft and len(piece.tokens) <= len(draft):
+                self._slots.truncate(job.slot, job.computed)
         except Exception as error:  # of a mask, or logits that are not finite: only this text is lost
             with self._changed:
                 self._fail(job, error)
             return
         job.last = time.perf_counter()
         job.first = job.first or job.last
+        held = len(piece.tokens) - 1
+        if draft:
+            job.chance.add(len(draft), held)
+            job.drafted, job.accepted, job.draft = job.drafted + len(draft), job.accepted + held, []
         with self._changed:
             self._counters.new_tokens += job.writing.new - before
+            self._counters.drafted += len(draft)
+            self._counters.accepted += held if draft else 0
             if job.writing.reason is not None:
                 self._finish(job, piece)
                 return
