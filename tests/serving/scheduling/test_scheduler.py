@@ -18,8 +18,8 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.tokenizer import Tokenizer
 from nanoquant_edge.runtimes.sampling import Sampler, SamplingConfig
 from nanoquant_edge.serving import BusyError, Request, Scheduler, SchedulerOptions
-from tests.serving.conftest import Make
-from tests.serving.fake_slots import FakeSlots
+from tests.serving.scheduling.conftest import Make
+from tests.serving.scheduling.fake_slots import FakeSlots
 
 EOS = (7, 11)
 

@@ -12,9 +12,9 @@ from nanoquant_edge.runtimes.sampling import SamplingConfig
 from nanoquant_edge.serving import Request, Scheduler, SchedulerOptions
 from nanoquant_edge.serving.drafting import Guess, ModelDrafter, NgramDrafter
 from nanoquant_edge.serving.pace import Chance, StepTimes
-from tests.serving.conftest import Make
-from tests.serving.fake_slots import FakeSlots
-from tests.serving.test_scheduler import lone, prompt
+from tests.serving.scheduling.conftest import Make
+from tests.serving.scheduling.fake_slots import FakeSlots
+from tests.serving.scheduling.test_scheduler import lone, prompt
 
 
 class OtherSlots(FakeSlots):
