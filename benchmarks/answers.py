@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
+from nanoquant_edge.compression.calibrate.writing import Script, Turn, Writing, end_tokens, write
 from nanoquant_edge.validation.perplexity import head_logits
 
 __all__ = ["Answers", "repeated_share"]
 
 _FILE = Path(__file__).with_suffix(".json")
 _LONGEST, _SHORT, _NGRAM = 200, 30, 4
-_AT_ONCE = {"cpu": 8, "cuda": 100}
 
 Ids = list[int]
 
@@ -76,14 +76,14 @@ class Answers:
 
     def _asked(self, model: Any) -> tuple[dict[str, float], list[Ids]]:
         answers = _greedy(model, self.tokenizer, self.prompts, _LONGEST)
-        ends = _end_tokens(model, self.tokenizer)
+        ends = end_tokens(model, self.tokenizer)
         short = _greedy(model, self.tokenizer, [prompt for prompt, _ in self.questions], _SHORT)
         right = [
             re.search(rf"\b(?:{pattern})\b", self.tokenizer.decode(answer, skip_special_tokens=True), re.IGNORECASE)
             for answer, (_, pattern) in zip(short, self.questions, strict=True)
         ]
         figures = {
-            "ends": round(sum(answer[-1] in ends for answer in answers) / len(answers), 4),
+            "ends": round(sum(answer[-1:] != [] and answer[-1] in ends for answer in answers) / len(answers), 4),
             "repeats": round(sum(map(repeated_share, answers)) / len(answers), 4),
             "right": round(sum(found is not None for found in right) / len(right), 4),
         }
@@ -102,29 +102,14 @@ class Answers:
         return total / tokens
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    found = getattr(model.generation_config, "eos_token_id", None) or model.config.eos_token_id
-    return {tokenizer.eos_token_id, *(found if isinstance(found, list) else [found])} - {None}
-
-
-@torch.inference_mode()
 def _greedy(model: Any, tokenizer: Any, prompts: list[Ids], longest: int) -> list[Ids]:
     """The greedy answer to each prompt, with its end token where it ended by itself."""
-    from transformers import GenerationConfig
+    answers: dict[int, Ids] = {}
 
-    ends = sorted(_end_tokens(model, tokenizer))
-    settings = GenerationConfig(do_sample=False, max_new_tokens=longest, eos_token_id=ends, pad_token_id=ends[0])
-    at_once, answers = _AT_ONCE[model.device.type], []
-    for first in range(0, len(prompts), at_once):
-        part = prompts[first : first + at_once]
-        width = max(map(len, part))
-        ids = torch.full((len(part), width), ends[0])
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(part):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        written = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings)
-        for row in written[:, width:].tolist():
-            end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
-            answers.append(row[: end + 1])
-    return answers
+    def asked(number: int) -> Script:
+        answers[number] = yield Turn(prompts[number], longest)
+
+    length = max(map(len, prompts)) + longest
+    writing = Writing(length=length, temperature=0, ends=end_tokens(model, tokenizer), dtype=torch.float32)
+    write(model, [asked(number) for number in range(len(prompts))], writing)
+    return [answers[number] for number in range(len(prompts))]

@@ -18,23 +18,26 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor
 
 from benchmarks.answers import Answers
 from benchmarks.figures import append_rows, figures_option
 from benchmarks.quality_measure import Measure
-from nanoquant_edge.compression.calibrate.conversations import conversation_windows
-from nanoquant_edge.compression.calibrate.sources import TextSource, read_source, shared_out
-from nanoquant_edge.compression.calibrate.text import text_windows
+from nanoquant_edge.compression.calibrate.sources import CalibrationText, TextSource
+from nanoquant_edge.compression.calibrate.windows import fresh_windows
 from nanoquant_edge.compression.recipe import Recipe
 from nanoquant_edge.compression.run import Run
 from nanoquant_edge.compression.tune.end_to_end import tune_end_to_end
 from nanoquant_edge.compression.tune.layers import SignFactors
 from nanoquant_edge.formats.checkpoint import Checkpoint
-from nanoquant_edge.models.loading import SourceModel, load_model
-from nanoquant_edge.system.progress import Progress
+from nanoquant_edge.models.loading import load_model
 
-_LENGTH = 2048
+#: A variant's fields -> settings of a recipe.
+_SETTINGS = {
+    "tokens": "end_to_end_tokens",
+    "lr": "end_to_end_lr",
+    "batch": "end_to_end_batch",
+    "chat": "end_to_end_chat_share",
+}
 
 
 def factors_of(checkpoint: Checkpoint) -> dict[str, SignFactors]:
@@ -47,34 +50,6 @@ def factors_of(checkpoint: Checkpoint) -> dict[str, SignFactors]:
         bias = None if layer.bias is None else torch.from_numpy(layer.bias.astype("float32"))
         found[name] = SignFactors.from_words(u, v, *scales, bias)
     return found
-
-
-class Texts:
-    """Windows of text and of conversations, each made once and in an order that the seed decides."""
-
-    def __init__(self, source: SourceModel, texts: list[TextSource], windows: int, chats: int, seed: int) -> None:
-        counts = shared_out(windows, [text.weight for text in texts])
-        parts = [
-            text_windows(source.tokenizer, read_source(text), windows=count, length=_LENGTH, seed=seed)
-            for text, count in zip(texts, counts, strict=True)
-            if count
-        ]
-        generator = torch.Generator().manual_seed(seed)
-        plain = torch.cat(parts)
-        self.plain = plain[torch.randperm(len(plain), generator=generator)]
-        self.chats = plain[:0]
-        if chats:
-            show = Progress(lambda fraction, text: None)
-            self.chats = conversation_windows(
-                source.model, source.tokenizer, chats, _LENGTH, seed=seed, text=None, progress=show
-            )
-
-    def windows(self, tokens: float, chat: float) -> Tensor:
-        """Windows (some, length) of about so many tokens, a share of them conversations."""
-        count = max(1, round(tokens / _LENGTH))
-        chats = min(len(self.chats), round(chat * count))
-        chosen = torch.cat([self.plain[: count - chats], self.chats[:chats]])
-        return chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
 
 
 def with_factors(model: Any, factors: dict[str, SignFactors]) -> Any:
@@ -119,20 +94,20 @@ def main(
         measure = Measure(source.tokenizer, source.config, texts, windows, 0)
         answers = Answers(source.tokenizer, prompts) if prompts else None
         states = measure.dense_states(dense)
-        most = max(int(variant.get("tokens", 0)) for variant in wanted) // _LENGTH + 1
-        chats = max(round(variant.get("chat", 0) * variant.get("tokens", 0) / _LENGTH) for variant in wanted)
-        text = Texts(source, [TextSource.parse(name) for name in sources], most, chats, seed)
+        text = CalibrationText.read([TextSource.parse(name) for name in sources])
+        assert text is not None
         opened = Checkpoint(checkpoint)
         if answers is not None:
             click.echo(json.dumps({"dense": answers.dense(dense)}))
         for variant in [{}, *wanted]:  # the checkpoint as it is comes first
             factors = factors_of(opened)
-            settings = {f"end_to_end_{name}": variant[name] for name in ("lr", "batch") if name in variant}
+            settings = {_SETTINGS[name]: value for name, value in {"chat": 0.0, **variant}.items()}
+            settings["end_to_end_tokens"] = int(settings.get("end_to_end_tokens", 0))
             run = Run(recipe=Recipe.preset("max", **settings), device=device, dtype=dtype, seed=seed)
             started = time.monotonic()
             losses: dict[str, Any] = {}
             if variant:
-                chosen = text.windows(variant["tokens"], variant.get("chat", 0))
+                chosen = fresh_windows(source, text, run)
                 blocks = dense.get_submodule(source.family.blocks)
                 outcome = tune_end_to_end(dense, blocks, factors, windows=chosen, run=run)
                 losses["loss"] = round(outcome.last, 4)

@@ -5,7 +5,7 @@ Runs in an environment of its own, with llama-cpp-python and numpy alone.
 
     python peer_llama.py measure MODEL.gguf THREADS PROMPT NEW REPETITIONS
     python peer_llama.py perplexity MODEL.gguf THREADS WINDOW IDS.npy
-    python peer_llama.py quantize SOURCE.gguf TARGET.gguf KIND [IMPORTANCES.npz]
+    python peer_llama.py quantize SOURCE.gguf TARGET.gguf KIND [IMPORTANCES.npz [THREADS]]
 
 Quantized models are made from the 4-bit file that the baseline is, which llama.cpp calls requantizing. Importances are
 mean squares of each tensor's inputs, by the tensor's name, as llama.cpp's own tool collects them.
@@ -94,12 +94,12 @@ def perplexity(model: str, threads: int, window: int, path: str) -> dict[str, fl
     return {"ppl": float(np.exp(np.mean(losses)))}
 
 
-def quantize(source: str, target: str, kind: str, importances: str = "") -> dict[str, float]:
+def quantize(source: str, target: str, kind: str, importances: str = "", threads: str = "1") -> dict[str, float]:
     """Write a model of another kind (Q4_0, IQ2_XXS, ...: llama.h's LLAMA_FTYPE_MOSTLY_*)."""
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     parameters.allow_requantize = True
-    parameters.nthread = 1
+    parameters.nthread = int(threads)
     if importances:
         kept = {name: np.ascontiguousarray(values, np.float32) for name, values in np.load(importances).items()}
         entry, number = llama_cpp.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What llama.cpp's types lose at few bits, on the windows of `benchmarks.quality`: rows of docs/figures/quality.json.
+"""What llama.cpp's types lose at few bits, measured as `benchmarks.quality` measures: rows of quality.json.
 
     python -m benchmarks.peer_quality MODEL.gguf --python VENV/bin/python --kind Q2_K --kind IQ2_XXS --append
 
 llama-cpp-python lives in an environment of its own (`benchmarks.cpu_peers` makes one). Each type is made from the dense
 model's own GGUF file under an importance matrix: mean squares of each layer's inputs on windows of the calibration text
-that our rows have too. A row's size is the whole file's, and its bits are those of the layers that we compress. The
-perplexity is llama.cpp's own, which rounds activations to 8 bits in products as it does in use.
+that our rows have too. The weights that come out are measured in float32, as our checkpoints are; `--check N` also lets
+llama.cpp itself tell the perplexity of the first N windows, with activations rounded to 8 bits as in use. A row's size
+is the whole file's, and its bits are those of the layers that we compress.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from benchmarks.figures import append_rows, figures_option
-from benchmarks.quality_measure import CORPORA, corpus_windows
+from benchmarks.quality_measure import Measure
 from nanoquant_edge.compression.calibrate.text import read_text, text_windows
+from nanoquant_edge.compression.execution.device import chosen_device
 from nanoquant_edge.compression.execution.hooks import watched
 from nanoquant_edge.models.gguf.layout import LINEARS, parameter_name
 from nanoquant_edge.models.loading import SourceModel, load_model
@@ -89,48 +90,52 @@ def _call(python: Path, *arguments: object) -> dict[str, Any]:
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder of importances and models.")
 @click.option("--calibrated", default=32, show_default=True, help="Calibration windows of 2048 tokens.")
 @click.option("--windows", default=32, show_default=True, help="Test windows of 2048 tokens; 0 only tells sizes.")
-@click.option("--corpus", "corpora", multiple=True, type=click.Choice(tuple(CORPORA)), default=tuple(CORPORA))
-@click.option("--threads", default=1, show_default=True)
+@click.option("--items", default=0, show_default=True, help="Items of each zero-shot set; 0 leaves them out.")
+@click.option("--check", default=0, show_default=True, help="Windows on which llama.cpp is asked too.")
+@click.option("--threads", default=1, show_default=True, help="Of llama.cpp.")
+@click.option("--device", default="auto", show_default=True)
 @click.option("--append", is_flag=True, help="Add the rows to the figure file quality.json.")
 @figures_option
 def main(model: Path, python: Path, kinds: tuple[str, ...], texts: Path, work: Path, **options: Any) -> None:
     """Make MODEL (a .gguf file) in each KIND and measure it."""
     work.mkdir(parents=True, exist_ok=True)
-    importances = work / f"{model.stem}.importances.npz"
-    windows = options["windows"]
-    ids = {name: work / f"{model.stem}.{name}.npy" for name in options["corpora"]}
-    name_file = work / f"{model.stem}.name"
+    importances, ids = work / f"{model.stem}.importances.npz", work / f"{model.stem}.ids.npy"
+    device, windows = chosen_device(options["device"]), options["windows"]
     with load_model(model) as source:
-        name_file.write_text(source.name, encoding="utf-8")
-        for corpus, file in ids.items():
-            text = read_text(texts / CORPORA[corpus])
-            np.save(file, corpus_windows(source.tokenizer, source.config, text, windows).numpy())
+        dense = source.move_to(device)
+        measure = Measure(source.tokenizer, source.config, texts, windows, options["items"]) if windows else None
+        if measure is not None:
+            np.save(ids, measure.corpora["ppl"][: options["check"]].numpy())
         if not importances.is_file():
             text = read_text(texts / "wikitext2-train-part.raw")
             chosen = text_windows(source.tokenizer, text, windows=options["calibrated"], length=_LENGTH, seed=0)
             np.savez(importances, **input_squares(source, chosen))  # type: ignore[arg-type]
-        name = source.name
-    for kind in kinds:
-        file = work / f"{model.stem}.{kind}.gguf"
-        if not file.is_file():
-            _call(python, "quantize", model, file, kind, importances)
-        row: dict[str, Any] = {
-            "model": name,
-            "recipe": "llama.cpp",
-            "schedule": kind,
-            "n_windows": windows,
-            "target_bpw": round(layer_bits(file), 2),
-            "seed": 0,
-            "true_bpw": round(layer_bits(file), 4),
-            "file_mb": round(file.stat().st_size / 1e6, 2),
-        }
-        for corpus, place in ids.items() if windows else ():
-            found = _call(python, "perplexity", file, options["threads"], _LENGTH, place)
-            row |= {corpus: round(found["ppl"], 3), "llama_cpp": found["version"]}
-        click.echo(json.dumps(row))
-        sys.stdout.flush()
-        if options["append"]:
-            append_rows("quality", [row], folder=options["folder"])
+        for kind in kinds:
+            file = work / f"{model.stem}.{kind}.gguf"
+            if not file.is_file():
+                _call(python, "quantize", model, file, kind, importances, options["threads"])
+            row: dict[str, Any] = {
+                "model": source.name,
+                "recipe": "llama.cpp",
+                "schedule": kind,
+                "n_windows": windows,
+                "target_bpw": round(layer_bits(file), 2),
+                "seed": 0,
+                "true_bpw": round(layer_bits(file), 4),
+                "file_mb": round(file.stat().st_size / 1e6, 2),
+            }
+            if measure is not None:
+                with load_model(file) as made:
+                    states = measure.dense_states(dense)
+                    row |= measure.compressed(made.move_to(device), dense, states)
+                row["zero_shot_items"] = options["items"]
+            if options["check"]:
+                found = _call(python, "perplexity", file, options["threads"], _LENGTH, ids)
+                row |= {"ppl_llama": round(found["ppl"], 3), "check_windows": options["check"]}
+                row["llama_cpp"] = found["version"]
+            click.echo(json.dumps(row))
+            if options["append"]:
+                append_rows("quality", [row], folder=options["folder"])
 
 
 if __name__ == "__main__":

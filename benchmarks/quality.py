@@ -7,7 +7,8 @@ Calibration is the WikiText-2 training part; the corpora are the WikiText-2 test
 for each model, recipe, rate and seed, written as soon as it is there; rows that the figure holds already are passed
 over, so a long table can be made in several runs, each of them within `--time-limit`. `--figures` writes elsewhere (on
 a machine whose files are fetched), and `--merge FILE` takes such rows over. The dense model's figures are taken from
-earlier rows where there are any.
+earlier rows where there are any. `--answers` also asks a model with a chat format (`benchmarks.answers`). Rows of
+`default` have no conversations among their windows, so that they compare with `official`; presets are as they come.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from benchmarks.answers import Answers
 from benchmarks.figures import FOLDER, append_rows, figures_option, merge_rows
 from benchmarks.quality_measure import Measure
 from benchmarks.round_to_nearest import rounded_layers, stored_bits
 from nanoquant_edge.compression import CompressOptions, Recipe, compress_source
+from nanoquant_edge.compression.calibrate.conversations import has_chat_format
 from nanoquant_edge.compression.recipe import REDUCED
 from nanoquant_edge.formats.companions import COMPANION_FILES
 from nanoquant_edge.models.loading import SourceModel, load_model
@@ -35,12 +39,27 @@ from nanoquant_edge.validation.dense import dense_model
 _KEY = ("model", "recipe", "schedule", "n_windows", "target_bpw", "seed")
 
 
-def known_dense(rows: list[dict[str, Any]], model: str, windows: int, items: int) -> dict[str, Any] | None:
-    """The dense model's figures, where an earlier row of the same model, windows and items has them."""
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a row from others."""
+    return (*(row.get(name) for name in _KEY), row.get("embedding", "fp16"))
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: test windows of each corpus, items of each zero-shot set, chat prompts."""
+
+    windows: int
+    items: int
+    prompts: int = 0
+
+
+def known_dense(rows: list[dict[str, Any]], model: str, size: Size) -> dict[str, Any] | None:
+    """The dense model's figures, where an earlier row of the same model, windows, items and prompts has them."""
     for row in reversed(rows):
-        if (row["model"], row["n_windows"], row.get("zero_shot_items")) == (model, windows, items):
+        asked = (row["model"], row["n_windows"], row.get("zero_shot_items"), row.get("answers", 0))
+        if asked == (model, size.windows, size.items, size.prompts):
             found = {name: value for name, value in row.items() if name.endswith("_dense")}
-            if found:
+            if "code_dense" in found:
                 return found
     return None
 
@@ -51,32 +70,35 @@ class Bench:
     Args:
         source: the model.
         texts: folder of the texts.
-        windows: of each corpus.
-        items: of each zero-shot set.
+        size: how much is measured.
         rows: earlier rows, which may hold the dense model's figures.
     """
 
-    def __init__(
-        self, source: SourceModel, texts: Path, windows: int, items: int, rows: Sequence[dict[str, Any]] = ()
-    ) -> None:
-        self.source, self.items = source, items
+    def __init__(self, source: SourceModel, texts: Path, size: Size, rows: Sequence[dict[str, Any]] = ()) -> None:
+        asks = size.prompts and has_chat_format(source.tokenizer)
+        self.source = source
+        self.size = size if asks else Size(size.windows, size.items)
         self.calibration = texts / "wikitext2-train-part.raw"
-        self.measure = Measure(source.tokenizer, source.config, texts, windows, items)
-        self._dense = known_dense(list(rows), source.name, windows, items)
+        self.measure = Measure(source.tokenizer, source.config, texts, size.windows, size.items)
+        self.answers = Answers(source.tokenizer, size.prompts) if asks else None
+        self._dense = known_dense(list(rows), source.name, self.size)
 
     def figures(self, model: Any, states: torch.Tensor) -> dict[str, Any]:
         """What every row has: a model's figures, the dense model's, and how long measuring took."""
         started = time.monotonic()
         found = self.measure.compressed(model, self.source.model, states)
+        if self.answers is not None:
+            found |= self.answers.compressed(model, self.source.model)
         seconds = time.monotonic() - started
         if self._dense is None:
-            self._dense = self.measure.dense(self.source.model)
+            self._dense = self._dense_figures()
         weights = sum(parameter.numel() for parameter in self.source.model.parameters())
         return {
             **found,
             **self._dense,
             "dense_mb": round(weights * 2 / 1e6 + self._companions_mb(), 2),
-            "zero_shot_items": self.items,
+            "zero_shot_items": self.size.items,
+            **({"answers": self.size.prompts} if self.answers else {}),
             "measure_seconds": round(seconds, 1),
         }
 
@@ -113,7 +135,7 @@ class Bench:
         weights = sum(m * n for m, n in shapes)
         others = sum(parameter.numel() for parameter in model.parameters()) - weights
         states = self.measure.dense_states(model)
-        self._dense = self._dense or self.measure.dense(model)
+        self._dense = self._dense or self._dense_figures()
         with rounded_layers(model, names, bits):
             figures = self.figures(model, states)  # the head is not rounded, so it is the dense model's too
         return {
@@ -122,6 +144,12 @@ class Bench:
             **figures,
             "file_mb": round(stored / 8e6 + others * 2 / 1e6 + self._companions_mb(), 2),
         }
+
+    def _dense_figures(self) -> dict[str, Any]:
+        found = self.measure.dense(self.source.model)
+        if self.answers is not None:
+            found |= {f"{name}_dense": value for name, value in self.answers.dense(self.source.model).items()}
+        return found
 
     def _companions_mb(self) -> float:
         """Size of the tokenizer and whatever else every checkpoint of the model carries."""
@@ -143,7 +171,8 @@ def _wanted(
     for bpw in bpws:
         for seed in seeds:
             for name in recipes:
-                extra = {**(REDUCED[name] if schedule == "reduced" else {}), **settings}
+                plain = {"chat_share": 0.0} if name == "default" else {}
+                extra = {**plain, **(REDUCED[name] if schedule == "reduced" else {}), **settings}
                 recipe = Recipe.preset("full" if name == "default" else name, **extra)
                 text = " ".join([*([schedule] if schedule else []), *changes])
                 values = (model, name, text, windows, bpw, seed)
@@ -162,6 +191,8 @@ def _wanted(
 @click.option("--rtn", "rounded", type=int, multiple=True, help="Also round-to-nearest at so many bits.")
 @click.option("--windows", default=32, show_default=True, help="Test windows of 2048 tokens on each corpus.")
 @click.option("--items", default=0, show_default=True, help="Items of each zero-shot set; 0 leaves them out.")
+@click.option("--answers", default=0, show_default=True, help="Chat prompts, 200 at most; 0 asks nothing.")
+@click.option("--embedding", default="fp16", show_default=True, help="Of the checkpoints: fp16, int8 or int4.")
 @click.option("--set", "changes", multiple=True, help="Recipe setting, name=value (JSON).")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--compute-dtype", default="auto", show_default=True)
@@ -180,14 +211,14 @@ def main(
     rounded: tuple[int, ...],
     windows: int,
     items: int,
+    answers: int,
     changes: tuple[str, ...],
-    device: str,
-    compute_dtype: str,
     append: bool,
     folder: Path,
     merge: Path | None,
     time_limit: float,
     output: Path | None,
+    **options: str,
 ) -> None:
     """Compress MODELS, one after the other, and print one row a recipe, rate and seed."""
     started = time.monotonic()
@@ -203,17 +234,19 @@ def main(
             return
         with load_model(model) as source, tempfile.TemporaryDirectory() as scratch:
             there = _rows(folder) if append else []
-            bench = Bench(source, texts, windows, items, there + (_rows(FOLDER) if folder != FOLDER else []))
-            options = {"device": device, "compute_dtype": compute_dtype}
+            size = Size(windows, items, answers)
+            bench = Bench(source, texts, size, there + (_rows(FOLDER) if folder != FOLDER else []))
             jobs: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = []
             for label, recipe in _wanted(source.name, recipes, schedule, changes, bpws, seeds, windows):
+                if options["embedding"] != "fp16":
+                    label["embedding"] = options["embedding"]
                 made = output or Path(scratch) / "checkpoint"
                 jobs.append((label, functools.partial(bench.row, label, recipe, options, made)))
             for bits in rounded:
                 label = dict(zip(_KEY, (source.name, "rtn", "", windows, float(bits), 0), strict=True))
-                jobs.append((label, functools.partial(_rounded, bench, label, device)))
-            done = {tuple(row.get(key) for key in _KEY) for row in there}
-            jobs = [(label, job) for label, job in jobs if tuple(label.values()) not in done]
+                jobs.append((label, functools.partial(_rounded, bench, label, options["device"])))
+            done = {_key(row) for row in there}
+            jobs = [(label, job) for label, job in jobs if _key(label) not in done]
             for count, (_, job) in enumerate(jobs):
                 if time.monotonic() - started > time_limit:
                     click.echo(f"time limit: {len(jobs) - count} rows of {source.name} not started", err=True)

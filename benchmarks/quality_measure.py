@@ -3,15 +3,17 @@
 
 Perplexity is exp of the mean over windows of the mean next-token loss (docs/METHOD.md, section 3.2); KL (dense to
 compressed) and agreement of the most likely token are over all positions of the first windows of the first corpus.
+`code` is the share of next tokens that are the likeliest one on source code: modules of this Python's standard library.
 Everything is float32; windows and positions are taken together as far as memory allows, which changes no definition.
 """
 
 from __future__ import annotations
 
 import math
+import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +22,13 @@ from benchmarks.zero_shot import Tasks
 from nanoquant_edge.compression.calibrate.text import read_text
 from nanoquant_edge.validation.perplexity import head_logits
 
-__all__ = ["CORPORA", "Measure", "corpus_windows", "window_figures"]
+__all__ = ["CORPORA", "Measure", "WindowFigures", "corpus_windows", "source_code", "window_figures"]
 
 #: Field of a row -> file.
 CORPORA = {"ppl": "wikitext2-test.raw", "ppl2": "wikipedia-passages.txt"}
-WINDOW, KL_WINDOWS = 2048, 8
+WINDOW, KL_WINDOWS, CODE_WINDOWS = 2048, 8, 16
+#: Modules that every Python of the last ten years has, of different kinds.
+_MODULES = ("argparse", "ast", "calendar", "csv", "dataclasses", "difflib", "heapq", "shutil", "textwrap", "zipfile")
 #: Tokens of one forward pass and bytes of float32 logits, on a CPU and on a GPU.
 _TOKENS = {"cpu": WINDOW, "cuda": 8 * WINDOW}
 _LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
@@ -58,26 +62,38 @@ def _states(model: Any, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield ids, model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
 
+def source_code(folder: Path | None = None) -> str:
+    """The text of some modules of a Python's standard library; of this Python's where no folder is given."""
+    folder = Path(sysconfig.get_paths()["stdlib"]) if folder is None else folder
+    files = [folder / f"{module}.py" for module in _MODULES]
+    text = "\n\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    return text[: CODE_WINDOWS * WINDOW * 8]  # a token has about four letters
+
+
+class WindowFigures(NamedTuple):
+    """Perplexity; mean KL (dense || model) in nats; how often the likeliest token is the dense model's, and right."""
+
+    ppl: float
+    kl: float
+    top1: float
+    right: float
+
+
 @torch.inference_mode()
-def window_figures(
-    model: Any, windows: Tensor, dense: Any = None, dense_states: Tensor | None = None
-) -> tuple[float, float, float]:
-    """Perplexity over windows, and KL and agreement over those of which the dense model's last states are known.
+def window_figures(model: Any, windows: Tensor, dense: Any = None, dense_states: Tensor | None = None) -> WindowFigures:
+    """Perplexity and right tokens over windows, KL and agreement where the dense model's last states are known.
 
     Args:
         model: transformers causal language model.
         windows: int64 (count, length).
         dense: the dense model, for its head.
         dense_states: its last states (some, length, hidden) on the first windows; none leaves KL and agreement 0.
-
-    Returns:
-        Perplexity, mean KL (dense || model) in nats, share of equal top-1 tokens.
     """
     length = windows.shape[1]
     rows = max(1, _LOGIT_BYTES[model.device.type] // (4 * model.get_output_embeddings().weight.shape[0]))
     losses: list[Tensor] = []
     divergence = torch.zeros((), dtype=torch.float64, device=model.device)
-    equal = torch.zeros((), dtype=torch.int64, device=model.device)
+    equal, right = (torch.zeros((), dtype=torch.int64, device=model.device) for _ in range(2))
     known = 0 if dense_states is None else len(dense_states)
     first = 0
     for ids, states in _states(model, windows):
@@ -88,19 +104,23 @@ def window_figures(
         if dense_states is not None and here:
             wanted_states = dense_states[first : first + len(ids)].flatten(0, 1).to(model.device)
         found = torch.empty(len(flat), dtype=torch.float64, device=model.device)
+        counted = torch.arange(len(flat), device=model.device) % length < length - 1
         for start in range(0, len(flat), rows):
             part = slice(start, start + rows)
             chances = head_logits(model, flat[part]).log_softmax(-1)
             found[part] = -chances.gather(1, targets[part, None])[:, 0].double()
+            best = chances.argmax(-1)
+            right += ((best == targets[part]) & counted[part]).sum()
             if wanted_states is not None and start < here:
                 wanted = head_logits(dense, wanted_states[part]).log_softmax(-1)
                 chances = chances[: len(wanted)]
                 divergence += (wanted.exp() * (wanted - chances)).sum(dtype=torch.float64)
-                equal += (wanted.argmax(-1) == chances.argmax(-1)).sum()
+                equal += (wanted.argmax(-1) == best[: len(wanted)]).sum()
         losses.append(found.view_as(ids)[:, : length - 1].mean(1))
         first += len(ids)
     positions = max(1, known * length)
-    return math.exp(float(torch.cat(losses).mean())), float(divergence) / positions, int(equal) / positions
+    ppl, shares = math.exp(float(torch.cat(losses).mean())), (float(divergence) / positions, int(equal) / positions)
+    return WindowFigures(ppl, *shares, int(right) / max(1, len(windows) * (length - 1)))
 
 
 class Measure:
@@ -118,6 +138,7 @@ class Measure:
         self.corpora = {
             name: corpus_windows(tokenizer, config, read_text(texts / file), windows) for name, file in CORPORA.items()
         }
+        self.code = corpus_windows(tokenizer, config, source_code(), CODE_WINDOWS if windows else 0)
         self.tasks = Tasks(tokenizer, texts / "zeroshot", items)
         self._states: Tensor | None = None
 
@@ -131,12 +152,14 @@ class Measure:
 
     def dense(self, model: Any) -> dict[str, float]:
         """The dense model's own figures, `ppl_dense` and so on."""
-        found = {name: round(window_figures(model, windows)[0], 3) for name, windows in self.corpora.items()}
+        found = {name: round(window_figures(model, windows).ppl, 3) for name, windows in self.corpora.items()}
+        found["code"] = round(window_figures(model, self.code).right, 4)
         return {f"{name}_dense": value for name, value in {**found, **self.tasks.accuracies(model)}.items()}
 
     def compressed(self, model: Any, dense: Any, states: Tensor) -> dict[str, float]:
         """Figures of a compressed model; `states` are the dense model's, and only its head is used."""
         first, second = self.corpora.values()
-        ppl, kl, top1 = window_figures(model, first, dense, states)
-        figures = {"ppl": round(ppl, 3), "ppl2": round(window_figures(model, second)[0], 3)}
-        return {**figures, **self.tasks.accuracies(model), "kl": round(kl, 4), "top1": round(top1, 4)}
+        found = window_figures(model, first, dense, states)
+        figures = {"ppl": round(found.ppl, 3), "ppl2": round(window_figures(model, second).ppl, 3)}
+        figures["code"] = round(window_figures(model, self.code).right, 4)
+        return {**figures, **self.tasks.accuracies(model), "kl": round(found.kl, 4), "top1": round(found.top1, 4)}

@@ -13,8 +13,8 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import quality, quality_measure
-from benchmarks.quality import known_dense
-from benchmarks.quality_measure import Measure, corpus_windows, window_figures
+from benchmarks.quality import Size, known_dense
+from benchmarks.quality_measure import Measure, corpus_windows, source_code, window_figures
 from nanoquant_edge.validation.perplexity import perplexity
 from tests.compression.support import dense_folder, dense_llama
 from tests.tiny import TEXT
@@ -48,20 +48,30 @@ def test_figures_are_those_of_their_definitions(tokens: int, monkeypatch: pytest
         states = dense.base_model(input_ids=windows[:3]).last_hidden_state
         wanted = dense(windows[:3]).logits.double().log_softmax(-1)
         found = other(windows[:3]).logits.double().log_softmax(-1)
-    ppl, kl, top1 = window_figures(other, windows, dense, states)
+    ppl, kl, top1, right = window_figures(other, windows, dense, states)
     assert ppl == pytest.approx(perplexity(other, windows.flatten(), window=8), rel=1e-5)
     assert kl == pytest.approx(float((wanted.exp() * (wanted - found)).sum(-1).mean()), rel=1e-4)
+    with torch.inference_mode():
+        chosen = other(windows).logits[:, :-1].argmax(-1)
+    assert right == pytest.approx(float((chosen == windows[:, 1:]).double().mean()))
     assert top1 == pytest.approx(float((wanted.argmax(-1) == found.argmax(-1)).double().mean()))
-    assert window_figures(other, windows) == (pytest.approx(ppl), 0.0, 0.0)
-    assert window_figures(dense, windows, dense, states)[1:] == (pytest.approx(0.0, abs=1e-6), 1.0)
+    assert window_figures(other, windows) == (pytest.approx(ppl), 0.0, 0.0, right)
+    assert window_figures(dense, windows, dense, states)[1:3] == (pytest.approx(0.0, abs=1e-6), 1.0)
 
 
-def test_dense_figures_come_from_a_row_of_the_same_model_windows_and_items() -> None:
-    row = {"model": "m", "n_windows": 32, "zero_shot_items": 300, "ppl": 9.0, "ppl_dense": 5.0}
-    rows = [row, {**row, "ppl_dense": 6.0}, {**row, "recipe": "rtn", "ppl_dense": 7.0}]
-    del rows[2]["ppl_dense"]
-    assert known_dense(rows, "m", 32, 300) == {"ppl_dense": 6.0}
-    assert known_dense(rows, "m", 16, 300) is known_dense(rows, "n", 32, 300) is known_dense(rows, "m", 32, 0) is None
+def test_dense_figures_come_from_a_row_of_the_same_model_and_size() -> None:
+    row = {"model": "m", "n_windows": 32, "zero_shot_items": 300, "ppl": 9.0, "ppl_dense": 5.0, "code_dense": 0.5}
+    rows = [row, {**row, "ppl_dense": 6.0}, {**row, "recipe": "rtn", "ppl_dense": 7.0}, {**row, "answers": 20}]
+    del rows[2]["ppl_dense"], rows[2]["code_dense"], rows[3]["code_dense"]
+    assert known_dense(rows, "m", Size(32, 300)) == {"ppl_dense": 6.0, "code_dense": 0.5}
+    for model, size in (("m", Size(16, 300)), ("n", Size(32, 300)), ("m", Size(32, 0)), ("m", Size(32, 300, 20))):
+        assert known_dense(rows, model, size) is None
+
+
+def test_source_code_is_this_pythons(tmp_path: Path) -> None:
+    assert "class ArgumentParser" in source_code()
+    (tmp_path / "csv.py").write_text("import re\n")
+    assert source_code(tmp_path) == "import re\n"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +104,7 @@ def test_rows_are_made_once_and_only_within_the_limit(
     assert table(model, texts, "--recipe", "quick", "--time-limit", "-1") == []
     rows = table(model, texts, "--recipe", "quick", "--seed", "0", "--seed", "1")
     assert [row["seed"] for row in rows] == [0, 1]
+    assert all(0 <= row["code"] < 0.5 for row in rows)
     # The dense model's figures are in those rows and are not measured again.
     monkeypatch.setattr(Measure, "dense", None)
     rows = table(model, texts, "--recipe", "quick", "--seed", "1", "--seed", "2", "--rtn", "8")
@@ -104,6 +115,19 @@ def test_rows_are_made_once_and_only_within_the_limit(
     assert eight["kl"] < 0.01
     assert eight["file_mb"] < eight["dense_mb"]
     assert all(math.isfinite(row["measure_seconds"]) and row["kl"] > eight["kl"] for row in rows[:3])
+
+
+def test_a_model_with_a_chat_format_is_asked_and_tables_are_rows_of_their_own(model: Path, texts: Path) -> None:
+    rows = table(model, texts, "--recipe", "quick", "--answers", "2")
+    rows = table(model, texts, "--recipe", "quick", "--answers", "2", "--embedding", "int8")
+    plain, eight = rows
+    assert eight["embedding"] == "int8" and eight["file_mb"] < plain["file_mb"]
+    assert plain["answers"] == 2 and {"ends", "repeats", "right", "answer_loss", "answer_loss_dense"} <= set(plain)
+
+
+def test_default_compares_with_official_and_presets_are_as_they_come() -> None:
+    asked = quality._wanted("m", ("default", "balanced", "official"), "", (), (1.0,), (0,), 32)
+    assert [recipe.chat_share for _, recipe in asked] == [0.0, 0.5, 0.0]
 
 
 def test_a_model_must_be_named() -> None:

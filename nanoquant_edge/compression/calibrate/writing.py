@@ -50,6 +50,8 @@ class Writing:
         ends: ids that end a turn.
         slots: tokens that a text can look back to; `length` where it is 0.
         first: number of the first row, which with the seed decides its draws.
+        dtype: of matrix products and caches; None is bfloat16 on a GPU, and float32 on a CPU, which would convert all
+            weights at every step.
         told: called after each step with the number of tokens in all rows so far.
     """
 
@@ -59,6 +61,7 @@ class Writing:
     ends: Sequence[int] = ()
     slots: int = 0
     first: int = 0
+    dtype: torch.dtype | None = None
     told: Callable[[int], None] = field(default=lambda tokens: None)
 
 
@@ -68,7 +71,7 @@ def write(model: Any, scripts: Sequence[Script], writing: Writing) -> list[list[
     Takes as many of them at a time as `affordable_rows` says, in groups of even size.
 
     Args:
-        model: transformers causal language model on its device; on a GPU products are in bfloat16.
+        model: transformers causal language model on its device.
         scripts: one for each row.
         writing: how.
 
@@ -81,15 +84,14 @@ def write(model: Any, scripts: Sequence[Script], writing: Writing) -> list[list[
     """
     if not scripts:
         return []
-    # A CPU would convert all weights at every step.
-    dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
+    dtype = writing.dtype or (torch.bfloat16 if model.device.type == "cuda" else torch.float32)
     slots = min(writing.length, writing.slots or writing.length)
     groups = -(-len(scripts) // affordable_rows(model, slots, dtype))
     rows = -(-len(scripts) // groups)
     step = StaticStep(model, rows, slots, dtype=dtype, temperature=writing.temperature)
     with written_in_steps(model):
         found = _Rows(step, scripts, writing).written()
-    del step
+    step.close()
     if model.device.type == "cuda":
         torch.cuda.empty_cache()  # what comes next asks the device how much is free
     return found

@@ -87,6 +87,11 @@ class StaticStep:
         """Forget what was written, so that short caches are read again."""
         self._written = 0
 
+    def close(self) -> None:
+        """Give the memory back; a graph and the step that it repeats hold each other."""
+        self._steps.clear()
+        self._ring.clear()
+
     @torch.no_grad()
     def __call__(self, ids: Tensor, ages: Tensor, chances: Tensor) -> Tensor:
         """The next token of each row.
@@ -155,6 +160,10 @@ class _Ring:
         for old, new in zip(kept, (keys, values), strict=True):
             old.index_copy_(2, self.slot, new.to(self._dtype))
         return kept[0][:, :, : self.read], kept[1][:, :, : self.read]
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._layers.clear()
 
     def get_seq_length(self, *_: Any) -> int:
         """Asked for positions, which are given; without meaning here."""
