@@ -124,7 +124,8 @@ def _figures(firsts: list[float], rates: list[float], prompt: int) -> dict[str, 
 
 def measure_ours(folder: Path, threads: int, prompt: int, new: int, repetitions: int) -> dict[str, float]:
     """A bundle, ours or the dense one."""
-    found = measure_bundle(folder, BenchOptions((prompt,), new, repetitions, threads))
+    options = BenchOptions(lengths=(prompt,), new_tokens=new, repetitions=repetitions, threads=threads)
+    found = measure_bundle(folder, options)
     (timing,) = found["timings"]
     figures = {key: timing[key][0] for key in ("prefill_tps", "ttft_ms", "decode_tps")}
     return {**figures, "rss_mb": found["memory_mb"]["steady"], "kernel": found["kernel"]}

@@ -45,7 +45,14 @@ typedef enum nq_type { NQ_FLOAT32 = 0, NQ_FLOAT16 = 1, NQ_BFLOAT16 = 2 } nq_type
 // a warp (g = l / 4, q = l mod 4) owns the tile's words 4 l to 4 l + 3: w[q] of row g, w[q] of row
 // g + 8, w[4 + q] of row g, w[4 + q] of row g + 8; this is the A fragment of the PTX instruction
 // mma.m16n8k256.b1. Rows and columns past the matrix are 0.
-typedef enum nq_layout { NQ_LAYOUT_ROWS_LSB_FIRST = 0, NQ_LAYOUT_TILES_16X256 = 1 } nq_layout;
+//
+// Layout 2 is what the CPU kernels read, and never leaves the process: nq_arrange makes it of layout
+// 0 in the order that suits the instruction set in use.
+typedef enum nq_layout {
+  NQ_LAYOUT_ROWS_LSB_FIRST = 0,
+  NQ_LAYOUT_TILES_16X256 = 1,
+  NQ_LAYOUT_ARRANGED = 2
+} nq_layout;
 
 enum {
   NQ_MAX_DIM = 0x7fffffff,  // largest in_features, rank or out_features
@@ -84,7 +91,13 @@ typedef struct nq_pass {
 // NQ_CPU_ISA names another. Null when that name cannot be honoured.
 const char* nq_cpu_isa(void);
 
-// Says whether the description is usable: sizes, layout, pointers.
+// Bytes that a packed matrix takes in layout 2; 0 when the sizes are invalid.
+size_t nq_arranged_bytes(int64_t rows, int64_t columns);
+
+// A packed matrix of layout 0 in layout 2.
+nq_status nq_arrange(const int32_t* words, int64_t rows, int64_t columns, void* out);
+
+// Says whether the CPU kernels can use the description: sizes, layout 2, pointers.
 nq_status nq_linear_check(const nq_linear* layer);
 
 // Rows that one pass of this layer should take: what suits the processor's caches.

@@ -8,6 +8,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "arranged_words.h"
 #include "linear_inputs.h"
 #include "linear_passes.h"
 #include "plain_op.h"
@@ -28,7 +29,13 @@ struct GroupKernel {
   size_t count;
   LinearAttributes attributes[kMaxLayers];
   nq_linear layers[kMaxLayers];
+  void* blocks[kMaxLayers];  // of their arranged words
 };
+
+void destroy(void* state) {
+  for (void* block : static_cast<GroupKernel*>(state)->blocks) free(block);
+  free(state);
+}
 
 // Reads a list attribute of `*count` integers; a count of 0 takes any length up to kMaxLayers.
 ort::Status* read_list(const ort::Api* api, const ort::KernelInfo* info, const char* name,
@@ -82,20 +89,6 @@ ort::Status* read_group(const ort::Api* api, const ort::KernelInfo* info, GroupK
   return nullptr;
 }
 
-// The address of constant input `at`, whose type and shape are put into `shape`.
-ort::Status* read_constant(const ort::Api* api, const ort::KernelInfo* info, size_t at,
-                           TensorShape* shape, void** data) {
-  int constant = 0;
-  const ort::Value* value = nullptr;
-  NQ_ORT_RETURN(ort::call<ort::InfoGetConstantInput>(api, ort::kKernelInfoGetConstantInput)(
-      info, at, &constant, &value));
-  if (constant == 0 || value == nullptr) {
-    return ort::fail(api, ort::kInvalidGraph, "input %zu of a group is not a constant", at);
-  }
-  NQ_ORT_RETURN(read_shape(api, value, shape));
-  return read_data(api, value, data);
-}
-
 ort::Status* prepare(const ort::Api* api, const ort::KernelInfo* info, GroupKernel* kernel) {
   NQ_ORT_RETURN(read_group(api, info, kernel));
   size_t inputs = 0;
@@ -120,13 +113,14 @@ ort::Status* prepare(const ort::Api* api, const ort::KernelInfo* info, GroupKern
       NQ_ORT_RETURN(check_weight(api, attributes, scales, part, shape));
     }
     kernel->layers[i] = describe_layer(attributes, scales, data);
+    NQ_ORT_RETURN(arrange_constants(api, attributes, &kernel->blocks[i], &kernel->layers[i]));
   }
   return nullptr;
 }
 
 ort::Status* create(const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info,
                     void** state) {
-  return make_state<GroupKernel>(api, state, free, [=](GroupKernel* kernel) {
+  return make_state<GroupKernel>(api, state, destroy, [=](GroupKernel* kernel) {
     kernel->api = api;
     kernel->x_type = reinterpret_cast<const GroupVariant*>(op)->x_type;
     return prepare(api, info, kernel);
@@ -171,7 +165,7 @@ int of_one_type(const ort::CustomOp*) { return 1; }
 constexpr GroupVariant make_variant(ort::ElementType x_type) {
   // X and one variadic input of any type; one variadic output of X's.
   ort::CustomOp op = plain_op({name, always<2>, input_type, always<1>, output_type},
-                              {create, compute, free, cpu_provider});
+                              {create, compute, destroy, cpu_provider});
   op.GetInputCharacteristic = input_kind;
   op.GetOutputCharacteristic = output_kind;
   op.GetVariadicInputMinArity = fewest_inputs;

@@ -24,7 +24,7 @@ ort::ElementType input_type(const ort::CustomOp* op, size_t index) {
 ort::ElementType output_type(const ort::CustomOp* op, size_t) { return variant_of(op)->x_type; }
 
 constexpr OpSignature kSignature = {name, always<kInputCount>, input_type, always<1>, output_type};
-constexpr OpKernel kCpu = {cpu_create, cpu_compute, free, cpu_provider};
+constexpr OpKernel kCpu = {cpu_create, cpu_compute, cpu_destroy, cpu_provider};
 constexpr OpKernel kCuda = {cuda_create, cuda_compute, cuda_destroy, cuda_provider};
 
 constexpr LinearVariant make_variant(bool cuda, ort::ElementType x, ort::ElementType scale) {

@@ -27,7 +27,7 @@ extern "C" __attribute__((visibility("default"))) double nq_ort_sign_rate(void) 
   int32_t* words = static_cast<int32_t*>(malloc(kWords * sizeof(int32_t)));
   float* floats = static_cast<float*>(malloc(kFloats * sizeof(float)));
   double rate = 0.0;
-  nq_linear layer = {kIn,        kRank,   kOut,    NQ_LAYOUT_ROWS_LSB_FIRST,
+  nq_linear layer = {kIn,        kRank,   kOut,    NQ_LAYOUT_ARRANGED,
                      NQ_FLOAT32, words,   nullptr, nullptr,
                      nullptr,    nullptr, nullptr};
   void* workspace = nullptr;

@@ -58,6 +58,19 @@ ort::Status* read_input(const ort::Api* api, const ort::KernelContext* context, 
   return read_data(api, value, data);
 }
 
+ort::Status* read_constant(const ort::Api* api, const ort::KernelInfo* info, size_t index,
+                           TensorShape* shape, void** data) {
+  int constant = 0;
+  const ort::Value* value = nullptr;
+  NQ_ORT_RETURN(ort::call<ort::InfoGetConstantInput>(api, ort::kKernelInfoGetConstantInput)(
+      info, index, &constant, &value));
+  if (constant == 0 || value == nullptr) {
+    return ort::fail(api, ort::kInvalidGraph, "input %zu is not a constant", index);
+  }
+  NQ_ORT_RETURN(read_shape(api, value, shape));
+  return read_data(api, value, data);
+}
+
 ort::Status* make_output(const ort::Api* api, ort::KernelContext* context, size_t index,
                          const TensorShape& shape, void** data) {
   ort::Value* output = nullptr;

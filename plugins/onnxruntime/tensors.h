@@ -27,6 +27,10 @@ ort::Status* read_shape(const ort::Api* api, const ort::Value* value, TensorShap
 // The address of a tensor's elements.
 ort::Status* read_data(const ort::Api* api, const ort::Value* value, void** data);
 
+// Reads the shape and the address of input `index` of a node, which has to be a constant.
+ort::Status* read_constant(const ort::Api* api, const ort::KernelInfo* info, size_t index,
+                           TensorShape* shape, void** data);
+
 // Reads the shape and the address of input `index` of a call.
 ort::Status* read_input(const ort::Api* api, const ort::KernelContext* context, size_t index,
                         TensorShape* shape, void** data);

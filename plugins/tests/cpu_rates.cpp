@@ -26,19 +26,27 @@ T* array(int64_t count) {
   return static_cast<T*>(memory);
 }
 
+// Random signs as the kernels read them.
+int32_t* arranged(int64_t rows, int64_t columns) {
+  int32_t* words = array<int32_t>(rows * ((columns + 31) / 32));
+  for (int64_t i = 0; i < rows * ((columns + 31) / 32); ++i) words[i] = rand() ^ (rand() << 16);
+  int32_t* out = array<int32_t>(static_cast<int64_t>(nq_arranged_bytes(rows, columns) / 4));
+  if (nq_arrange(words, rows, columns, out) != NQ_OK) abort();
+  free(words);
+  return out;
+}
+
 void measure(int64_t out, int64_t in, int64_t rows) {
-  const int64_t rank = 64;  // the first product is the one that is measured
+  const int64_t rank = 64;  // rows of the second product: the first is the one that is measured
   const nq_type kind = NQ_FLOAT32;
-  int32_t* v = array<int32_t>(out * ((in + 31) / 32));
-  int32_t* u = array<int32_t>(rank * ((out + 31) / 32));
-  for (int64_t i = 0; i < out * ((in + 31) / 32); ++i) v[i] = rand() ^ (rand() << 16);
-  for (int64_t i = 0; i < rank * ((out + 31) / 32); ++i) u[i] = rand();
+  int32_t* v = arranged(out, in);
+  int32_t* u = arranged(rank, out);
   float* ones = array<float>(in + out + rank);
   for (int64_t i = 0; i < in + out + rank; ++i) ones[i] = 1.0f;
   float* x = array<float>(rows * in);
   for (int64_t i = 0; i < rows * in; ++i) x[i] = static_cast<float>(rand()) * 1e-9f;
   float* y = array<float>(rows * rank);
-  const nq_linear layer = {in,      out,  rank,   NQ_LAYOUT_ROWS_LSB_FIRST, kind, v, u, ones,
+  const nq_linear layer = {in,      out,  rank,   NQ_LAYOUT_ARRANGED, kind, v, u, ones,
                            nullptr, ones, nullptr};
   char* workspace = array<char>(static_cast<int64_t>(nq_workspace_bytes(&layer, rows)));
   const nq_pass pass = {&layer, kind, rows, x, y, workspace};
@@ -70,7 +78,8 @@ void measure(int64_t out, int64_t in, int64_t rows) {
 
 int main(int count, char** arguments) {
   if (nq_cpu_isa() == nullptr) return 77;
-  const int64_t shapes[][2] = {{256, 576}, {384, 576}, {1536, 384}, {384, 1536}, {2048, 2048}};
+  const int64_t shapes[][2] = {{256, 576},   {384, 576},   {1536, 384}, {384, 1536},
+                               {2048, 2048}, {1311, 8960}, {8960, 1311}};
   for (const auto& shape : shapes) {
     if (count < 2) measure(shape[0], shape[1], 1);
     for (int i = 1; i < count; ++i) {

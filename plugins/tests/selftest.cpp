@@ -31,6 +31,7 @@ struct Array {
     if (data == nullptr) abort();
   }
   ~Array() { free(data); }
+  Array(Array&& other) : data(other.data), size(other.size) { other.data = nullptr; }
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
   T& operator[](int64_t i) { return data[i]; }
@@ -45,6 +46,13 @@ int sign_of(const int32_t* words, int64_t row_words, int64_t row, int64_t column
 
 // Whether the sums are looked up as bytes, rounded to 16 bits.
 bool by_bytes() { return nq_signs()->table_bytes(2) == byte_table_bytes(2); }
+
+// Packed rows as the kernels read them.
+Array<int32_t> arranged(const Array<int32_t>& words, int64_t rows, int64_t columns) {
+  Array<int32_t> out(static_cast<int64_t>(nq_arranged_bytes(rows, columns) / 4));
+  expect(nq_arrange(words.data, rows, columns, out.data) == NQ_OK, "rows are arranged");
+  return out;
+}
 
 struct Case {
   int64_t n, r, m, rows;
@@ -97,13 +105,15 @@ void check(const Case& c) {
   }
   memset(y.data, 0xff, static_cast<size_t>(y.size));  // NaN in every type
 
+  const Array<int32_t> v_arranged = arranged(v, c.r, c.n);
+  const Array<int32_t> u_arranged = arranged(u, c.m, c.r);
   const nq_linear layer = {c.n,
                            c.r,
                            c.m,
-                           NQ_LAYOUT_ROWS_LSB_FIRST,
+                           NQ_LAYOUT_ARRANGED,
                            c.scale_type,
-                           v.data,
-                           u.data,
+                           v_arranged.data,
+                           u_arranged.data,
                            scale_in.data,
                            c.mid ? scale_mid.data : nullptr,
                            scale_out.data,
@@ -200,25 +210,24 @@ void check_bits(int64_t rows, int64_t row_words, int64_t x_rows, float outlier) 
   for (int64_t i = 0; i < x.size; ++i) x[i] = random_float() * (i % 61 == 7 ? outlier : 1.0f);
   for (int64_t i = 0; i < (columns < 64 ? 32 : 64); ++i) x[i] = 0.0f;  // a group of zeros
   void* memory = aligned_alloc(64, static_cast<size_t>(bytes * x_rows));
-  void* scratch = aligned_alloc(64, kSignScratch);
-  if (memory == nullptr || scratch == nullptr) abort();
+  if (memory == nullptr) abort();
   uint8_t* tables = static_cast<uint8_t*>(memory);
   memset(tables, 0xff, static_cast<size_t>(bytes * x_rows));
-  memset(scratch, 0xff, kSignScratch);
   for (int64_t r = 0; r < x_rows; ++r) {
     for (int64_t c = columns - (columns - 1) % 192 - 1; c >= 0; c -= 192) {
       const int64_t count = columns - c < 192 ? columns - c : 192;
       signs->make_tables(x.data + r * columns + c, c, count, row_words, tables + r * bytes);
     }
   }
-  const uint32_t* packed = reinterpret_cast<const uint32_t*>(words.data);
+  const Array<int32_t> in_order = arranged(words, rows, columns);
+  const uint32_t* packed = reinterpret_cast<const uint32_t*>(in_order.data);
   Array<float> all(x_rows * kPanelRows);
   memset(all.data, 0xff, static_cast<size_t>(all.size) * sizeof(float));
-  signs->multiply({packed, row_words, rows, tables, x_rows, all.data, scratch});
+  signs->multiply({packed, row_words, rows, tables, x_rows, all.data});
   for (int64_t r = 0; r < x_rows; ++r) {
     Array<float> one(kPanelRows);
     memset(one.data, 0xff, kPanelRows * sizeof(float));
-    signs->multiply({packed, row_words, rows, tables + r * bytes, 1, one.data, scratch});
+    signs->multiply({packed, row_words, rows, tables + r * bytes, 1, one.data});
     const bool same =
         memcmp(one.data, all.data + r * kPanelRows, static_cast<size_t>(rows) * sizeof(float)) == 0;
     expect(same, "one row of x gives the bits that many give", static_cast<double>(r));
@@ -229,7 +238,6 @@ void check_bits(int64_t rows, int64_t row_words, int64_t x_rows, float outlier) 
     }
   }
   free(memory);
-  free(scratch);
 }
 
 // A value that is no number, or too large for a scale, makes the sums of its own row no numbers.
@@ -242,11 +250,11 @@ void check_not_finite() {
     x[70] = bad;
     const NqSigns* signs = nq_signs();
     alignas(64) uint8_t tables[3 * 512];
-    alignas(64) uint8_t scratch[kSignScratch];
     signs->make_tables(x.data, 0, 96, 3, tables);
+    const Array<int32_t> in_order = arranged(words, 64, 96);
+    const uint32_t* packed = reinterpret_cast<const uint32_t*>(in_order.data);
     float out[kPanelRows];
-    signs->multiply(
-        {reinterpret_cast<const uint32_t*>(words.data), 3, 64, tables, 1, out, scratch});
+    signs->multiply({packed, 3, 64, tables, 1, out});
     for (const float value : out) {
       expect(!isfinite(value) || (bad == 3e38f && !by_bytes()), "no number comes of no number");
     }
@@ -327,17 +335,22 @@ void check_attention(int64_t rows, int64_t first, int64_t dim, int64_t window) {
 void check_refusals() {
   const int32_t word = 0;
   const float one = 1.0f;
-  nq_linear layer = {
-      1, 1, 1, NQ_LAYOUT_ROWS_LSB_FIRST, NQ_FLOAT32, &word, &word, &one, nullptr, &one, nullptr};
+  nq_linear layer = {1,       1,    1,      NQ_LAYOUT_ARRANGED, NQ_FLOAT32, &word, &word, &one,
+                     nullptr, &one, nullptr};
   expect(nq_linear_check(nullptr) == NQ_BAD_ARGUMENT, "null is refused");
   layer.rank = 0;
   expect(nq_linear_check(&layer) == NQ_BAD_ARGUMENT, "rank 0 is refused");
   layer.rank = int64_t{1} << 31;
   expect(nq_linear_check(&layer) == NQ_TOO_LARGE, "rank 2^31 is refused");
   layer.rank = 1;
-  layer.layout = static_cast<nq_layout>(1);
-  expect(nq_linear_check(&layer) == NQ_BAD_LAYOUT, "layout 1 is refused");
-  layer.layout = NQ_LAYOUT_ROWS_LSB_FIRST;
+  for (const nq_layout other : {NQ_LAYOUT_ROWS_LSB_FIRST, NQ_LAYOUT_TILES_16X256}) {
+    layer.layout = other;
+    expect(nq_linear_check(&layer) == NQ_BAD_LAYOUT, "a layout of files is refused");
+  }
+  layer.layout = NQ_LAYOUT_ARRANGED;
+  expect(nq_arrange(nullptr, 1, 1, &layer) == NQ_BAD_ARGUMENT, "no words are refused");
+  expect(nq_arrange(&word, 0, 1, &layer) == NQ_BAD_ARGUMENT, "no rows are refused");
+  expect(nq_arranged_bytes(1, int64_t{1} << 31) == 0, "2^31 columns are refused");
   expect(nq_workspace_bytes(&layer, 0) == 0, "0 rows need no workspace");
   expect(nq_workspace_bytes(&layer, NQ_PASS_ROWS + 1) == 0, "too many rows have no workspace");
   alignas(64) float workspace[64 * 4];

@@ -39,10 +39,9 @@ nq_status check_pass(const nq_pass* pass, int64_t begin, int64_t end, int64_t li
 // sums[row * kPanelRows + i] = signs of packed rows [begin, begin + count) times every row of x.
 void product(const int32_t* packed, int64_t columns, int64_t begin, int64_t count,
              const uint8_t* tables, int64_t x_rows, float* sums) {
-  alignas(64) uint8_t scratch[kSignScratch];
   const int64_t row_words = words_of(columns);
   const uint32_t* words = reinterpret_cast<const uint32_t*>(packed) + begin * row_words;
-  nq_signs()->multiply({words, row_words, count, tables, x_rows, sums, scratch});
+  nq_signs()->multiply({words, row_words, count, tables, x_rows, sums});
 }
 
 // Writes columns [first, first + count) of a row of an intermediate matrix of `columns` columns.
@@ -58,7 +57,7 @@ void put_columns(float* values, int64_t first, int64_t count, int64_t columns, u
 
 extern "C" nq_status nq_linear_check(const nq_linear* layer) {
   if (layer == nullptr) return NQ_BAD_ARGUMENT;
-  if (layer->layout != NQ_LAYOUT_ROWS_LSB_FIRST) return NQ_BAD_LAYOUT;
+  if (layer->layout != NQ_LAYOUT_ARRANGED) return NQ_BAD_LAYOUT;
   const int64_t sizes[] = {layer->in_features, layer->rank, layer->out_features};
   for (int64_t size : sizes) {
     if (size < 1) return NQ_BAD_ARGUMENT;
@@ -68,6 +67,22 @@ extern "C" nq_status nq_linear_check(const nq_linear* layer) {
   const bool whole = layer->v_words != nullptr && layer->u_words != nullptr &&
                      layer->scale_in != nullptr && layer->scale_out != nullptr;
   return whole ? NQ_OK : NQ_BAD_ARGUMENT;
+}
+
+extern "C" size_t nq_arranged_bytes(int64_t rows, int64_t columns) {
+  if (rows < 1 || rows > NQ_MAX_DIM || columns < 1 || columns > NQ_MAX_DIM) return 0;
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  return static_cast<size_t>(blocks * kBlockRows * words_of(columns)) * 4;
+}
+
+extern "C" nq_status nq_arrange(const int32_t* words, int64_t rows, int64_t columns, void* out) {
+  if (words == nullptr || out == nullptr || nq_arranged_bytes(rows, columns) == 0) {
+    return NQ_BAD_ARGUMENT;
+  }
+  if (nq_signs() == nullptr) return NQ_NO_ISA;
+  nq_signs()->arrange(reinterpret_cast<const uint32_t*>(words), words_of(columns), rows,
+                      static_cast<uint32_t*>(out));
+  return NQ_OK;
 }
 
 extern "C" size_t nq_workspace_bytes(const nq_linear* layer, int64_t rows) {

@@ -8,7 +8,6 @@
 #include "cpu/convert.h"
 #include "cpu/isa.h"
 #include "cpu/panel.h"
-#include "cpu/signs/words16.h"
 
 namespace {
 
@@ -24,10 +23,24 @@ struct Zmm {
   static Floats fma(float a, Floats b, Floats c) {
     return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
   }
+  // Four rows a register, one in each 128-bit lane, then a 4 x 4 transpose inside the lanes.
   static void load_turned(const float* const* rows, int64_t column, Floats out[4]) {
-    __m512i words[4];
-    turn_loaded([=](int i) { return _mm_castps_si128(_mm_loadu_ps(rows[i] + column)); }, words);
-    for (int i = 0; i < 4; ++i) out[i] = _mm512_castsi512_ps(words[i]);
+    Floats row[4];
+    for (int i = 0; i < 4; ++i) {
+      row[i] = _mm512_castps128_ps512(_mm_loadu_ps(rows[i] + column));
+      for (int lane = 1; lane < 4; ++lane) {
+        row[i] = _mm512_mask_broadcast_f32x4(row[i], static_cast<__mmask16>(15 << (4 * lane)),
+                                             _mm_loadu_ps(rows[lane * 4 + i] + column));
+      }
+    }
+    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(row[0], row[1]));
+    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(row[2], row[3]));
+    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(row[0], row[1]));
+    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(row[2], row[3]));
+    out[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
+    out[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
+    out[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
+    out[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
   }
 };
 

@@ -72,9 +72,6 @@ struct Ymm {
   static Bytes load(const uint8_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   }
-  static void store(uint8_t* to, Bytes value) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
-  }
   static Bytes table(const uint8_t* from) { return _mm256_broadcastsi128_si256(sixteen(from)); }
   static __m128i sixteen(const uint8_t* from) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
@@ -82,25 +79,6 @@ struct Ymm {
   static Bytes look_up(Bytes table, Bytes index) { return _mm256_shuffle_epi8(table, index); }
   static Bytes low_half(Bytes bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
   static Bytes high_half(Bytes bytes) { return low_half(_mm256_srli_epi16(bytes, 4)); }
-
-  // A round of interleaving rotates the bits of (register, byte) by one: four rounds swap them.
-  static void turn(const uint8_t* const* rows, Bytes* out) {
-    Bytes other[16];
-    for (int i = 0; i < 16; ++i) {
-      out[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(sixteen(rows[i])),
-                                       sixteen(rows[16 + i]), 1);
-    }
-    for (int round = 0; round < 2; ++round) {
-      interleave(out, other);
-      interleave(other, out);
-    }
-  }
-  static void interleave(const Bytes* in, Bytes* out) {
-    for (int i = 0; i < 8; ++i) {
-      out[2 * i] = _mm256_unpacklo_epi8(in[i], in[8 + i]);
-      out[2 * i + 1] = _mm256_unpackhi_epi8(in[i], in[8 + i]);
-    }
-  }
 
   // Sums of bytes in 16-bit lanes. `both` gets even bytes plus 256 times odd ones, modulo 2^16, and
   // `odd` the odd ones alone, from which the even ones follow.
@@ -145,5 +123,5 @@ struct Ymm {
 
 }  // namespace
 
-const NqSigns kSignsAvx2 = {byte_table_bytes, ByteTables<YmmTables>::make,
+const NqSigns kSignsAvx2 = {BytePanel<Ymm>::arrange, byte_table_bytes, ByteTables<YmmTables>::make,
                             BytePanel<Ymm>::multiply};

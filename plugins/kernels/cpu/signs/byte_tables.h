@@ -70,22 +70,32 @@ struct ByteTables {
     }
   }
 
-  // See NqSigns::make_tables.
+  // What a group's values are multiplied by; puts its unit into `scale`.
+  static float inverse(float largest, float* scale) {
+    *scale = largest * 0.0f;  // of what is not finite: not a number
+    if (!(largest >= kSmallestSum) || *scale != 0.0f) return 0.0f;
+    *scale = largest / kLargestSum;
+    return kLargestSum / largest;
+  }
+
+  // See NqSigns::make_tables. A group's unit takes a chain of dependent operations: those of four
+  // groups run side by side.
   static void make(const float* x, int64_t first, int64_t columns, int64_t words, uint8_t* row) {
+    constexpr int kGroups = 4;
     float* scales = byte_table_scales(row, words) + first / kGroupColumns;
     uint8_t* out = row + first / 32 * kWordBytes;
-    for (int64_t c = 0; c < columns; c += kGroupColumns, ++scales) {
-      const int64_t count = columns - c < kGroupColumns ? columns - c : kGroupColumns;
-      const float largest = V::largest(x + c, count);
-      float inverse = 0.0f;
-      *scales = largest * 0.0f;  // of what is not finite: not a number
-      if (largest >= kSmallestSum && *scales == 0.0f) {
-        inverse = kLargestSum / largest;
-        *scales = largest / kLargestSum;
+    for (int64_t c = 0; c < columns; c += kGroups * kGroupColumns) {
+      const int64_t left =
+          columns - c < kGroups * kGroupColumns ? columns - c : kGroups * kGroupColumns;
+      float inverses[kGroups];
+      for (int g = 0; g * kGroupColumns < left; ++g) {
+        const int64_t at = g * kGroupColumns;
+        const int64_t count = left - at < kGroupColumns ? left - at : kGroupColumns;
+        inverses[g] = inverse(V::largest(x + c + at, count), scales++);
       }
-      for (int64_t w = 0; w < count; w += 32, out += kWordBytes) {
-        half_word(x + c + w, 0, inverse, out);
-        half_word(x + c + w, 1, inverse, out + kWordBytes / 2);
+      for (int64_t w = 0; w < left; w += 32, out += kWordBytes) {
+        half_word(x + c + w, 0, inverses[w / kGroupColumns], out);
+        half_word(x + c + w, 1, inverses[w / kGroupColumns], out + kWordBytes / 2);
       }
     }
   }

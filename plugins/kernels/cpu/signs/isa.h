@@ -12,21 +12,24 @@
 
 #include "cpu/isa.h"
 
-// Bytes of scratch memory that `multiply` needs.
-constexpr int kSignScratch = 32768;
+// Rows of packed signs are arranged by whole blocks of so many.
+constexpr int kBlockRows = 32;
 
 // The signs of at most kPanelRows packed rows times all rows of x.
 struct SignProduct {
-  const uint32_t* words;  // [rows][row_words]
+  const uint32_t* words;  // arranged; the first row's number is a multiple of kPanelRows
   int64_t row_words;
   int64_t rows;
   const uint8_t* tables;  // [x_rows][table_bytes(row_words)], aligned to 64
   int64_t x_rows;
   float* out;  // [x_rows][kPanelRows]; entries from `rows` on are unspecified
-  void* scratch;
 };
 
 struct NqSigns {
+  // Packed rows, `row_words` words each, in the order that `multiply` reads: row by block of
+  // kBlockRows, the last of which is filled up with zeros.
+  void (*arrange)(const uint32_t* words, int64_t row_words, int64_t rows, uint32_t* out);
+
   // Bytes of the tables of a row of x with `words` words of 32 columns; a multiple of 64.
   int64_t (*table_bytes)(int64_t words);
 

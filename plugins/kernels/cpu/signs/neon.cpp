@@ -55,27 +55,10 @@ struct Neon {
 
   static constexpr int row_of(int i) { return i; }
   static Bytes load(const uint8_t* from) { return vld1q_u8(from); }
-  static void store(uint8_t* to, Bytes value) { vst1q_u8(to, value); }
   static Bytes table(const uint8_t* from) { return vld1q_u8(from); }
   static Bytes look_up(Bytes table, Bytes index) { return vqtbl1q_u8(table, index); }
   static Bytes low_half(Bytes bytes) { return vandq_u8(bytes, vdupq_n_u8(15)); }
   static Bytes high_half(Bytes bytes) { return vshrq_n_u8(bytes, 4); }
-
-  // A round of interleaving rotates the bits of (register, byte) by one: four rounds swap them.
-  static void turn(const uint8_t* const* rows, Bytes* out) {
-    Bytes other[16];
-    for (int i = 0; i < 16; ++i) out[i] = vld1q_u8(rows[i]);
-    for (int round = 0; round < 2; ++round) {
-      interleave(out, other);
-      interleave(other, out);
-    }
-  }
-  static void interleave(const Bytes* in, Bytes* out) {
-    for (int i = 0; i < 8; ++i) {
-      out[2 * i] = vzip1q_u8(in[i], in[8 + i]);
-      out[2 * i + 1] = vzip2q_u8(in[i], in[8 + i]);
-    }
-  }
 
   struct Planes {
     uint16x8_t low[2], high[2];
@@ -106,5 +89,5 @@ struct Neon {
 
 }  // namespace
 
-const NqSigns kSignsNeon = {byte_table_bytes, ByteTables<OneTable>::make,
+const NqSigns kSignsNeon = {BytePanel<Neon>::arrange, byte_table_bytes, ByteTables<OneTable>::make,
                             BytePanel<Neon>::multiply};

@@ -4,7 +4,7 @@
 // of x have sixteen signed sums, in float32. These are computed once; after that, four bits of a
 // packed row cost one load and one addition.
 
-#include "cpu/signs/isa.h"
+#include "cpu/signs/words16.h"
 
 namespace {
 
@@ -26,16 +26,16 @@ void make_tables(const float* x, int64_t first, int64_t columns, int64_t, uint8_
   }
 }
 
-template <int kRows>
-void some_rows(const uint32_t* words, int64_t row_words, const float* tables, float* out) {
+// Four rows, whose words are kTileRows apart.
+void four_rows(const uint32_t* words, int64_t row_words, const float* tables, float* out) {
+  constexpr int kRows = 4;
   float even[kRows] = {};
   float odd[kRows] = {};
-  for (int64_t w = 0; w < row_words; ++w, tables += kWordFloats) {
+  for (int64_t w = 0; w < row_words; ++w, tables += kWordFloats, words += kTileRows) {
     for (int r = 0; r < kRows; ++r) {
-      const uint32_t bits = words[r * row_words + w];
       for (int g = 0; g < 8; g += 2) {
-        even[r] += tables[g * 16 + ((bits >> (4 * g)) & 15u)];
-        odd[r] += tables[g * 16 + 16 + ((bits >> (4 * g + 4)) & 15u)];
+        even[r] += tables[g * 16 + ((words[r] >> (4 * g)) & 15u)];
+        odd[r] += tables[g * 16 + 16 + ((words[r] >> (4 * g + 4)) & 15u)];
       }
     }
   }
@@ -46,17 +46,14 @@ void some_rows(const uint32_t* words, int64_t row_words, const float* tables, fl
 void multiply(const SignProduct& p) {
   const float* tables = reinterpret_cast<const float*>(p.tables);
   for (int64_t x_row = 0; x_row < p.x_rows; ++x_row, tables += p.row_words * kWordFloats) {
-    float* out = p.out + x_row * kPanelRows;
-    int64_t row = 0;
-    for (; row + 4 <= p.rows; row += 4) {
-      some_rows<4>(p.words + row * p.row_words, p.row_words, tables, out + row);
-    }
-    for (; row < p.rows; ++row) {
-      some_rows<1>(p.words + row * p.row_words, p.row_words, tables, out + row);
+    for (int64_t row = 0; row < p.rows; row += 4) {
+      const int64_t tile = row / kTileRows * kTileRows;
+      four_rows(p.words + tile * p.row_words + row % kTileRows, p.row_words, tables,
+                p.out + x_row * kPanelRows + row);
     }
   }
 }
 
 }  // namespace
 
-const NqSigns kSignsScalar = {table_bytes, make_tables, multiply};
+const NqSigns kSignsScalar = {arrange_words16, table_bytes, make_tables, multiply};

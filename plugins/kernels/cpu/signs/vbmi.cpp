@@ -5,10 +5,8 @@
 // row's word can stay side by side, and a product with ones adds up what they found, in 32 bits.
 
 #include <immintrin.h>
-#include <string.h>
 
 #include "cpu/signs/byte_tables.h"
-#include "cpu/signs/isa.h"
 #include "cpu/signs/words16.h"
 
 namespace {
@@ -94,127 +92,73 @@ struct Planes {
   }
 };
 
-// One row of x times kBlocks times sixteen rows, of which row(i) is the i-th. As many words are
-// prefetched from `ahead` on as are read.
-template <int kBlocks, class Row>
-void one_row(Row row, int64_t row_words, const uint32_t* ahead, const uint8_t* tables, float* out) {
-  const float* scales = byte_table_scales(tables, row_words);
-  __m512 sum[kBlocks];
-  for (int b = 0; b < kBlocks; ++b) sum[b] = _mm512_setzero_ps();
-  for (int64_t word = 0; word < row_words; word += kTurnWords) {
-    const int64_t left = row_words - word;
-    const int count = left < kTurnWords ? static_cast<int>(left) : kTurnWords;
-    for (int line = 0; line < kBlocks * kTurnWords; ++line, ahead += 16) {
-      _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
-    }
-    __m512i words[kBlocks][kTurnWords];
-    for (int b = 0; b < kBlocks; ++b) {
-      turn_words([=](int i) { return row(b * 16 + i) + word; }, count, words[b]);
-    }
-    for (int pair = 0; pair < count; pair += kGroupWords, ++scales) {
-      const int group = count - pair < kGroupWords ? count - pair : kGroupWords;
-      Planes planes[kBlocks];
-      for (int b = 0; b < kBlocks; ++b) planes[b].start(group);
-      for (int w = pair; w < pair + group; ++w, tables += kWordBytes) {
-        for (int b = 0; b < kBlocks; ++b) planes[b].add(tables, low_halves(words[b][w]));
-        for (int b = 0; b < kBlocks; ++b) {
-          planes[b].add(tables + kWordBytes / 2, high_halves(words[b][w]));
-        }
-      }
-      for (int b = 0; b < kBlocks; ++b) sum[b] = planes[b].finish(*scales, sum[b]);
-    }
-  }
-  for (int b = 0; b < kBlocks; ++b) _mm512_storeu_ps(out + b * 16, sum[b]);
-}
-
-constexpr int kBlocks = kPanelRows / 16;
-constexpr int kTile = 32;  // words whose indices are kept
-static_assert(kTile * kBlocks * 2 * 64 <= kSignScratch, "a tile fits the scratch memory");
-
-// kHeight rows of x times kPanelRows rows, over `count` words: indices[word][half][block].
-template <int kHeight>
-void micro(const __m512i* indices, int count, const uint8_t* tables, int64_t row_words,
-           int64_t word, float* out) {
+// kHeight rows of x times kTiles times sixteen rows.
+template <int kHeight, int kTiles>
+void micro(const uint32_t* words, int64_t row_words, const uint8_t* tables, float* out) {
   const int64_t stride = byte_table_bytes(row_words);
-  for (int done = 0; done < count; done += kGroupWords) {
-    const int group = count - done < kGroupWords ? count - done : kGroupWords;
-    Planes planes[kHeight][kBlocks];
+  const float* scales = byte_table_scales(tables, row_words);
+  __m512 sum[kHeight][kTiles];
+  for (int r = 0; r < kHeight; ++r) {
+    for (int t = 0; t < kTiles; ++t) sum[r][t] = _mm512_setzero_ps();
+  }
+  for (int64_t word = 0; word < row_words; word += kGroupWords, ++scales) {
+    const int group = row_words - word < kGroupWords ? 1 : kGroupWords;
+    Planes planes[kHeight][kTiles];
     for (int r = 0; r < kHeight; ++r) {
-      for (int b = 0; b < kBlocks; ++b) planes[r][b].start(group);
+      for (int t = 0; t < kTiles; ++t) planes[r][t].start(group);
     }
-    const uint8_t* from = tables + (word + done) * kWordBytes;
-    for (int half = 0; half < 2 * group; ++half, from += kWordBytes / 2, indices += kBlocks) {
-      for (int r = 0; r < kHeight; ++r) {
-        for (int b = 0; b < kBlocks; ++b) planes[r][b].add(from + r * stride, indices[b]);
+    for (int w = 0; w < group; ++w, tables += kWordBytes, words += kTileRows) {
+      __m512i index[2][kTiles];
+      for (int t = 0; t < kTiles; ++t) {
+        const uint32_t* from = words + t * kTileRows * row_words;
+        // Every token reads the weights from memory once, and the processor's own prefetchers stop
+        // at every page.
+        if (kHeight == 1) __builtin_prefetch(from + kPanelRows * row_words);
+        const __m512i bits = _mm512_loadu_si512(from);
+        index[0][t] = low_halves(bits);
+        index[1][t] = high_halves(bits);
+      }
+      for (int half = 0; half < 2; ++half) {
+        for (int r = 0; r < kHeight; ++r) {
+          const uint8_t* from = tables + r * stride + half * kWordBytes / 2;
+          for (int t = 0; t < kTiles; ++t) planes[r][t].add(from, index[half][t]);
+        }
       }
     }
     for (int r = 0; r < kHeight; ++r) {
       const float scale =
-          byte_table_scales(tables + r * stride, row_words)[(word + done) / kGroupWords];
-      for (int b = 0; b < kBlocks; ++b) {
-        float* to = out + r * kPanelRows + b * 16;
-        const __m512 sum = word + done == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(to);
-        _mm512_storeu_ps(to, planes[r][b].finish(scale, sum));
-      }
+          *reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(scales) + r * stride);
+      for (int t = 0; t < kTiles; ++t) sum[r][t] = planes[r][t].finish(scale, sum[r][t]);
     }
   }
-}
-
-template <class Row>
-void many_rows(Row row, const SignProduct& p) {
-  constexpr int kHeight = 2;
-  const int64_t stride = byte_table_bytes(p.row_words);
-  __m512i* indices = static_cast<__m512i*>(p.scratch);
-  for (int64_t word = 0; word < p.row_words; word += kTile) {
-    const int64_t left = p.row_words - word;
-    const int count = left < kTile ? static_cast<int>(left) : kTile;
-    for (int at = 0; at < count; at += kTurnWords) {
-      const int there = count - at < kTurnWords ? count - at : kTurnWords;
-      for (int b = 0; b < kBlocks; ++b) {
-        __m512i words[kTurnWords];
-        turn_words([=](int i) { return row(b * 16 + i) + word + at; }, there, words);
-        for (int w = 0; w < there; ++w) {
-          __m512i* to = indices + (at + w) * 2 * kBlocks + b;
-          to[0] = low_halves(words[w]);
-          to[kBlocks] = high_halves(words[w]);
-        }
-      }
-    }
-    int64_t r = 0;
-    for (; r + kHeight <= p.x_rows; r += kHeight) {
-      micro<kHeight>(indices, count, p.tables + r * stride, p.row_words, word,
-                     p.out + r * kPanelRows);
-    }
-    for (; r < p.x_rows; ++r) {
-      micro<1>(indices, count, p.tables + r * stride, p.row_words, word, p.out + r * kPanelRows);
-    }
+  for (int r = 0; r < kHeight; ++r) {
+    for (int t = 0; t < kTiles; ++t) _mm512_storeu_ps(out + r * kPanelRows + t * 16, sum[r][t]);
   }
 }
 
 // See NqSigns::multiply.
 void multiply(const SignProduct& p) {
-  const uint32_t* from = p.words;
-  const int64_t row_words = p.row_words;
-  const int64_t last = p.rows - 1;
-  // Rows past the last repeat it; their sums are dropped.
-  const auto some = [=](int i) { return from + (i < last ? i : last) * row_words; };
-  if (p.x_rows > 1) {
-    many_rows(some, p);
-  } else if (p.rows == kPanelRows) {
-    const auto every = [=](int i) { return from + i * row_words; };
-    const uint32_t* ahead = from + kPanelRows * row_words;
-    for (int b = 0; b < kBlocks; b += 2) {
-      const auto pair = [=](int i) { return every(b * 16 + i); };
-      one_row<2>(pair, row_words, ahead + b * 16 * row_words, p.tables, p.out + b * 16);
-    }
-  } else {
-    for (int b = 0; b * 16 < p.rows; ++b) {
-      one_row<1>([=](int i) { return some(b * 16 + i); }, row_words, from, p.tables,
-                 p.out + b * 16);
+  constexpr int kHeight = 2;
+  constexpr int kTiles = kPanelRows / kTileRows;
+  const int64_t stride = byte_table_bytes(p.row_words);
+  int64_t row = 0;
+  for (; row + kHeight <= p.x_rows && p.rows > kPanelRows / 2; row += kHeight) {
+    micro<kHeight, kTiles>(p.words, p.row_words, p.tables + row * stride, p.out + row * kPanelRows);
+  }
+  for (; row < p.x_rows; ++row) {
+    const uint8_t* tables = p.tables + row * stride;
+    float* out = p.out + row * kPanelRows;
+    if (p.rows > kPanelRows / 2) {
+      micro<1, kTiles>(p.words, p.row_words, tables, out);
+    } else if (p.rows > kTileRows) {
+      micro<1, 2>(p.words, p.row_words, tables, out);
+    } else {
+      micro<1, 1>(p.words, p.row_words, tables, out);
     }
   }
 }
 
 }  // namespace
 
-const NqSigns kSignsVbmi = {byte_table_bytes, ByteTables<ZmmTables>::make, multiply};
+const NqSigns kSignsVbmi = {arrange_words16, byte_table_bytes, ByteTables<ZmmTables>::make,
+                            multiply};
