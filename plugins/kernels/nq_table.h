@@ -7,7 +7,9 @@
 //
 // Codes are two's complement. 8 bits: one byte a code. 4 bits: two codes a byte, the even column in
 // the low half, a row starts at a byte (ONNX's layout of INT4). Nothing here allocates, throws or
-// starts threads; arithmetic is float32.
+// starts threads. Rows looked up are exact to float32; products take x in 16-bit fixed point, one
+// unit for each block of 32 columns (an error of 1e-5 of the norms, 5e-5 beside outliers), and
+// otherwise compute in integers and float32. A vector's products do not depend on the others.
 
 #ifndef NQ_TABLE_H
 #define NQ_TABLE_H

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How fast the kernels of one instruction set (NQ_CPU_ISA) are on one core: billions of sign-adds a
-// second for one matrix of a layer, weights and tables in the cache, the best of many repetitions.
+// How fast the kernels of one instruction set (NQ_CPU_ISA) are on one core, the best of many
+// repetitions: billions of sign-adds a second for one matrix of a layer, weights and tables in the
+// cache; and a head from memory, in bytes of its table a second, beside what a plain sum of the
+// same bytes reaches.
 //
 //   nq_cpu_rates [rows of x]...
 
@@ -10,6 +12,7 @@
 #include <time.h>
 
 #include "../kernels/nq_kernels.h"
+#include "../kernels/nq_table.h"
 
 namespace {
 
@@ -74,6 +77,52 @@ void measure(int64_t out, int64_t in, int64_t rows) {
   free(workspace);
 }
 
+// Several tables take turns, so that none is still in a cache.
+void measure_head(int64_t bits, int64_t group) {
+  constexpr int64_t kRows = 49152, kColumns = 576, kTables = 4, kRepetitions = 40;
+  const int64_t row = kColumns * bits / 8, bytes = kRows * row;
+  int8_t* codes = array<int8_t>(kTables * bytes);
+  for (int64_t i = 0; i < kTables * bytes; ++i) codes[i] = static_cast<int8_t>(i * 37 >> 3);
+  const int64_t groups = group >= kColumns ? 1 : kColumns / group;
+  uint16_t* scales = array<uint16_t>(kRows * groups);
+  for (int64_t i = 0; i < kRows * groups; ++i) scales[i] = 0x2000;
+  float* x = array<float>(kColumns);
+  for (int64_t i = 0; i < kColumns; ++i) x[i] = static_cast<float>(rand()) * 1e-9f;
+  float* y = array<float>(kRows);
+  double read = 1e9, product = 1e9;
+  uint64_t total = 0;
+  for (int64_t i = 0; i < kRepetitions; ++i) {
+    const int8_t* from = codes + i % kTables * bytes;
+    const double start = now();
+    uint64_t sum[8] = {};
+    for (int64_t at = 0; at < bytes; at += 64) {
+      uint64_t line[8];
+      __builtin_memcpy(line, from + at, sizeof line);
+      for (int k = 0; k < 8; ++k) sum[k] += line[k];
+    }
+    for (const uint64_t part : sum) total += part;
+    const double stop = now();
+    if (stop - start < read) read = stop - start;
+    const nq_table table = {
+        kRows, kColumns, bits, group, NQ_FLOAT16, codes + (i + 2) % kTables * bytes, scales};
+    char* workspace = array<char>(static_cast<int64_t>(nq_table_workspace(&table, 1)));
+    const double begin = now();
+    nq_table_arrange(&table, x, 1, workspace);
+    nq_table_product(&table, workspace, 1, 0, kRows, y);
+    const double end = now();
+    if (end - begin < product) product = end - begin;
+    free(workspace);
+  }
+  const double size = static_cast<double>(bytes) * 1e-9;
+  printf("%-8s head of %lld bits, groups of %-3lld  %8.0f us  %5.1f GB/s  (a plain sum %5.1f)%s\n",
+         nq_cpu_isa(), static_cast<long long>(bits), static_cast<long long>(group), product * 1e6,
+         size / product, size / read, total == 1 ? " " : "");
+  free(codes);
+  free(scales);
+  free(x);
+  free(y);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -87,6 +136,10 @@ int main(int count, char** arguments) {
       if (rows < 1 || rows > NQ_PASS_ROWS) return 2;
       measure(shape[0], shape[1], rows);
     }
+  }
+  if (count < 2) {
+    measure_head(8, 576);
+    measure_head(4, 32);
   }
   return 0;
 }

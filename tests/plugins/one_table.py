@@ -71,7 +71,7 @@ def make_model(table: Table, **changes: int) -> bytes:
 
 
 def measure(table: Table, session: onnxruntime.InferenceSession, height: int, seed: int) -> float:
-    """Largest error of a row of logits relative to the norm of its addends; looked-up rows must be exact to float32."""
+    """Largest error of a logit relative to the norms of its row and of X; looked-up rows must be exact to float32."""
     rng = np.random.default_rng(seed)
     rows, columns = table.dense.shape
     x = rng.standard_normal((height, columns)).astype(np.float32)
@@ -80,7 +80,7 @@ def measure(table: Table, session: onnxruntime.InferenceSession, height: int, se
     found, looked_up = session.run(["y", "e"], {"x": x, "ids": ids})
     np.testing.assert_array_equal(looked_up, table.dense[ids].astype(np.float32))
     wanted = x.astype(np.float64) @ table.dense.T
-    size = np.sqrt((x.astype(np.float64) ** 2) @ (table.dense**2).T)
+    size = np.linalg.norm(x.astype(np.float64), axis=-1)[:, None] * np.linalg.norm(table.dense, axis=-1)
     error = np.abs(found - wanted) / np.where(size > 0, size, 1)
     return float(np.max(np.where(np.isfinite(error), error, np.inf)))
 
@@ -104,7 +104,7 @@ def main(library: str) -> None:
         session = make_session(make_model(table), library)
         for height in case["heights"]:
             error = measure(table, session, height, seed=len(rows))
-            rows.append({"case": {**case, "height": height}, "error": error, "limit": 1e-5})
+            rows.append({"case": {**case, "height": height}, "error": error, "limit": 5e-5})
     print(json.dumps({"onnxruntime": onnxruntime.__version__, "rows": rows}))
 
 

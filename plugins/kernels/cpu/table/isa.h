@@ -19,13 +19,18 @@ struct TableStrip {
   const float* scales;    // [rows][groups]
 };
 
+// Vectors in 16-bit fixed point, block by block of NQ_TABLE_BLOCK columns: the last one is padded
+// with zeros, and for 4 bits a block holds its even columns, then its odd ones.
+struct TableVectors {
+  int64_t rows;
+  const int16_t* values;  // [rows][blocks][NQ_TABLE_BLOCK]
+  const float* units;     // [rows][blocks]: what 1 is worth in a block
+};
+
 struct NqTableIsa {
-  // out[r * stride + i] = row i times vector r. Vectors are `x_stride` floats apart, in blocks of
-  // 32 columns padded with zeros; for 4 bits, a block holds its even columns, then its odd ones.
-  void (*product8)(const TableStrip& strip, const float* x, int64_t x_stride, int64_t x_rows,
-                   float* out, int64_t stride);
-  void (*product4)(const TableStrip& strip, const float* x, int64_t x_stride, int64_t x_rows,
-                   float* out, int64_t stride);
+  // out[r * stride + i] = row i times vector r.
+  void (*product8)(const TableStrip& strip, const TableVectors& x, float* out, int64_t stride);
+  void (*product4)(const TableStrip& strip, const TableVectors& x, float* out, int64_t stride);
 };
 
 extern const NqTableIsa kTableScalar;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Tables with NEON, which every aarch64 processor has: 16 floats are four registers.
+// Tables with NEON, which every aarch64 processor has: a block is four registers of 16-bit numbers.
 
 #include <arm_neon.h>
 
@@ -9,47 +9,32 @@
 namespace {
 
 struct FourNeon {
-  static constexpr int kSingleRows = 2;
-  static constexpr int kTableRows = 1;
-  static constexpr int kVectors = 3;
-  struct Floats {
-    float32x4_t v[4];
+  static constexpr int kVectors = 4;
+  using Floats = float32x4_t;
+  struct Words {
+    int16x8_t v[4];
   };
 
-  static Floats zero() { return scalar(0.0f); }
-  static Floats scalar(float value) {
-    const float32x4_t all = vdupq_n_f32(value);
-    return {{all, all, all, all}};
+  static Floats zero() { return vdupq_n_f32(0.0f); }
+  static Words widened(int8x16_t low, int8x16_t high) {
+    return {{vmovl_s8(vget_low_s8(low)), vmovl_high_s8(low), vmovl_s8(vget_low_s8(high)),
+             vmovl_high_s8(high)}};
   }
-  static Floats load(const float* from) {
-    return {{vld1q_f32(from), vld1q_f32(from + 4), vld1q_f32(from + 8), vld1q_f32(from + 12)}};
-  }
-  static Floats fma(const Floats& a, const Floats& b, Floats c) {
-    for (int i = 0; i < 4; ++i) c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
-    return c;
-  }
-  static Floats scaled(const Floats& a, float b, Floats c) {
-    for (int i = 0; i < 4; ++i) c.v[i] = vfmaq_n_f32(c.v[i], a.v[i], b);
-    return c;
-  }
-  static float sum(const Floats& value) {
-    return vaddvq_f32(
-        vaddq_f32(vaddq_f32(value.v[0], value.v[1]), vaddq_f32(value.v[2], value.v[3])));
-  }
-  static Floats widened(int8x16_t codes) {
-    const int16x8_t low = vmovl_s8(vget_low_s8(codes));
-    const int16x8_t high = vmovl_s8(vget_high_s8(codes));
-    return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))),
-             vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
-             vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
-             vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
-  }
-  static Floats codes8(const int8_t* from) { return widened(vld1q_s8(from)); }
-  static void codes4(const int8_t* from, Floats* low, Floats* high) {
+  static Words words8(const int8_t* from) { return widened(vld1q_s8(from), vld1q_s8(from + 16)); }
+  static Words words4(const int8_t* from) {
     const int8x16_t codes = vld1q_s8(from);
-    *low = widened(vshrq_n_s8(vshlq_n_s8(codes, 4), 4));
-    *high = widened(vshrq_n_s8(codes, 4));
+    return widened(vshrq_n_s8(vshlq_n_s8(codes, 4), 4), vshrq_n_s8(codes, 4));
   }
+  static Floats multiply(const Words& words, const int16_t* x, float weight, Floats c) {
+    int32x4_t sums = vdupq_n_s32(0);
+    for (int i = 0; i < 4; ++i) {
+      const int16x8_t eight = vld1q_s16(x + 8 * i);
+      sums = vmlal_s16(sums, vget_low_s16(words.v[i]), vget_low_s16(eight));
+      sums = vmlal_high_s16(sums, words.v[i], eight);
+    }
+    return vfmaq_n_f32(c, vcvtq_f32_s32(sums), weight);
+  }
+  static float sum(Floats a, Floats b) { return vaddvq_f32(vaddq_f32(a, b)); }
 };
 
 }  // namespace

@@ -7,43 +7,36 @@
 namespace {
 
 struct Plain {
-  static constexpr int kSingleRows = 1;
-  static constexpr int kTableRows = 1;
   static constexpr int kVectors = 2;
   struct Floats {
-    float v[16];
+    float v[4];
+  };
+  struct Words {
+    int16_t v[NQ_TABLE_BLOCK];
   };
 
   static Floats zero() { return Floats{}; }
-  static Floats load(const float* from) {
-    Floats out;
-    memcpy(out.v, from, sizeof out.v);
+  static Words words8(const int8_t* from) {
+    Words out;
+    for (int i = 0; i < NQ_TABLE_BLOCK; ++i) out.v[i] = from[i];
     return out;
   }
-  static Floats fma(const Floats& a, const Floats& b, Floats c) {
-    for (int i = 0; i < 16; ++i) c.v[i] += a.v[i] * b.v[i];
-    return c;
-  }
-  static Floats scaled(const Floats& a, float b, Floats c) {
-    for (int i = 0; i < 16; ++i) c.v[i] += a.v[i] * b;
-    return c;
-  }
-  static float sum(Floats value) {
-    for (int half = 8; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) value.v[i] += value.v[i + half];
-    }
-    return value.v[0];
-  }
-  static Floats codes8(const int8_t* from) {
-    Floats out;
-    for (int i = 0; i < 16; ++i) out.v[i] = static_cast<float>(from[i]);
-    return out;
-  }
-  static void codes4(const int8_t* from, Floats* low, Floats* high) {
+  static Words words4(const int8_t* from) {
+    Words out;
     for (int i = 0; i < 16; ++i) {
-      low->v[i] = static_cast<float>(((from[i] & 15) ^ 8) - 8);
-      high->v[i] = static_cast<float>(from[i] >> 4);
+      out.v[i] = static_cast<int16_t>(((from[i] & 15) ^ 8) - 8);
+      out.v[16 + i] = static_cast<int16_t>(from[i] >> 4);
     }
+    return out;
+  }
+  static Floats multiply(const Words& words, const int16_t* x, float weight, Floats c) {
+    int32_t sums[4] = {};
+    for (int i = 0; i < NQ_TABLE_BLOCK; ++i) sums[i % 4] += int32_t{words.v[i]} * x[i];
+    for (int i = 0; i < 4; ++i) c.v[i] += static_cast<float>(sums[i]) * weight;
+    return c;
+  }
+  static float sum(const Floats& a, const Floats& b) {
+    return ((a.v[0] + b.v[0]) + (a.v[2] + b.v[2])) + ((a.v[1] + b.v[1]) + (a.v[3] + b.v[3]));
   }
 };
 

@@ -20,8 +20,33 @@ int64_t groups_of(const nq_table* table) {
   return table->group >= table->columns ? 1 : (table->columns - 1) / table->group + 1;
 }
 
-int64_t stride_of(const nq_table* table) {
-  return (table->columns + NQ_TABLE_BLOCK - 1) / NQ_TABLE_BLOCK * NQ_TABLE_BLOCK;
+int64_t blocks_of(const nq_table* table) {
+  return (table->columns + NQ_TABLE_BLOCK - 1) / NQ_TABLE_BLOCK;
+}
+
+// A block of x, `count` values of it, in 16-bit fixed point, its largest value the largest number;
+// returns the unit. A block that holds no number, or infinity, gets no number as its unit.
+float fix_block(const float* x, int64_t count, int64_t bits, int16_t* out) {
+  constexpr float kLargest = 32767.0f;
+  constexpr int64_t kHalf = NQ_TABLE_BLOCK / 2;
+  float most = 0.0f;
+  float check = 0.0f;  // becomes no number where a value is not finite
+  for (int64_t c = 0; c < count; ++c) {
+    const float magnitude = x[c] < 0.0f ? -x[c] : x[c];
+    most = magnitude > most ? magnitude : most;
+    check += x[c] * 0.0f;
+  }
+  memset(out, 0, NQ_TABLE_BLOCK * sizeof(int16_t));
+  if (check != 0.0f) return check;
+  if (most < 1e-30f) return 0.0f;  // one over it is no number
+  const float inverse = kLargest / most;
+  for (int64_t c = 0; c < count; ++c) {
+    // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number.
+    const float rounded = (x[c] * inverse + 12582912.0f) - 12582912.0f;
+    const int64_t place = bits == 8 ? c : c / 2 + c % 2 * kHalf;
+    out[place] = static_cast<int16_t>(rounded);
+  }
+  return most / kLargest;
 }
 
 const void* scales_from(const nq_table* table, int64_t index) {
@@ -52,7 +77,8 @@ extern "C" nq_status nq_table_check(const nq_table* table) {
 
 extern "C" size_t nq_table_workspace(const nq_table* table, int64_t x_rows) {
   if (nq_table_check(table) != NQ_OK || x_rows < 1 || x_rows > NQ_MAX_DIM) return 0;
-  return static_cast<size_t>(stride_of(table) * x_rows) * sizeof(float);
+  constexpr size_t kBlockBytes = NQ_TABLE_BLOCK * sizeof(int16_t) + sizeof(float);
+  return static_cast<size_t>(blocks_of(table) * x_rows) * kBlockBytes;
 }
 
 extern "C" nq_status nq_table_gather(const nq_table* table, const int64_t* indices, int64_t count,
@@ -83,18 +109,15 @@ extern "C" nq_status nq_table_arrange(const nq_table* table, const float* x, int
   const nq_status status = nq_table_check(table);
   if (status != NQ_OK) return status;
   if (x == nullptr || workspace == nullptr || x_rows < 1) return NQ_BAD_ARGUMENT;
-  const int64_t stride = stride_of(table);
-  for (int64_t row = 0; row < x_rows; ++row) {
-    const float* from = x + row * table->columns;
-    float* to = static_cast<float*>(workspace) + row * stride;
-    memset(to + stride - NQ_TABLE_BLOCK, 0, NQ_TABLE_BLOCK * sizeof(float));
-    if (table->bits == 8) {
-      memcpy(to, from, static_cast<size_t>(table->columns) * sizeof(float));
-      continue;
-    }
-    for (int64_t c = 0; c < table->columns; ++c) {
-      const int64_t place = c % NQ_TABLE_BLOCK;
-      to[c - place + place / 2 + place % 2 * (NQ_TABLE_BLOCK / 2)] = from[c];
+  const int64_t blocks = blocks_of(table);
+  int16_t* values = static_cast<int16_t*>(workspace);
+  float* units = reinterpret_cast<float*>(values + x_rows * blocks * NQ_TABLE_BLOCK);
+  for (int64_t row = 0; row < x_rows; ++row, x += table->columns) {
+    for (int64_t b = 0; b < blocks; ++b, values += NQ_TABLE_BLOCK) {
+      const int64_t first = b * NQ_TABLE_BLOCK;
+      const int64_t left = table->columns - first;
+      const int64_t count = left < NQ_TABLE_BLOCK ? left : int64_t{NQ_TABLE_BLOCK};
+      *units++ = fix_block(x + first, count, table->bits, values);
     }
   }
   return NQ_OK;
@@ -113,6 +136,9 @@ extern "C" nq_status nq_table_product(const nq_table* table, const void* workspa
   if (isa == nullptr || products == nullptr) return NQ_NO_ISA;
   const int64_t groups = groups_of(table);
   const int64_t most = kStripScales / groups < kStripRows ? kStripScales / groups : kStripRows;
+  const int16_t* values = static_cast<const int16_t*>(workspace);
+  const int64_t whole = x_rows * blocks_of(table) * NQ_TABLE_BLOCK;
+  const TableVectors x = {x_rows, values, reinterpret_cast<const float*>(values + whole)};
   alignas(64) float scales[kStripScales];
   for (int64_t row = begin; row < end; row += most) {
     const int64_t count = end - row < most ? end - row : most;
@@ -120,9 +146,8 @@ extern "C" nq_status nq_table_product(const nq_table* table, const void* workspa
     const int64_t bytes = row_bytes_of(table);
     const TableStrip strip = {
         table->codes + row * bytes, count, bytes, table->columns, groups, table->group, scales};
-    const float* x = static_cast<const float*>(workspace);
     auto* product = table->bits == 8 ? products->product8 : products->product4;
-    product(strip, x, stride_of(table), x_rows, y + row, table->rows);
+    product(strip, x, y + row, table->rows);
   }
   return NQ_OK;
 }
