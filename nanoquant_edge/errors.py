@@ -80,6 +80,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "The prompt, or the prompt with the tokens asked for, does not fit the model or the key/value cache.",
         "Shorten the prompt, ask for fewer tokens, or raise the context limit.",
     ),
+    "NQ-PREFIX": (
+        "The file of kept prefixes is damaged, or was written for another model.",
+        "Delete it; it is written anew.",
+    ),
     "NQ-TEMPLATE": (
         "The chat template is missing, not valid, or exceeded its limits of time and size.",
         "Use a model with a chat template, or pass a plain prompt.",

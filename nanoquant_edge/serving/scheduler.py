@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +26,7 @@ from .answer import Answer
 from .drafting import Drafter, Guess, NgramDrafter
 from .options import SchedulerOptions
 from .pace import Chance, StepTimes
+from .prefix_file import Prefix, read_prefixes, write_prefixes
 from .requests import BusyError, Outcome, Piece, Request
 from .shelf import Shelf
 from .statistics import Counters, Statistics
@@ -164,6 +166,51 @@ class Scheduler:
                 cache_limit=self._shelf.limit,
                 cache_bytes=self._slots.memory.held if not self._ended else 0,
             )
+
+    def save_prefixes(self, path: str | Path) -> int:
+        """Write the beginnings that are kept into a file, for `load_prefixes` of the same model.
+
+        Returns:
+            Tokens that were written; without any, no file is.
+
+        Raises:
+            NqEdgeError: NQ-OUTPUT when it cannot be written; BusyError once the scheduler has ended.
+        """
+
+        def save() -> list[Prefix]:
+            kept = [(slot, self._shelf.held[slot]) for slot in self._shelf.free if self._shelf.held[slot]]
+            return [Prefix(list(ids), self._slots.save(slot, len(ids))) for slot, ids in kept]
+
+        prefixes: list[Prefix] = self._errand(save)
+        if prefixes:
+            write_prefixes(Path(path), self._slots.form, prefixes)
+        return sum(len(prefix.ids) for prefix in prefixes)
+
+    def load_prefixes(self, path: str | Path) -> int:
+        """Take beginnings from a file that `save_prefixes` wrote, as many as free slots and `cache_tokens` allow.
+
+        Returns:
+            Tokens that were taken.
+
+        Raises:
+            NqEdgeError: NQ-PREFIX for a file that is missing, damaged or of another model, NQ-OPTION when its arrays
+                are not those of these slots; BusyError once the scheduler has ended.
+        """
+        memory, spare = self._slots.memory, 1 << 20
+        most = self._slots.count * self._slots.max_context * (memory.token + 4) + spare
+        prefixes = read_prefixes(Path(path), self._slots.form, most_bytes=most)
+        return int(self._errand(lambda: sum(map(self._shelve, prefixes))))
+
+    def _shelve(self, prefix: Prefix) -> int:
+        """Put a beginning into an empty slot, if there is one; returns its tokens."""
+        empty = [slot for slot in self._shelf.free if not self._shelf.held[slot]]
+        ids = prefix.ids
+        fits = 0 < len(ids) <= min(self._slots.max_context, self._shelf.limit - self._shelf.tokens)
+        if not empty or not fits or not 0 <= min(ids) <= max(ids) < self._slots.vocab_size:
+            return 0
+        self._slots.load(empty[0], prefix.arrays, len(ids))
+        self._shelf.leave(empty[0], ids)
+        return len(ids)
 
     def close(self, drain: bool = False, timeout_s: float | None = None) -> None:
         """Take no more requests, end, and give back the model's memory. May be called twice.
