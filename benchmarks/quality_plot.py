@@ -3,7 +3,8 @@
 
     python -m benchmarks.quality_plot             # writes docs/figures/quality.svg
 
-Lines join the rates of a recipe on one schedule; bars span its seeds. Needs matplotlib (`pip install .[plots]`).
+Lines join the rates of a recipe on one schedule, and llama.cpp's types; bars span seeds. Needs matplotlib
+(`pip install .[plots]`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ __all__ = ["Series", "draw", "panels"]
 _STYLES = {
     "official": {"color": "#b2432f", "marker": "s"},
     "default": {"color": "#1f6f8b", "marker": "o"},
+    "balanced": {"color": "#4a9fb8", "marker": "o"},
+    "full": {"color": "#1f6f8b", "marker": "D"},
+    "max": {"color": "#0b3c49", "marker": "D"},
+    "llama.cpp": {"color": "#c98a1b", "marker": "v"},
     "rtn": {"color": "#8a8a8a", "marker": "^"},
     "dense": {"color": "black", "marker": "*"},
 }
-_NAMES = {"rtn": "round-to-nearest", "dense": "uncompressed, 16 bits"}
+_NAMES = {"rtn": "round-to-nearest", "dense": "uncompressed, 16 bits", "llama.cpp": "llama.cpp, importance matrix"}
+#: Presets with a line of their own.
+_PRESETS = ("balanced", "full", "max")
 
 
 @dataclass
@@ -36,37 +43,43 @@ class Series:
     Attributes:
         recipe: of all points.
         full: whether the schedule is the full one.
-        points: (bits to write beside it, MB, mean perplexity, least, most), by rising size.
+        embedding: storage of embedding and head.
+        points: (what to write beside it, MB, mean perplexity, least, most), by rising size.
     """
 
     recipe: str
     full: bool = False
+    embedding: str = "fp16"
     points: list[tuple[str, float, float, float, float]] = field(default_factory=list)
 
     @property
     def label(self) -> str:
         """For the legend."""
         name = _NAMES.get(self.recipe, self.recipe)
-        return f"{name}, full schedule" if self.full else name
+        tables = "" if self.embedding == "fp16" else f", {self.embedding} tables"
+        return (f"{name}, full schedule" if self.full else name) + tables
 
 
 def panels(rows: list[dict[str, Any]]) -> dict[str, list[Series]]:
-    """What is drawn of each model: recipes `official` and `default`, round-to-nearest, the uncompressed model."""
+    """What is drawn of each model: recipes, presets, llama.cpp's types, round-to-nearest, the uncompressed model."""
     found = {}
     for model, here in by_model(rows).items():
-        lines: dict[tuple[str, bool], Series] = {}
+        lines: dict[tuple[str, bool, str], Series] = {}
         for group in groups(here):
-            if group.kind not in ("reduced", "full", "rtn"):
+            drawn = group.kind in ("reduced", "full", "rtn", "llama.cpp")
+            if not drawn and (group.kind != "preset" or group.recipe not in _PRESETS):
                 continue
-            key = (group.recipe, group.kind == "full")
+            key = (group.recipe, group.kind == "full", group.embedding)
             size, values = group.mean("file_mb"), group.values("ppl")
             if size is not None and values:
-                point = (f"{group.bpw:g}", size, sum(values) / len(values), min(values), max(values))
+                name = group.schedule if group.kind == "llama.cpp" else f"{group.bpw:g}"
+                point = (name, size, sum(values) / len(values), min(values), max(values))
                 lines.setdefault(key, Series(*key)).points.append(point)
         dense = dense_figures(here)
         if {"ppl", "file_mb"} <= set(dense):
             value = dense["ppl"]
-            lines["dense", False] = Series("dense", False, [("16", dense["file_mb"], value, value, value)])
+            points = [("16", dense["file_mb"], value, value, value)]
+            lines["dense", False, "fp16"] = Series("dense", points=points)
         for series in lines.values():
             series.points.sort(key=lambda point: point[1])
         found[model] = list(lines.values())
@@ -94,8 +107,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             names, sizes, means = ([point[place] for point in series.points] for place in range(3))
             bars = [[p[2] - p[3] for p in series.points], [p[4] - p[2] for p in series.points]]
             style: dict[str, Any] = dict(_STYLES[series.recipe])
-            if series.full:
-                style.update(linestyle="--", markerfacecolor="white")
+            if series.full or series.embedding != "fp16":
+                style.update(linestyle="--" if series.full else ":", markerfacecolor="white")
             handles[series.label] = axis.errorbar(sizes, means, yerr=bars, capsize=2, label=series.label, **style)
             for name, size, mean in zip(names, sizes, means, strict=True):
                 text, place = (name, mean) if mean <= _HIGHEST else (f"{name}: {mean:.1e}", _HIGHEST)

@@ -8,20 +8,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Group", "by_model", "dense_figures", "groups"]
+__all__ = ["CHANCE", "Group", "by_model", "dense_figures", "groups", "share_kept"]
 
 #: Test windows on which rows compare.
 _WINDOWS = 32
-_RECIPES = ("official", "default", "balanced", "quick", "rtn")
+_RECIPES = ("official", "default", "quick", "balanced", "full", "max", "llama.cpp", "rtn")
+#: Accuracy of guessing on each zero-shot set.
+CHANCE = {"arc_easy": 0.25, "hellaswag": 0.25, "piqa": 0.5, "winogrande": 0.5, "lambada": 0.0}
+#: A set on which the dense model is not better than guessing by so much tells nothing.
+_LEAST_DENSE = 0.05
 
 
 @dataclass(frozen=True)
 class Group:
-    """One model, recipe, schedule and rate, over all seeds.
+    """One model, recipe, schedule, rate and storage of tables, over all seeds.
 
     Attributes:
-        model, recipe, schedule: as in the rows; `schedule` holds changed settings too.
+        model, recipe, schedule: as in the rows; `schedule` holds changed settings too, and for llama.cpp the type.
         bpw: rate asked for.
+        embedding: storage of embedding and head.
         rows: one a seed.
     """
 
@@ -29,16 +34,25 @@ class Group:
     recipe: str
     schedule: str
     bpw: float
+    embedding: str
     rows: tuple[dict[str, Any], ...]
 
     @property
     def kind(self) -> str:
-        """ "reduced", "full" (the whole schedule), "preset", "rtn" or "screening" (settings were changed)."""
+        """ "reduced", "full" (the whole schedule), "preset", "llama.cpp", "rtn" or "screening" (settings changed)."""
         if self.changes:
             return "screening"
         if self.recipe in ("official", "default"):
             return self.schedule or "full"
-        return "rtn" if self.recipe == "rtn" else "preset"
+        return self.recipe if self.recipe in ("rtn", "llama.cpp") else "preset"
+
+    @property
+    def name(self) -> str:
+        """What a table calls it, beside its rate."""
+        names = {"rtn": f"round-to-nearest, {self.bpw:.0f} bits", "llama.cpp": f"llama.cpp {self.schedule}"}
+        name = names.get(self.recipe, self.recipe)
+        tables = "" if self.embedding == "fp16" else f", {self.embedding} tables"
+        return name + (", full schedule" if self.kind == "full" else "") + tables
 
     @property
     def base(self) -> str:
@@ -71,7 +85,7 @@ class Group:
 
 def _order(group: Group) -> tuple[Any, ...]:
     place = _RECIPES.index(group.recipe) if group.recipe in _RECIPES else len(_RECIPES)
-    return group.bpw, place, group.schedule
+    return group.bpw, place, group.schedule, group.embedding
 
 
 def by_model(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -85,11 +99,33 @@ def by_model(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def groups(rows: Iterable[dict[str, Any]]) -> list[Group]:
     """Rows gathered over seeds, by rate, then recipe; of a repeated run the last."""
-    found: dict[tuple[str, str, str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
+    found: dict[tuple[str, str, str, float, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        found[row["model"], row["recipe"], row["schedule"], row["target_bpw"]][row["seed"]] = row
+        key = (row["model"], row["recipe"], row["schedule"], row["target_bpw"], row.get("embedding", "fp16"))
+        found[key][row["seed"]] = row
     gathered = [Group(*key, tuple(seeds[seed] for seed in sorted(seeds))) for key, seeds in found.items()]
     return sorted(gathered, key=_order)
+
+
+def share_kept(row: dict[str, Any], dense: dict[str, Any] | None = None) -> float | None:
+    """What is left of zero-shot accuracy: accuracy over chance, compressed over dense, mean of the sets.
+
+    Sets are left out on which the dense model is less than 0.05 better than chance. None where no set is left.
+
+    Args:
+        row: with accuracies, and the dense model's under the same names with _dense behind them.
+        dense: the dense model's accuracies, where the row has none.
+
+    Example:
+        >>> share_kept({"piqa": 0.6, "piqa_dense": 0.7, "lambada": 0.1, "lambada_dense": 0.4})
+        0.375
+    """
+    kept = []
+    for name, chance in CHANCE.items():
+        best = row.get(f"{name}_dense", (dense or {}).get(name))
+        if row.get(name) is not None and best is not None and best - chance >= _LEAST_DENSE:
+            kept.append(max(0.0, row[name] - chance) / (best - chance))
+    return round(sum(kept) / len(kept), 4) if kept else None
 
 
 def dense_figures(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:

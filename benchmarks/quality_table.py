@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quality tables of docs/QUALITY.md, from the rows of docs/figures/quality.json.
+"""The tables of quality, from the rows of docs/figures/quality.json.
 
     python -m benchmarks.quality_table            # print them
-    python -m benchmarks.quality_table --write    # between the markers of docs/QUALITY.md
+    python -m benchmarks.quality_table --write    # into the pages
 
-A section a model: first the recipes on the reduced schedule, then full schedules, presets, round-to-nearest and the
-dense model; then, apart, what single parts of a recipe do. Rows of the same recipe, schedule and rate are one line: the
-mean over seeds, and the least and the most where there are several; ratios are over the seeds that both have. Only rows
-on 32 test windows are taken, and of a repeated run the last.
+What is left at each rate (`benchmarks.quality_left`) goes between markers of docs/QUALITY.md and README.md, all else is
+docs/figures/quality.md: a section a model, first the recipes on the reduced schedule, then full schedules, presets,
+llama.cpp's types, round-to-nearest and the dense model; then, apart, what single parts of a recipe do. Rows of the same
+recipe, schedule and rate are one line: the mean over seeds, and the least and the most where there are several; ratios
+are over the seeds that both have. Only rows on 32 test windows are taken, and of a repeated run the last.
 """
 
 from __future__ import annotations
@@ -19,12 +20,21 @@ from typing import Any
 import click
 
 from benchmarks.figures import FOLDER
+from benchmarks.quality_left import left_table
 from benchmarks.quality_rows import Group, by_model, dense_figures, groups
 
 __all__ = ["tables"]
 
-_PAGE = Path(__file__).resolve().parent.parent / "docs" / "QUALITY.md"
-_BEGIN, _END = "<!-- tables: python -m benchmarks.quality_table --write -->", "<!-- end of tables -->"
+_ROOT = Path(__file__).resolve().parent.parent
+#: The long tables, and the pages that hold the short one.
+TABLES, PAGES = FOLDER / "quality.md", (_ROOT / "docs" / "QUALITY.md", _ROOT / "README.md")
+_BEGIN, _END = "<!-- what is left: python -m benchmarks.quality_table --write -->", "<!-- end of what is left -->"
+_HEAD = """# All figures of quality
+
+Made by `python -m benchmarks.quality_table --write` from [quality.json](quality.json). What the columns mean is in
+[QUALITY.md](../QUALITY.md#what-is-measured).
+
+"""
 _QUALITY = {
     "WikiText-2": ("ppl", "{:.2f}"),
     "Wikipedia": ("ppl2", "{:.2f}"),
@@ -37,6 +47,7 @@ _OTHERS = {
     "PIQA": ("piqa", "{:.3f}"),
     "WinoGrande": ("winogrande", "{:.3f}"),
     "LAMBADA": ("lambada", "{:.3f}"),
+    "code": ("code", "{:.3f}"),
     "MB": ("file_mb", "{:.1f}"),
     "seconds": ("seconds", "{:.0f}"),
     "peak, MB": ("peak_mb", "{:.0f}"),
@@ -44,7 +55,7 @@ _OTHERS = {
 _COST = {name: _OTHERS[name] for name in ("seconds", "peak, MB")}
 _SCREENED = "What parts of a recipe do, one group of settings changed at a time:"
 _LARGE = 1e5  # from here on digits say nothing
-_KINDS = ("reduced", "full", "preset", "rtn")
+_KINDS = ("reduced", "full", "preset", "llama.cpp", "rtn")
 
 
 def _cell(values: list[float], form: str) -> str:
@@ -60,12 +71,6 @@ def _number(value: float, form: str) -> str:
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _name(group: Group) -> str:
-    if group.kind == "rtn":
-        return f"round-to-nearest, {group.bpw:.0f} bits"
-    return f"{group.recipe}, full schedule" if group.kind == "full" else group.recipe
 
 
 def _cells(group: Group, columns: dict[str, tuple[str, str]]) -> list[str]:
@@ -88,7 +93,7 @@ def _main_table(found: list[Group], dense: dict[str, Any]) -> list[str]:
                 continue
             over = _ratio(group, found, "official") if group.recipe == "default" else ""
             rates = [f"{group.bpw:g}", f"{group.mean('true_bpw'):.3f}", str(len(group.rows)), over]
-            lines.append(_line([_name(group), *rates, *_cells(group, {**_QUALITY, **_OTHERS})]))
+            lines.append(_line([group.name, *rates, *_cells(group, {**_QUALITY, **_OTHERS})]))
     if dense:
         cells = [_cell([dense[name]] if name in dense else [], form) for name, form in {**_QUALITY, **_OTHERS}.values()]
         lines.append(_line(["dense", "16", "16", "", "", *cells]))
@@ -119,17 +124,25 @@ def tables(rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+def pages(rows: list[dict[str, Any]]) -> dict[Path, str]:
+    """Every file that holds tables of these rows, and what stands in it."""
+    found = {TABLES: f"{_HEAD}{tables(rows)}\n"}
+    for page in PAGES:
+        before, rest = page.read_text(encoding="utf-8").split(_BEGIN)
+        found[page] = f"{before}{_BEGIN}\n{left_table(rows)}\n{_END}{rest.split(_END)[1]}"
+    return found
+
+
 @click.command()
-@click.option("--write", is_flag=True, help="Put the tables into docs/QUALITY.md instead of printing them.")
+@click.option("--write", is_flag=True, help="Write them into the pages instead of printing them.")
 def main(write: bool) -> None:
     """Print or write the quality tables."""
-    text = tables(json.loads((FOLDER / "quality.json").read_text(encoding="utf-8"))["rows"])
+    rows = json.loads((FOLDER / "quality.json").read_text(encoding="utf-8"))["rows"]
     if not write:
-        click.echo(text)
+        click.echo(f"{left_table(rows)}\n\n{tables(rows)}")
         return
-    page = _PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(_BEGIN)
-    _PAGE.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{rest.split(_END)[1]}", encoding="utf-8")
+    for page, text in pages(rows).items():
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

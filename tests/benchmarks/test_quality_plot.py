@@ -28,6 +28,11 @@ def rows() -> list[dict[str, Any]]:
     found.append(row(model="small", schedule="reduced rank_depth=0", ppl=1.0, file_mb=1.0))
     found.append(row(model="small", recipe="quick", schedule="", ppl=1.0, file_mb=1.0))
     found.append(row(model="small", n_windows=4, ppl=1.0, file_mb=1.0))
+    found.append(row(model="small", recipe="max", schedule="", ppl=30.0, file_mb=40.0, embedding="int4"))
+    found += [
+        row(model="small", recipe="llama.cpp", schedule=kind, target_bpw=bpw, ppl=90 / bpw, file_mb=40 + bpw)
+        for kind, bpw in (("Q2_K", 2.6), ("IQ2_XXS", 2.1))
+    ]
     return found
 
 
@@ -41,7 +46,10 @@ def test_rows_become_lines_by_rising_size() -> None:
         "default, full schedule",
         "round-to-nearest",
         "uncompressed, 16 bits",
+        "max, int4 tables",
+        "llama.cpp, importance matrix",
     }
+    assert [point[0] for point in lines["llama.cpp, importance matrix"]] == ["IQ2_XXS", "Q2_K"]
     assert [point[0] for point in lines["default"]] == ["0.55", "1", "2"]
     assert lines["default"][1] == ("1", 60.0, 61.0, 60.0, 62.0)
     assert [point[:2] for point in lines["round-to-nearest"]] == [("2", 80.0), ("3", 90.0), ("4", 100.0)]

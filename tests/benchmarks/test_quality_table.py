@@ -74,6 +74,17 @@ def test_changed_settings_are_a_table_of_their_own() -> None:
     assert lines[3].startswith("| quick: `kd_epochs=4` | 1 | 1 |  | 9.00 |")
 
 
-def test_the_page_holds_the_tables_of_the_figures() -> None:
+def test_the_pages_hold_the_tables_of_the_figures() -> None:
     rows = json.loads((FOLDER / "quality.json").read_text(encoding="utf-8"))["rows"]
-    assert quality_table.tables(rows) in quality_table._PAGE.read_text(encoding="utf-8")
+    for page, text in quality_table.pages(rows).items():
+        assert page.read_text(encoding="utf-8") == text, "run python -m benchmarks.quality_table --write"
+
+
+def test_llama_types_and_tables_in_few_bits_have_lines_of_their_own() -> None:
+    rows = [
+        row(recipe="max", schedule="", ppl=8.0),
+        row(recipe="max", schedule="", ppl=8.5, embedding="int4"),
+        row(recipe="llama.cpp", schedule="IQ2_XXS", target_bpw=2.1, ppl=30.0),
+    ]
+    names = [line.split("|")[1].strip() for line in quality_table.tables(rows).splitlines()[4:]]
+    assert names == ["max", "max, int4 tables", "llama.cpp IQ2_XXS", "dense"]
