@@ -19,7 +19,8 @@ extern "C" {
 #endif
 
 enum {
-  NQ_CUDA_HEAD_ROWS = 16  // most rows of x that one read of the table serves
+  NQ_CUDA_HEAD_ROWS = 16,        // most rows of x that one read of the table serves
+  NQ_CUDA_TABLE_COLUMNS = 16384  // most columns of a table
 };
 
 // A table as it lies in a file (docs/FORMAT.md): row i, column c = code(i, c) * scale(i, c div
@@ -27,7 +28,7 @@ enum {
 // in the low half, a row starts at a byte. Rows whose bytes are a multiple of 16 are read fastest.
 typedef struct nq_cuda_table {
   int64_t rows;
-  int64_t columns;     // at most 65536
+  int64_t columns;     // at most NQ_CUDA_TABLE_COLUMNS
   int64_t group;       // columns that share a scale: a multiple of 32, or `columns` or more
   int32_t bits;        // 16, 8 or 4
   nq_type type;        // 16 bits only: NQ_FLOAT16 or NQ_BFLOAT16

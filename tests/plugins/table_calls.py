@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 __all__ = ["Choice", "Embedding", "Normalization", "Output", "Sampling", "Table", "declare", "load"]
@@ -125,6 +125,12 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.nq_cuda_choice_workspace_bytes.restype = c_size_t
     lib.nq_cuda_choice_workspace_bytes.argtypes = (c_int64, c_int64)
     lib.nq_cuda_head_workspace_bytes.restype = c_size_t
+    lib.nq_cuda_head_workspace_bytes.argtypes = (POINTER(Output),)
+    lib.nq_cuda_head.argtypes = (POINTER(Output), c_void_p)
+    lib.nq_cuda_embed.argtypes = (POINTER(Embedding), c_void_p)
+    lib.nq_cuda_norm.argtypes = (POINTER(Normalization), c_void_p)
+    lib.nq_cuda_choose.argtypes = (POINTER(Choice), c_void_p)
+    lib.nq_cuda_sample.argtypes = (POINTER(Choice), c_void_p)
     lib.nq_cuda_activate.argtypes = (c_int, c_void_p, c_int64, c_void_p, c_void_p)
     return lib
 

@@ -16,6 +16,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
@@ -39,8 +40,8 @@ struct alignas(8) float2 {
   float x, y;
 };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
-inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 template <typename A, typename B>
@@ -108,6 +109,15 @@ T __shfl_xor_sync(uint32_t, T value, int mask) {
   uint32_t bits;
   memcpy(&bits, &value, 4);
   bits = nq_emulator::exchange(&bits, 1)[nq_emulator::lane() ^ mask][0];
+  memcpy(&value, &bits, 4);
+  return value;
+}
+template <typename T>
+T __shfl_sync(uint32_t, T value, int lane) {
+  static_assert(sizeof(T) == 4, "32-bit values");
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  bits = nq_emulator::exchange(&bits, 1)[lane][0];
   memcpy(&value, &bits, 4);
   return value;
 }

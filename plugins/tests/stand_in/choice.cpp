@@ -137,7 +137,7 @@ nq_status choose(const nq_cuda_choice* choice, bool sampled, void* stream) {
 }  // namespace
 
 NQ_EXPORT size_t nq_cuda_choice_workspace_bytes(int64_t sequences, int64_t vocabulary) {
-  if (sequences < 1 || vocabulary < 1 || sequences > 0xffff || vocabulary > NQ_MAX_DIM) return 0;
+  if (sequences < 1 || vocabulary < 1 || sequences > 0xffff || vocabulary > (1 << 20)) return 0;
   return static_cast<size_t>(sequences) * 256;
 }
 

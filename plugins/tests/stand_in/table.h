@@ -18,7 +18,7 @@ inline bool good(const void* pointer) { return pointer != nullptr && aligned(poi
 
 inline nq_status check_table(const nq_cuda_table& table, bool pointers) {
   if (table.rows < 1 || table.columns < 1) return NQ_BAD_ARGUMENT;
-  if (table.rows > NQ_MAX_DIM || table.columns > 65536) return NQ_TOO_LARGE;
+  if (table.rows > NQ_MAX_DIM || table.columns > NQ_CUDA_TABLE_COLUMNS) return NQ_TOO_LARGE;
   if (pointers && !good(table.codes)) return NQ_BAD_ARGUMENT;
   if (table.bits == 16) return is_half(table.type) ? NQ_OK : NQ_BAD_ARGUMENT;
   if (table.bits != 8 && table.bits != 4) return NQ_BAD_ARGUMENT;
