@@ -12,6 +12,7 @@ import click
 from .arguments import InputPath, OutputPath
 from .paths import check_kind
 from .progress import shown_progress
+from .rate_hint import rate_hint
 from .streams import echo_json
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ __all__ = ["command"]
 
 @click.command("compress")
 @click.argument("model", type=InputPath())
-@click.option("--bpw", type=float, default=1.0, show_default=True, help="Bits per weight of the compressed layers.")
+@click.option("--bpw", type=float, help="Bits per weight of the compressed layers [default: 1.0].")
 @click.option("--output", type=OutputPath(), required=True, help="Checkpoint folder to write.")
 @click.option(
     "--recipe",
@@ -115,14 +116,17 @@ def command(model: Path, *, output: Path, report: Path | None, as_json: bool, **
         hint = f"Install it: {install_command('compress')}."
         raise NqEdgeError("NQ-MISSING", f"compress needs the package {error.name}.", hint) from error
 
-    share, calibration = options.pop("chat_share"), options.pop("calibration")
+    share, calibration, bpw = options.pop("chat_share"), options.pop("calibration"), options.pop("bpw")
     if share is not None:
         options["recipe"] = Recipe.preset(options["recipe"], chat_share=share)
-    chosen = CompressOptions(**options, calibration=calibration or None)
+    rate = CompressOptions.bpw if bpw is None else bpw
+    chosen = CompressOptions(**options, bpw=rate, calibration=calibration or None)
     first = os.environ.get("RANK", "0") == "0"  # of several processes that torchrun started, the first one reports
     if first and chosen.schedule.name != "quick" and chosen_device(chosen.device).type == "cpu":
         hours = f"{chosen.schedule.name} takes hours on a CPU, even for a small model; --preset quick takes minutes."
         click.echo(hours, err=True)
+    if first and (words := rate_hint(model, bpw, rate)):
+        click.echo(words, err=True)
     with shown_progress("compress", hidden=as_json or not first) as progress:
         checkpoint = compress(model, output, chosen, progress=progress)
     if not first:
