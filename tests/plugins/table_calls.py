@@ -135,6 +135,6 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     return lib
 
 
-def load(path: Path) -> ctypes.CDLL:
+def load(path: Path | str) -> ctypes.CDLL:
     """The library at `path`, declared."""
     return declare(ctypes.CDLL(str(path)))

@@ -133,7 +133,7 @@ def test_draws_are_distributed_as_the_cpus(stand_in: Any, place: Memory, options
 def test_the_kernels_draw_what_the_stand_in_draws(
     emulated: Any, stand_in: Any, place: Memory, options: dict[str, Any]
 ) -> None:
-    for vocabulary, count in ((300, 60), (5000, 6)):
+    for vocabulary, count in ((300, 40), (5000, 3)):
         logits, history = flat(vocabulary, count, seed=1), history_of(count)
         configs = [SamplingConfig(seed=(seed * 0x9E3779B97F4A7C15) % 2**64, **options) for seed in range(count)]
         chooser = Chooser(emulated, place, vocabulary, [4] * count, capacity=8, history=history)
