@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,31 @@ def byte_fallback_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": True}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def stand_in_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of native libraries whose CUDA library computes on the processor (plugins/tests/stand_in)."""
+    from nanoquant_edge.system.native import CUDA_LIBRARY_NAME, ORT_LIBRARY_NAME, ort_library_path
+    from tests.plugins import builds
+
+    try:
+        built = builds.build("stand_in") / "tests" / "libnq_stand_in_cuda.so"
+    except builds.Missing as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("native")
+    (folder / CUDA_LIBRARY_NAME).symlink_to(built)
+    (folder / ORT_LIBRARY_NAME).symlink_to(ort_library_path())
+    return folder
+
+
+@pytest.fixture
+def stand_in(stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """One invented GPU of 1 GiB in the place of what GPUs there are."""
+    from nanoquant_edge.runtimes.cuda import binding
+    from nanoquant_edge.system.native import NATIVE_DIR_VARIABLE
+
+    monkeypatch.setenv(NATIVE_DIR_VARIABLE, str(stand_in_folder))
+    binding.library.cache_clear()
+    yield stand_in_folder
+    binding.library.cache_clear()

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import NqEdgeError
-from ..formats.bundle import Bundle
 from ..formats.tokenizer import load_tokenizer
-from ..runtimes.backend import Backend
+from ..runtimes.backend import Backend, WritingBackend
 from ..runtimes.options import OpenOptions
-from ..runtimes.selection import open_backend
+from ..runtimes.sampling import SamplingConfig
+from ..runtimes.target import Target
 from ..system.memory import peak_memory_mb, resident_memory_mb
 
 __all__ = ["BenchOptions", "Timing", "measure_bundle", "summary"]
@@ -71,32 +71,33 @@ def summary(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), min(values), max(values)
 
 
-def measure_bundle(folder: str | Path, options: BenchOptions) -> dict[str, Any]:
-    """Load a bundle and time it.
+def measure_bundle(folder: str | Path, options: BenchOptions, target: Target | None = None) -> dict[str, Any]:
+    """Load a bundle or a checkpoint and time it.
 
     Args:
-        folder: the bundle.
+        folder: the bundle or checkpoint.
         options: what is measured.
+        target: what `Target.of` made of the folder with these options, where it was asked for already.
 
     Returns:
         JSON-ready: `bundle`, `file_mb`, `load_s` (manifest, tokenizer and session; hashes not), `timings` (a `Timing`
-        for each length), `memory_mb` (`loaded`, `steady` after the runs, `peak`), `threads`, `kernel`, `backend`, and
-        `energy` when asked for.
+        for each length), `memory_mb` (`loaded`, `steady` after the runs, `peak`), `threads`, `kernel`, `backend`,
+        `place` (where it ran), `gpu_mb` on a GPU, and `energy` when asked for.
 
     Raises:
         NqEdgeError: NQ-OPTION when a prompt and its new tokens do not fit the context, and what opening raises.
     """
     begin = time.perf_counter()
-    bundle = Bundle.open(folder, verify=False)
-    limit = bundle.kv.capacity
+    target = target or Target.of(folder, options, verify=False)
+    limit = target.context
     if max(options.lengths) + options.new_tokens > limit:
         raise NqEdgeError(
             "NQ-OPTION",
-            f"{max(options.lengths)} + {options.new_tokens} tokens do not fit the bundle's context of {limit}.",
+            f"{max(options.lengths)} + {options.new_tokens} tokens do not fit the model's context of {limit}.",
             "Pass shorter --lengths.",
         )
-    load_tokenizer(bundle.folder)
-    backend = open_backend(bundle, options)
+    load_tokenizer(target.folder)
+    backend = target.open(options)
     loaded = time.perf_counter() - begin
     try:
         memory = {"loaded": resident_memory_mb()}
@@ -107,18 +108,22 @@ def measure_bundle(folder: str | Path, options: BenchOptions) -> dict[str, Any]:
             timings = [_timing(backend, rng, length, options) for length in options.lengths]
         memory |= {"steady": resident_memory_mb(), "peak": peak_memory_mb()}
         kernel = backend.kernel
+        device_bytes = getattr(backend, "device_bytes", None)
     finally:
         backend.close()
     report: dict[str, Any] = {
         "bundle": str(folder),
-        "backend": bundle.backend,
+        "backend": target.name,
+        "place": target.device,
         "kernel": kernel,
         "threads": options.running_threads,
-        "file_mb": sum(entry.size for entry in bundle.files.values()) / 1e6,
+        "file_mb": target.file_bytes / 1e6,
         "load_s": loaded,
         "timings": [asdict(timing) for timing in timings],
         "memory_mb": memory,
     }
+    if device_bytes is not None:
+        report["gpu_mb"] = device_bytes / 1e6
     if options.power:
         report["energy"] = run.energy.to_dict(tokens)
     return report
@@ -150,6 +155,13 @@ def _once(backend: Backend, rng: np.random.Generator, length: int, new_tokens: i
     ids = rng.integers(0, backend.vocab_size, (1, length))
     backend.reset()
     begin = time.perf_counter()
+    if isinstance(backend, WritingBackend):  # what `generate` does with it
+        written = backend.write(ids[0], new_tokens + 1, SamplingConfig())
+        next(written)
+        first = time.perf_counter()
+        for _ in written:
+            pass
+        return first - begin, time.perf_counter() - first
     token = int(np.argmax(backend.forward(ids)[0, -1]))
     first = time.perf_counter()
     for _ in range(new_tokens):

@@ -16,10 +16,11 @@ from ..system.children import run_python
 from .arguments import InputPath
 from .opening import opening_options
 from .paths import check_kind
-from .streams import echo_json
+from .streams import echo_json, note
 
 if TYPE_CHECKING:
     from ..bench import BenchOptions
+    from ..runtimes import Target
 
 __all__ = ["command", "merged"]
 
@@ -35,8 +36,8 @@ def _lengths(_context: click.Context, _option: click.Parameter, text: str) -> tu
 
 
 @click.command("bench")
-@click.argument("bundle", type=InputPath())
-@click.option("--against", type=InputPath(), help="Measure a second bundle in turn with the first.")
+@click.argument("model", type=InputPath())
+@click.option("--against", type=InputPath(), help="Measure a second one in turn with the first.")
 @click.option("--lengths", default="32,256", show_default=True, callback=_lengths, help="Prompt lengths, tokens.")
 @click.option("-n", "--new-tokens", type=int, default=64, show_default=True, help="Tokens decoded after a prompt.")
 @click.option("-r", "--repetitions", type=int, default=5, show_default=True, help="Of every length.")
@@ -45,35 +46,35 @@ def _lengths(_context: click.Context, _option: click.Parameter, text: str) -> tu
 @click.option("--profile", is_flag=True, help="Show where a decoded token's time goes.")
 @click.option("--record", is_flag=True, help="Store the figures in BUNDLE's manifest, for `validate --report`.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: Path, against: Path | None, *, profile: bool, record: bool, as_json: bool, **options: Any) -> None:
-    """Measure BUNDLE: prefill and decode, first token, loading, memory, and the floor that this machine sets.
+def command(model: Path, against: Path | None, *, profile: bool, record: bool, as_json: bool, **options: Any) -> None:
+    """Measure MODEL, a checkpoint or a bundle: prefill, decode, first token, loading, memory, and this machine's floor.
 
     Prompts are random tokens, decoding is greedy; figures are medians with the least and the most. The floor is
     max(bytes / bandwidth, operations / rate) and the cost of ONNX Runtime's nodes, from rates measured beside it.
     """
     from ..bench import BenchOptions
-    from ..formats.bundle import Bundle
-    from ..runtimes import remarks
+    from ..runtimes import Target
 
     chosen = BenchOptions(**options)
-    for path in (bundle, *([] if against is None else [against])):
-        check_kind(path, "bundle", "engine", code="NQ-BUNDLE")
-    for remark in remarks(Bundle.open(bundle, verify=False), chosen):
-        click.echo(f"note: {remark}", err=True)
+    for path in (model, *([] if against is None else [against])):
+        check_kind(path, "bundle", "engine", "checkpoint", code="NQ-BUNDLE")
+    target = Target.of(model, chosen, verify=False, tell=note)
+    for remark in target.remarks(chosen):
+        note(remark)
     # Lines instead of a bar, which would take processor time from what is measured.
     say = (lambda _text: None) if as_json else (lambda text: click.echo(f"bench: {text}", err=True))
     if record and against is not None:
         raise NqEdgeError("NQ-OPTION", "--record stores the figures of one bundle.", "Leave out --against.")
     if against is None:
-        report = _measure(bundle, chosen, say)
+        report = _measure(model, chosen, say, target)
         if record:
-            _record(bundle, report)
+            _record(target, report)
         if as_json:
             echo_json(report, indent=2)
         else:
             _print(report, profile)
         return
-    reports = _in_turn([bundle, against], chosen, say)
+    reports = _in_turn([model, against], chosen, say)
     ratios = [
         {
             "prompt": one["prompt"],
@@ -93,16 +94,16 @@ def command(bundle: Path, against: Path | None, *, profile: bool, record: bool, 
         )
 
 
-def _measure(folder: Path, options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
+def _measure(folder: Path, options: BenchOptions, say: Callable[[str], None], target: Target) -> dict[str, Any]:
     """Times first: what the floor's own measurements hold must not count as the bundle's memory."""
     from ..bench import floor_of, machine_rates, measure_bundle, profile_step
     from ..formats.backends import ONNXRUNTIME
-    from ..formats.bundle import Bundle
 
     say(f"prefill and decode, {options.repetitions} runs of {len(options.lengths)} prompt lengths")
-    report = measure_bundle(folder, options)
-    bundle = Bundle.open(folder, verify=False)
-    if bundle.backend != ONNXRUNTIME or options.provider != "cpu" or report["kernel"] != "nanoquant":
+    report = measure_bundle(folder, options, target)
+    bundle = target.bundle
+    on_processor = bundle is not None and not target.on_gpu and options.provider == "cpu"
+    if not on_processor or bundle is None or bundle.backend != ONNXRUNTIME or report["kernel"] != "nanoquant":
         return report
     from ..system.native import ort_library_info
     from ..system.processors import default_threads
@@ -111,7 +112,7 @@ def _measure(folder: Path, options: BenchOptions, say: Callable[[str], None]) ->
     report["isa"] = ort_library_info()["isa"]
     rates = machine_rates(options.running_threads or default_threads())
     context = max(options.lengths) + options.new_tokens // 2
-    steps = profile_step(folder, options, context=context)
+    steps = profile_step(bundle.folder, options, context=context)
     floor = floor_of(bundle, rates, nodes=steps.nodes, context=context)
     decoded = 1e3 / report["timings"][options.lengths.index(max(options.lengths))]["decode_tps"][0]
     report["floor"] = {**floor.to_dict(), "context": context, "share": floor.total_ms / decoded, "rates": vars(rates)}
@@ -119,16 +120,16 @@ def _measure(folder: Path, options: BenchOptions, say: Callable[[str], None]) ->
     return report
 
 
-def _record(folder: Path, report: dict[str, Any]) -> None:
+def _record(target: Target, report: dict[str, Any]) -> None:
     """Put the figures into the manifest, with the day and the device's name in `nq-edge devices`."""
     from dataclasses import replace
     from datetime import date
 
     from ..devices import describe_machine, recognise
-    from ..formats.bundle import Bundle
 
-    found = recognise(describe_machine())
-    bundle = Bundle.open(folder, verify=False)
+    found, bundle = recognise(describe_machine()), target.bundle
+    if bundle is None:
+        raise NqEdgeError("NQ-OPTION", "--record stores figures in a bundle, and this is a checkpoint.", "Drop it.")
     entry = {**report, "date": date.today().isoformat(), "device": found.name if found else ""}
     replace(bundle, measured={**bundle.measured, "bench": entry}).write()
 
@@ -136,6 +137,9 @@ def _record(folder: Path, report: dict[str, Any]) -> None:
 def _in_turn(folders: list[Path], options: BenchOptions, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Both bundles in processes of their own that take turns, so that what else the machine does falls on both."""
     arguments = ["--lengths", ",".join(map(str, options.lengths)), "--provider", options.provider, "--json"]
+    arguments += ["--device", options.device, "--cache-bits", str(options.cache_bits)]
+    for name in ("dtype", "table"):
+        arguments += [] if getattr(options, name) is None else [f"--{name}", getattr(options, name)]
     arguments += ["-n", str(options.new_tokens), "-r", str(options.repetitions)]
     arguments += [] if options.threads is None else ["-t", str(options.threads)]
     flags = {
@@ -194,6 +198,7 @@ def _print(report: dict[str, Any], profile: bool) -> None:
         f"load {report['load_s']:.2f} s · memory {memory['loaded']:.0f} MB loaded, {memory['steady']:.0f} steady, "
         f"{memory['peak']:.0f} peak · files {report['file_mb']:.1f} MB · threads {threads} · kernel {report['kernel']}"
         + (f" ({report['isa']})" if "isa" in report else "")
+        + (f" · GPU memory {report['gpu_mb']:.0f} MB" if "gpu_mb" in report else "")
     )
     if floor := report.get("floor"):
         rates, count = floor["rates"], report["profile"]["nodes"]

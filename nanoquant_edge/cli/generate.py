@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nq-edge generate`: write text with a bundle, to standard output as it comes; figures go to standard error."""
+"""`nq-edge generate`: write text with a model, to standard output as it comes; figures go to standard error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import NqEdgeError
 from .arguments import InputPath
 from .opening import OPENING, opening_options
 from .paths import check_kind
-from .streams import echo_json
+from .streams import echo_json, note
 
 __all__ = ["command"]
 
@@ -22,7 +22,7 @@ MAX_PROMPT_BYTES = 64 << 20
 
 
 @click.command("generate")
-@click.argument("bundle", type=InputPath())
+@click.argument("model", type=InputPath())
 @click.option(
     "-p",
     "--prompt",
@@ -43,24 +43,23 @@ MAX_PROMPT_BYTES = 64 << 20
 @click.option("--max-context", type=int, help="Most tokens of prompt and text together.")
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
-def command(bundle: Path, **options: Any) -> None:
-    """Generate text with BUNDLE.
+def command(model: Path, **options: Any) -> None:
+    """Generate text with MODEL, a checkpoint or a bundle.
 
     The text goes to standard output as it comes, a line of figures to standard error.
     """
-    from ..formats.bundle import Bundle
-    from ..runtimes import Generator, OpenOptions, SamplingConfig, remarks
+    from ..runtimes import Generator, OpenOptions, SamplingConfig, Target
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     sampling = SamplingConfig(**{name: options[name] for name in names})
     opening = OpenOptions(**{name: options[name] for name in (*OPENING, "max_context")})
-    check_kind(bundle, "bundle", "engine", code="NQ-BUNDLE")
+    check_kind(model, "bundle", "engine", "checkpoint", code="NQ-BUNDLE")
     prompt = _read_prompt(options["prompt"], options["prompt_file"])
     chat = options["chat"] or options["system"] is not None
-    for remark in remarks(Bundle.open(bundle, verify=False), opening):
-        click.echo(f"note: {remark}", err=True)
-    verify = True if options["verify"] else None
-    with Generator.from_bundle(bundle, opening, verify=verify, chat=chat) as generator:
+    target = Target.of(model, opening, verify=True if options["verify"] else None, tell=note)
+    for remark in target.remarks(opening):
+        note(remark)
+    with Generator.open(target, opening, chat=chat) as generator:
         run = generator.stream(
             [{"role": "user", "content": prompt}] if chat else prompt,
             system=options["system"],

@@ -13,12 +13,34 @@ __all__ = ["OPENING", "opening_options"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: Parameters that `opening_options` adds, named as the fields of `OpenOptions`.
-OPENING = ("threads", "spin", "provider", "allow_portable", "trust_bundle_code")
+OPENING = (
+    *("threads", "spin", "provider", "allow_portable", "trust_bundle_code"),
+    *("device", "dtype", "table", "cache_bits"),
+)
 
 
 def opening_options(command: Command) -> Command:
-    """Add -t, --no-spin, --provider, --allow-portable and --trust-bundle-code to a command."""
+    """Add --device and what belongs to it, -t, --no-spin, --provider, --allow-portable and --trust-bundle-code."""
     options = (
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="cpu, cuda or cuda:N. auto: a checkpoint on the GPU if there is one, a bundle where it was made for.",
+        ),
+        click.option("--dtype", type=click.Choice(["float16", "bfloat16"]), help="Of activations on a CUDA device."),
+        click.option(
+            "--table",
+            type=click.Choice(["fp16", "int8", "int4"]),
+            help="Hold embedding and head so on a CUDA device; by default as they are stored.",
+        ),
+        click.option(
+            "--cache-bits",
+            type=click.Choice(["16", "8"]),
+            default="16",
+            callback=lambda _context, _option, text: int(text),
+            help="Bits of a number in the key/value cache on a CUDA device.  [default: 16]",
+        ),
         click.option(
             "-t", "--threads", type=int, help="Worker threads; by default the physical cores that may be used."
         ),
@@ -35,7 +57,7 @@ def opening_options(command: Command) -> Command:
             type=click.Choice(["cpu", "cuda"]),
             default="cpu",
             show_default=True,
-            help="Where to compute; cuda needs an NVIDIA GPU, onnxruntime-gpu and a float16 bundle.",
+            help="Where ONNX Runtime computes; cuda needs onnxruntime-gpu and a float16 bundle.",
         ),
         click.option(
             "--allow-portable", is_flag=True, help="Run without the native kernels if they are missing (slow)."

@@ -39,7 +39,10 @@ KINDS = {
     "bundle": Kind("a bundle for ONNX Runtime", "run it with nq-edge generate {path}, or nq-edge inspect {path}"),
     "engine": Kind("a bundle with a TensorRT engine", "run it with nq-edge generate {path}"),
     "build folder": Kind("a folder from which a board builds its engine", "build it there: nq-edge build {path}"),
-    "checkpoint": Kind("a NanoQuant checkpoint", "export it first: nq-edge export {path} --output bundle"),
+    "checkpoint": Kind(
+        "a NanoQuant checkpoint",
+        "run it with nq-edge generate {path}, or export it: nq-edge export {path} --output bundle",
+    ),
     "genai": Kind(
         "a folder for ONNX Runtime GenAI",
         "run it with onnxruntime-genai, or export its checkpoint with nq-edge export --to onnx",

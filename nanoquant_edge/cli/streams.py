@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import click
 
-__all__ = ["abandon", "echo_json", "finish", "prepare"]
+__all__ = ["abandon", "echo_json", "finish", "note", "prepare"]
 
 
 def prepare() -> None:
@@ -55,6 +55,11 @@ def abandon(stream: TextIO | None) -> None:
             os.close(nothing)
     except ValueError:  # closed in the meantime
         pass
+
+
+def note(text: str) -> None:
+    """Say something that is no result, on standard error."""
+    click.echo(f"note: {text}", err=True)
 
 
 def echo_json(value: Any, indent: int | None = None) -> None:

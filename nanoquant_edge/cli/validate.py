@@ -13,7 +13,7 @@ import click
 from ..errors import NqEdgeError
 from .arguments import InputPath, OutputPath
 from .opening import opening_options
-from .paths import check_kind
+from .paths import check_kind, kind_of
 from .progress import shown_progress
 from .streams import echo_json
 
@@ -28,7 +28,7 @@ __all__ = ["command"]
 @click.option(
     "--against",
     type=InputPath(),
-    help="Checkpoint to compare with, through PyTorch; without it the bundle's recorded reference is used.",
+    help="Checkpoint to compare with, through PyTorch; without it a bundle's recorded reference is used.",
 )
 @click.option("--record", is_flag=True, help="Store PyTorch's side in the bundle, for boards without PyTorch.")
 @click.option("--text", type=InputPath(), help="UTF-8 text; without it the model writes its own.")
@@ -61,7 +61,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Prove that BUNDLE computes what PyTorch computed.
+    """Prove that BUNDLE, or a checkpoint on a device, computes what PyTorch computed.
 
     Compares the outputs of layers and blocks, logits, greedy text and perplexity, and names the first layer that
     differs. Exit status: 0 when all passed, 1 when something failed or could not be proved, 2 for an error.
@@ -69,7 +69,9 @@ def command(
     from ..reports.page import check_report_path
     from ..validation import ValidationOptions, validate
 
-    check_kind(bundle, "bundle", "engine", code="NQ-BUNDLE")
+    check_kind(bundle, "bundle", "engine", "checkpoint", code="NQ-BUNDLE")
+    if reports and kind_of(bundle) == "checkpoint":
+        raise NqEdgeError("NQ-OPTION", "a page is about a bundle, and this is a checkpoint.", "Export it first.")
     if against is not None:
         check_kind(against, "checkpoint", code="NQ-CKPT")
     for path in reports:

@@ -21,6 +21,7 @@ from .sampling import SamplingConfig
 from .selection import open_backend, open_slots, remarks
 from .slots import SlotMemory, SlotRow, Slots
 from .streaming import StopMatcher, TextStream
+from .target import Target
 
 __all__ = [
     "Backend",
@@ -34,6 +35,7 @@ __all__ = [
     "SlotRow",
     "Slots",
     "StopMatcher",
+    "Target",
     "TextRun",
     "TextStream",
     "Tokenizer",

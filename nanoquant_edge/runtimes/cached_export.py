@@ -16,7 +16,7 @@ from ..system.files import read_json, write_json
 __all__ = ["cached_bundle", "cached_folder"]
 
 #: Inside the bundle: what it was made from. Hidden, so that no manifest lists it.
-_MARK = ".nq_checkpoint"
+_MARK = ".nq_checkpoint"  # system.written knows it
 
 
 def cached_folder(checkpoint: Path) -> Path:

@@ -7,7 +7,7 @@ import itertools
 import threading
 import time
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +25,8 @@ from .chat_template import ChatTemplate, load_chat_template
 from .options import OpenKeywords, OpenOptions
 from .result import Generation, SharedIterator, TextRun
 from .sampling import Sampler, SamplingConfig
-from .selection import open_backend
 from .streaming import StopMatcher, TextStream, stop_strings
+from .target import Target
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -105,13 +105,51 @@ class Generator:
             64
         """
         options = replace(options or OpenOptions(), **keywords)
-        bundle = Bundle.open(path, verify=verify)
-        tokenizer = load_tokenizer(bundle.folder)
-        template = load_chat_template(bundle.folder, tokenizer)
+        return cls._of(Target.of(Bundle.open(path, verify=verify), options), options, backend=backend, chat=chat)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path | Target,
+        options: OpenOptions | None = None,
+        *,
+        chat: bool = False,
+        tell: Callable[[str], None] | None = None,
+        **keywords: Unpack[OpenKeywords],
+    ) -> Generator:
+        """Open a checkpoint or a bundle, on a GPU or on the processor.
+
+        Args:
+            path: the folder, or what `Target.of` made of it with the same options.
+            options: how it is opened; `device` says where it runs.
+            chat: chats will follow, so what renders them starts while the model loads.
+            tell: gets one line when a checkpoint is exported first, to run on the processor.
+            **keywords: fields of `OpenOptions`, instead of those in `options`.
+
+        Raises:
+            NqEdgeError: NQ-CKPT, NQ-BUNDLE, NQ-HASH, NQ-TOKENIZER, NQ-TEMPLATE, NQ-CUDA and NQ-MEMORY for a GPU, and
+                what `Target.of` and `open_backend` raise.
+
+        Example:
+            >>> with Generator.open("bundle", device="cpu", threads=1) as generator:
+            ...     generator.backend.name
+            'onnxruntime'
+        """
+        options = replace(options or OpenOptions(), **keywords)
+        target = path if isinstance(path, Target) else Target.of(path, options, tell=tell)
+        return cls._of(target, options, chat=chat)
+
+    @classmethod
+    def _of(
+        cls, target: Target, options: OpenOptions, *, backend: Backend | None = None, chat: bool = False
+    ) -> Generator:
+        tokenizer = load_tokenizer(target.folder)
+        template = load_chat_template(target.folder, tokenizer)
         if chat and template is not None:
             template.start()
-        eos_ids = read_eos_ids(bundle, tokenizer)  # before a model is open that nobody would close
-        return cls(backend or open_backend(bundle, options), tokenizer, eos_ids, chat_template=template)
+        # Before a model is open that nobody would close.
+        eos_ids = read_eos_ids(target.folder, target.model_config, tokenizer)
+        return cls(backend or target.open(options), tokenizer, eos_ids, chat_template=template)
 
     def encode(self, prompt: Prompt, system: str | None = None) -> list[int]:
         """Token ids of a text, or of a chat through the model's template.
@@ -355,11 +393,17 @@ def _is_chat(prompt: Any) -> bool:
     return isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt)
 
 
-def read_eos_ids(bundle: Bundle, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end a text: from generation_config.json, else the model's configuration, else the tokenizer's EOS."""
-    path = path_inside(bundle.folder, "generation_config.json")
+def read_eos_ids(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end a text: from generation_config.json, else the model's configuration, else the tokenizer's EOS.
+
+    Args:
+        folder: of the bundle or checkpoint.
+        config: of the model, as far as it is known.
+        tokenizer: the model's.
+    """
+    path = path_inside(folder, "generation_config.json")
     settings = read_json(path, "NQ-BUNDLE") if path.is_file() else {}
-    for found in (settings.get("eos_token_id"), bundle.source_model.get("eos_token_id")):
+    for found in (settings.get("eos_token_id"), config.get("eos_token_id")):
         ids = [i for i in (found if isinstance(found, list) else [found]) if type(i) is int]
         if ids:
             return frozenset(ids)

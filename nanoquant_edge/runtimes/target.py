@@ -18,7 +18,17 @@ from .options import AUTO, CPU, CUDA, OpenOptions
 from .selection import open_backend, open_slots, remarks
 from .slots import Slots
 
-__all__ = ["Target"]
+__all__ = ["Target", "is_checkpoint"]
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a folder is a model's and not a bundle's, as its files' names say.
+
+    Example:
+        >>> is_checkpoint("checkpoint"), is_checkpoint("bundle")
+        (True, False)
+    """
+    return not (Path(path) / MANIFEST_FILE).is_file() and (Path(path) / "config.json").is_file()
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Target:
     @classmethod
     def of(
         cls,
-        path: str | Path,
+        path: str | Path | Bundle,
         options: OpenOptions | None = None,
         *,
         verify: bool | None = None,
@@ -49,7 +59,7 @@ class Target:
         """Look at a path, and decide where it runs.
 
         Args:
-            path: a folder that `nq-edge compress`, `import`, `export` or `build` wrote.
+            path: a folder that `nq-edge compress`, `import`, `export` or `build` wrote, or a bundle that is open.
             options: `device` says where; "auto" takes a GPU for a checkpoint where one is found.
             verify: of a bundle: True hashes every file, False none, None hashes at the first load only.
             tell: gets the line that says that a checkpoint is exported.
@@ -61,10 +71,16 @@ class Target:
             >>> Target.of("bundle").device
             'cpu'
         """
-        path, options = Path(path), options or OpenOptions()
-        if not (path / MANIFEST_FILE).is_file() and (path / "config.json").is_file():
+        options = options or OpenOptions()
+        if isinstance(path, Bundle):
+            return cls._of_bundle(path, options)
+        path = Path(path)
+        if is_checkpoint(path):
             return cls._of_checkpoint(Checkpoint(path), options, tell)
-        bundle = Bundle.open(path, verify=verify)
+        return cls._of_bundle(Bundle.open(path, verify=verify), options)
+
+    @classmethod
+    def _of_bundle(cls, bundle: Bundle, options: OpenOptions) -> Target:
         if bundle.engine is not None:
             return cls(bundle.folder, "engine", bundle=bundle)
         return cls(bundle.folder, options.device if options.device.startswith(CUDA) else CPU, bundle=bundle)

@@ -22,6 +22,7 @@ MARKER = ".nq_written"
 _WRITER = "nanoquant-edge"
 #: What this program and the scripts of a deployment add to a finished folder.
 _ADDED_LATER = {
+    ".nq_checkpoint",
     ".nq_verified",
     ".venv",
     ".venv.new",

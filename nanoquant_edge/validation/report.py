@@ -64,6 +64,7 @@ class Report:
         steps: name -> step, in the order in which they ran.
         first_diverging: name of the first layer or block that differs, in order of computation; None when none does.
         seconds: how long it took.
+        device: where it ran: "cpu", "cuda", "cuda:N" or "engine".
         remarks: how far the backend itself is proved, where a passed validation does not say all.
         details: errors of single values and tokens, which pages draw and the JSON form leaves out.
     """
@@ -79,6 +80,7 @@ class Report:
     first_diverging: str | None
     seconds: float
     remarks: tuple[str, ...] = ()
+    device: str = "cpu"
     details: Details | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -119,7 +121,7 @@ class Report:
 
         console = console or Console()
         title = (
-            f"{self.bundle}: {self.dtype}, kernel {self.kernel}, against {self.reference}, "
+            f"{self.bundle}: {self.dtype} on {self.device}, kernel {self.kernel}, against {self.reference}, "
             f"{self.windows} windows of {self.window_length} tokens ({self.text}), {self.seconds:.0f} s"
         )
         console.print(Text(_printable(title)))

@@ -40,6 +40,6 @@ def test_empty_measurements_are_refused(changes: dict[str, object]) -> None:
 
 
 def test_a_prompt_beyond_the_context_is_refused(tiny_bundle: Path) -> None:
-    with pytest.raises(NqEdgeError, match="do not fit the bundle's context") as caught:
+    with pytest.raises(NqEdgeError, match="do not fit the model's context") as caught:
         measure_bundle(tiny_bundle, BenchOptions(lengths=(10**6,)))
     assert caught.value.code == "NQ-OPTION"

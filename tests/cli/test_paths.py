@@ -73,9 +73,9 @@ TAKES = {
     ("export", "--output", "out"): {"checkpoint", "bundle"},
     ("export", "--target", "rtx-4060", "--output", "out"): {"checkpoint", "bundle"},
     ("build", "--target", "rtx-4060", "--output", "out"): {"bundle", "checkpoint", "build folder"},
-    ("validate",): {"bundle", "engine"},
-    ("generate", "--prompt", "x"): {"bundle", "engine"},
-    ("bench",): {"bundle", "engine"},
+    ("validate",): {"bundle", "engine", "checkpoint"},
+    ("generate", "--prompt", "x"): {"bundle", "engine", "checkpoint"},
+    ("bench",): {"bundle", "engine", "checkpoint"},
     ("devices", "fit", "--device", "pi5"): {"bundle", "engine", "checkpoint", "model"},
     ("deploy", "--device", "pi5", "--output", "out"): {"bundle", "engine", "build folder"},
 }

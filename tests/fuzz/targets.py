@@ -121,7 +121,8 @@ def _end_ids(folder: Path) -> None:
     from nanoquant_edge.formats.tokenizer import load_tokenizer
     from nanoquant_edge.runtimes.generator import read_eos_ids
 
-    read_eos_ids(open_bundle(folder), load_tokenizer(folder))
+    bundle = open_bundle(folder)
+    read_eos_ids(folder, bundle.source_model, load_tokenizer(folder))
 
 
 def _manifest(folder: Path) -> None:

@@ -80,6 +80,11 @@ class CudaBackend(SerialBackend):
         return 0 if self._engine is None else self._engine.capacity // max(1, len(self._held))
 
     @property
+    def device_bytes(self) -> int:
+        """Device memory that is held: weights, cache and work."""
+        return 0 if self._engine is None else self._engine.device.held
+
+    @property
     def engine(self) -> Engine:
         """What computes.
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,65 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from nanoquant_edge.formats.checkpoint import Checkpoint
 from nanoquant_edge.runtimes.cuda.backend import CudaBackend
 from nanoquant_edge.validation.dense import dense_model
-from tests.families import FAMILY_CONFIGS, family_config
+from tests.families import family_config
+from tests.runtimes.cuda.against_pytorch import CONFIGS, LIMITS, TOKENS, Models, logits_of, relative_error
 from tests.tiny import tiny_checkpoint
-
-TOKENS, PROMPT = 23, 17
-#: name -> the configuration's changes; heads apart, so that greedy texts are not one token over and over.
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {"tie_word_embeddings": False},
-    **{name: family_config(name) for name in FAMILY_CONFIGS},
-}
-#: Relative error of all logits together. Rounding activations to 8 bits of mantissa costs eight times that to 11; codes
-#: of 8 bits in the cache cost a percent of what attention adds.
-LIMITS = {("float16", 16): 2e-3, ("bfloat16", 16): 1.2e-2, ("float16", 8): 1e-2, ("bfloat16", 8): 1.6e-2}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(family, how its tables are stored) -> checkpoint, token ids, PyTorch's logits [2, tokens, vocabulary]."""
-    folder = tmp_path_factory.mktemp("families")
-
-    @cache
-    def make(name: str, embedding: str) -> tuple[Checkpoint, np.ndarray, np.ndarray]:
-        mid = name in ("llama", "gemma3")
-        path: Path = folder / f"{name}-{embedding}"
-        checkpoint = tiny_checkpoint(path, seed=3, mid=mid, embedding=embedding, **CONFIGS[name])
-        ids = np.random.default_rng(5).integers(0, 320, (2, TOKENS))
-        with torch.inference_mode():
-            logits = dense_model(checkpoint.folder)(torch.from_numpy(ids)).logits.numpy()
-        return checkpoint, ids, logits
-
-    return make
-
-
-def logits_of(backend: CudaBackend, ids: np.ndarray) -> np.ndarray:
-    """A ragged prompt of two sequences, then single tokens until both have all of theirs: [2, tokens, vocabulary]."""
-    lengths = np.array([PROMPT, PROMPT - 4])
-    found = np.zeros((*ids.shape, backend.vocab_size), np.float32)
-    everywhere = np.minimum(np.arange(PROMPT), lengths[:, None] - 1)
-    prompt = backend.forward(ids[:, :PROMPT], positions=everywhere, lengths=lengths)
-    for row, length in enumerate(lengths):
-        found[row, :length] = prompt[row, :length]
-    for step in range(TOKENS - PROMPT):
-        places = lengths + step
-        found[[0, 1], places] = backend.forward(ids[[0, 1], places][:, None])[:, 0]
-    return found
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Over the tokens that both sequences have."""
-    tokens = TOKENS - 4
-    found, expected = found[:, :tokens], expected[:, :tokens]
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def made(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("families"))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_equal_pytorch(name: str, dtype: str, made: Any, stand_in: Path) -> None:
+def test_logits_equal_pytorch(name: str, dtype: str, made: Models, stand_in: Path) -> None:
     checkpoint, ids, expected = made(name, "float16")
     if name.startswith("gemma") and dtype == "float16":
         pytest.skip("Gemma's activations pass float16")
@@ -80,7 +35,7 @@ def test_logits_equal_pytorch(name: str, dtype: str, made: Any, stand_in: Path) 
 
 @pytest.mark.parametrize("embedding", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt"])
-def test_tables_of_8_and_4_bits_and_a_cache_of_8(name: str, embedding: str, made: Any, stand_in: Path) -> None:
+def test_tables_of_8_and_4_bits_and_a_cache_of_8(name: str, embedding: str, made: Models, stand_in: Path) -> None:
     checkpoint, ids, expected = made(name, embedding)
     dtype = "bfloat16" if name == "gemma3" else "float16"
     with CudaBackend.from_checkpoint(checkpoint, dtype=dtype, cache_bits=8) as backend:
@@ -88,7 +43,7 @@ def test_tables_of_8_and_4_bits_and_a_cache_of_8(name: str, embedding: str, made
 
 
 @pytest.mark.parametrize("table", ["int8", "int4"])
-def test_a_table_is_rounded_while_it_is_loaded(table: str, made: Any, stand_in: Path) -> None:
+def test_a_table_is_rounded_while_it_is_loaded(table: str, made: Models, stand_in: Path) -> None:
     # The same numbers as those of a checkpoint that was written with rounded tables.
     plain, ids, _ = made("llama", "float16")
     rounded, _, expected = made("llama", table)

@@ -21,6 +21,7 @@ from rich.console import Console
 from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.runtimes import Backend, Generator, SamplingConfig, open_backend, remarks
+from nanoquant_edge.runtimes.target import Target
 from nanoquant_edge.runtimes.tensorrt import UNPROVED
 from nanoquant_edge.validation import Report, validate
 from nanoquant_edge.validation.recorded import RecordedReference
@@ -46,7 +47,10 @@ class Imitated:
     def compare(self, bundle: Bundle) -> Report:
         """The bundle against its recorded reference."""
         return compare(
-            bundle, RecordedReference(bundle), opener=lambda extra: self.backend(bundle, extra_outputs=extra)
+            Target.of(bundle),
+            RecordedReference(bundle),
+            opener=lambda extra: self.backend(bundle, extra_outputs=extra),
+            dtype=bundle.dtype,
         )
 
 
