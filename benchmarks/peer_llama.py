@@ -48,25 +48,27 @@ def _open(model: str, threads: int, context: int, logits_all: bool = False) -> l
 
 def measure(model: str, threads: int, prompt: int, new: int, repetitions: int) -> dict[str, float]:
     """Medians over the repetitions, and resident memory after the last one."""
-    llama = _open(model, threads, 512)
-    rng, firsts, rates = np.random.default_rng(0), [], []
+    llama = _open(model, threads, -(-(prompt + new + 1) // 512) * 512)
+    rng, firsts, rates, times = np.random.default_rng(0), [], [], []
     for number in range(repetitions + 1):
         llama.reset()
         ids = [int(token) for token in rng.integers(0, llama.n_vocab(), prompt)]
         begin = time.perf_counter()
         llama.eval(ids)
         token = _best(llama)
-        first = time.perf_counter()
+        first, worked = time.perf_counter(), time.process_time()
         for _ in range(new):
             llama.eval([token])
             token = _best(llama)
         if number:  # the first warms up
+            times.append((time.process_time() - worked) / new)
             firsts.append(first - begin)
             rates.append(new / (time.perf_counter() - first))
     return {
         "prefill_tps": prompt / statistics.median(firsts),
         "ttft_ms": statistics.median(firsts) * 1e3,
         "decode_tps": statistics.median(rates),
+        "decode_cpu_ms": statistics.median(times) * 1e3,
         "rss_mb": _resident_mb(),
     }
 

@@ -58,12 +58,14 @@ class Timing:
         prefill_tps: prompt tokens a second.
         ttft_ms: from token ids to the first new token.
         decode_tps: new tokens a second, the choice of the token included.
+        decode_cpu_ms: processor time of a new token, all threads together, also those that wait without sleeping.
     """
 
     prompt: int
     prefill_tps: tuple[float, float, float]
     ttft_ms: tuple[float, float, float]
     decode_tps: tuple[float, float, float]
+    decode_cpu_ms: tuple[float, float, float]
 
 
 def summary(values: Sequence[float]) -> tuple[float, float, float]:
@@ -139,7 +141,7 @@ def _energy(wanted: bool) -> Any:
 
 
 def _timing(backend: Backend, rng: np.random.Generator, length: int, options: BenchOptions) -> Timing:
-    first, decode = zip(
+    first, decode, worked = zip(
         *(_once(backend, rng, length, options.new_tokens) for _ in range(options.repetitions)), strict=True
     )
     return Timing(
@@ -147,11 +149,12 @@ def _timing(backend: Backend, rng: np.random.Generator, length: int, options: Be
         summary([length / seconds for seconds in first]),
         summary([seconds * 1e3 for seconds in first]),
         summary([options.new_tokens / seconds for seconds in decode]),
+        summary([seconds * 1e3 / options.new_tokens for seconds in worked]),
     )
 
 
-def _once(backend: Backend, rng: np.random.Generator, length: int, new_tokens: int) -> tuple[float, float]:
-    """Seconds to the first token of a random prompt, and of the new tokens after it."""
+def _once(backend: Backend, rng: np.random.Generator, length: int, new_tokens: int) -> tuple[float, float, float]:
+    """Seconds to the first token of a random prompt, of the new tokens after it, and of the processors for these."""
     ids = rng.integers(0, backend.vocab_size, (1, length))
     backend.reset()
     begin = time.perf_counter()
@@ -163,7 +166,7 @@ def _once(backend: Backend, rng: np.random.Generator, length: int, new_tokens: i
             pass
         return first - begin, time.perf_counter() - first
     token = int(np.argmax(backend.forward(ids)[0, -1]))
-    first = time.perf_counter()
+    first, worked = time.perf_counter(), time.process_time()
     for _ in range(new_tokens):
         token = int(np.argmax(backend.forward(np.array([[token]]))[0, -1]))
-    return first - begin, time.perf_counter() - first
+    return first - begin, time.perf_counter() - first, time.process_time() - worked

@@ -14,7 +14,7 @@ from benchmarks.cpu_peers import Peer, _row, call, perplexity_of, size_mb
 
 def test_ratios_are_taken_within_a_round(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(2_000_000))
-    keys = ("decode_tps", "prefill_tps", "ttft_ms", "rss_mb")
+    keys = ("decode_tps", "decode_cpu_ms", "prefill_tps", "ttft_ms", "rss_mb")
     # The host slows down from round to round: medians move, ratios do not.
     base = [dict.fromkeys(keys, speed) for speed in (100.0, 50.0, 10.0)]
     runs = [dict.fromkeys(keys, 2 * speed) for speed in (100.0, 50.0, 10.0)]
