@@ -59,12 +59,13 @@ inline void copy_async_or_zero(uint32_t shared, const void* global, bool present
 
 // Fragments of mma.m16n8k16 (PTX ISA): lane 4 g + q has a0, a2 of row g and a1, a3 of row g + 8,
 // pairs q and 4 + q of the columns, b0, b1 of column g.
-template <nq_type Type>
+template <nq_type Type, bool SETS = false>
 void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const uint32_t words[] = {a[0], a[1], a[2], a[3], b0, b1};
   const auto all = nq_emulator::exchange(words, 6);
   const int g = nq_emulator::lane() / 4, q = nq_emulator::lane() % 4;
   for (int i = 0; i < 4; ++i) {
+    if (SETS) d[i] = 0.0f;
     for (int part = 0; part < 8; ++part) {
       float x[2], y[2];
       unpack_pair(all[4 * g + part % 4][part / 4 * 2 + i / 2], Type, &x[0], &x[1]);

@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kManyThreads, Sizes<C, D, T, N>::kBlocks)
   __syncthreads();
 
   wait_for_predecessors();
-  Fetch<C, D, N> fetch;
+  Fetch<C, D, N> fetch(d);
   fetch_queries<C, D, T, N>(a, region, base);
   fetch.begin(a.cache.keys, a.cache.key_scales, slots + parity(region.begin), keys, region.begin,
               region.first_key, region.last_place, d);
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kManyThreads, Sizes<C, D, T, N>::kBlocks)
                 region.last_place, d);
     int next_slot = 0;
     if (more && threadIdx.x < N / 16) next_slot = slot_of(tile + N);
-    float scores[T][N / 8][4] = {};
+    float scores[T][N / 8][4];
     if (seen) {
       rows.multiply_keys(scores, held, queries, keys, lane);
       if constexpr (C == Core::kCodes) {

@@ -32,7 +32,7 @@ struct Sizes {
   static constexpr int kScales = kValues + N * kWidth * 2;  // of keys, then values, then rows
   static constexpr int kSlots = kScales + (C == Core::kCodes ? 4 * (2 * N + kRows) : 0);
   // Blocks of a multiprocessor that leave registers for everything above.
-  static constexpr int kBlocks = T == 1 ? (D <= 64 ? 4 : D <= 128 ? 3 : 2) : 2;
+  static constexpr int kBlocks = T == 1 ? (D <= 64 && C != Core::kCodes ? 4 : D <= 128 ? 3 : 2) : 2;
   static constexpr int kBytes = kSlots + 4 * 2 * (N / 16);
 };
 
@@ -78,41 +78,60 @@ struct Region {
   }
 };
 
-// Keys or values of a tile on their way into shared memory.
+// Keys or values of a tile on their way into shared memory. A thread has one place in rows of
+// every so many, so that little of an address is left to compute for each of its pieces.
 template <Core C, int D, int N>
 struct Fetch {
-  static constexpr int kAcross = C == Core::kCodes ? D / 16 : D / 8;  // 16-byte pieces of a row
-  static constexpr int kPieces = N * kAcross / kManyThreads;
+  static constexpr int kChannels = C == Core::kCodes ? 16 : 8;  // of a 16-byte piece
+  static constexpr int kAcross = D / kChannels;
+  // Threads that take part: as many rows as 16 is a multiple of.
+  static constexpr int kRowsAtOnce = kManyThreads / kAcross >= 16  ? 16
+                                     : kManyThreads / kAcross >= 8 ? 8
+                                                                   : 4;
+  static constexpr int kPieces = N / kRowsAtOnce;
+  static constexpr bool kAll = kRowsAtOnce * kAcross == kManyThreads;
   uint4 held[C == Core::kCodes ? kPieces : 1];
   float scale;
+  int row, channel;  // of the first piece
+  bool wanted;       // whether this thread's channels exist
+
+  __device__ explicit Fetch(int d) : scale(1.0f) {
+    row = threadIdx.x / kAcross;
+    channel = threadIdx.x % kAcross * kChannels;
+    wanted = channel < d;
+  }
 
   // Tokens outside [first, last] become zeros.
   __device__ __forceinline__ void begin(const void* from, const void* scales, const int* slots,
                                         uint32_t to, int tile, int first, int last, int d) {
+    int groups[N / 16];
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const int index = i * kManyThreads + threadIdx.x, row = index / kAcross;
-      const int piece = index % kAcross, token = tile + row;
-      const int64_t slot = slots[row / 16] + row % 16;
-      const bool here = token >= first && token <= last;
-      if constexpr (C == Core::kCodes) {
-        held[i] = make_uint4(0, 0, 0, 0);
-        if (here && 16 * piece < d) {
-          held[i] = *reinterpret_cast<const uint4*>(static_cast<const char*>(from) + slot * d +
-                                                    16 * piece);
+    for (int i = 0; i < N / 16; ++i) groups[i] = slots[i];
+    const bool whole = tile >= first && tile + N - 1 <= last;
+    if (kAll || row < kRowsAtOnce) {
+      constexpr int kBytes = C == Core::kCodes ? 1 : 2;  // of a channel
+      const char* const mine =
+          static_cast<const char*>(from) + (static_cast<int64_t>(row) * d + channel) * kBytes;
+      const uint32_t here = to + (row * (D + 8) + channel) * 2;
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const int below = i * kRowsAtOnce, token = tile + below + row;
+        const bool present = wanted && (whole || (token >= first && token <= last));
+        const int64_t slot = groups[below / 16] + below % 16;
+        const char* const at = mine + slot * (d * kBytes);
+        if constexpr (C == Core::kCodes) {
+          held[i] = make_uint4(0, 0, 0, 0);
+          if (present) held[i] = *reinterpret_cast<const uint4*>(at);
+        } else {
+          copy_async_or_zero(here + below * (D + 8) * 2, present ? at : from, present);
         }
-      } else {
-        const bool present = here && 8 * piece < d;
-        const uint16_t* at = static_cast<const uint16_t*>(from);
-        copy_async_or_zero(to + (row * (D + 8) + 8 * piece) * 2,
-                           present ? at + slot * d + 8 * piece : at, present);
       }
     }
     if constexpr (C == Core::kCodes) {
-      const int row = threadIdx.x, token = tile + row;
+      const int token = tile + static_cast<int>(threadIdx.x);
       scale = 1.0f;
-      if (row < N && token >= first && token <= last) {
-        scale = load_value(scales, slots[row / 16] + row % 16, NQ_FLOAT16);
+      if (threadIdx.x < N && token >= first && token <= last) {
+        scale = load_value(scales, slots[threadIdx.x / 16] + threadIdx.x % 16, NQ_FLOAT16);
       }
     }
     copy_async_commit();
@@ -120,12 +139,13 @@ struct Fetch {
 
   __device__ __forceinline__ void end(uint32_t to, float* scales) {
     if constexpr (C == Core::kCodes) {
+      if (kAll || row < kRowsAtOnce) {
 #pragma unroll
-      for (int i = 0; i < kPieces; ++i) {
-        const int index = i * kManyThreads + threadIdx.x, row = index / kAcross;
-        const uint32_t at = to + (row * (D + 8) + 16 * (index % kAcross)) * 2;
-        store_shared(at, halves_of(make_uint2(held[i].x, held[i].y)));
-        store_shared(at + 16, halves_of(make_uint2(held[i].z, held[i].w)));
+        for (int i = 0; i < kPieces; ++i) {
+          const uint32_t at = to + ((i * kRowsAtOnce + row) * (D + 8) + channel) * 2;
+          store_shared(at, halves_of(make_uint2(held[i].x, held[i].y)));
+          store_shared(at + 16, halves_of(make_uint2(held[i].z, held[i].w)));
+        }
       }
       if (threadIdx.x < N) scales[threadIdx.x] = scale;
     }
@@ -186,8 +206,13 @@ struct Rows {
               rows[i] = loaded[t][i];
             }
           }
-          multiply<kType>(scores[t][2 * n], rows, columns[0], columns[1]);
-          multiply<kType>(scores[t][2 * n + 1], rows, columns[2], columns[3]);
+          if (k == 0) {
+            multiply<kType, true>(scores[t][2 * n], rows, columns[0], columns[1]);
+            multiply<kType, true>(scores[t][2 * n + 1], rows, columns[2], columns[3]);
+          } else {
+            multiply<kType>(scores[t][2 * n], rows, columns[0], columns[1]);
+            multiply<kType>(scores[t][2 * n + 1], rows, columns[2], columns[3]);
+          }
         }
       }
     }
