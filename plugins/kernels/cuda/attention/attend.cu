@@ -20,6 +20,7 @@ struct Shared {
   __align__(16) float sums[kOneWarps][kColumns][D];
   float maxima[kOneWarps][kColumns], totals[kOneWarps][kColumns];
   float weights[kColumns * kMostSplits];
+  Rotation<D> rotation;
   float query_scales[kColumns];
   float new_scales[2];
   int is_last;
@@ -57,60 +58,54 @@ struct Share {
 // Queries, and the new token where the block has it, normed and rotated, in shared memory.
 template <Core C, int D>
 __device__ void prepare(const nq_cuda_attention& a, const Share& share, bool appends,
-                        const Rotation<D>& rotation, Shared<C, D>& shared) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = a.head_dim;
-  const int group = a.heads / a.kv_heads;
-  for (int q = warp; q < kColumns; q += kOneWarps) {
+                        Shared<C, D>& shared) {
+  const int d = a.head_dim, group = a.heads / a.kv_heads;
+  const bool has_new = appends && share.end == share.place + 1;
+  // Items are the queries, the new key and the new value; whole warps go on together.
+  constexpr int kAtOnce = kOneThreads / kSpread<D>;
+  for (int item = threadIdx.x / kSpread<D>; item - item % (32 / kSpread<D>) < kColumns + 2;
+       item += kAtOnce) {
+    const bool is_query = item < kColumns, is_key = item == kColumns;
+    const bool wanted = is_query || (has_new && item < kColumns + 2);
     // Columns past the last head repeat it.
-    const int64_t head = share.kv * group + share.first_head + min(q, share.heads - 1);
-    Head<D> query(a, a.q, share.row * a.q_stride + head * d, lane);
-    if (appends) {
-      query.norm(a, a.q_norm, lane);
-      query.rotate(rotation);
+    const int64_t head = share.kv * group + share.first_head + min(item, share.heads - 1);
+    const void* from = is_query ? a.q : is_key ? a.k : a.v;
+    const int64_t stride = is_query ? a.q_stride : is_key ? a.k_stride : a.v_stride;
+    HeadPart<D> part(a, from, share.row * stride + (is_query ? head : share.kv) * d, wanted);
+    if (appends && a.q_norm != nullptr) {
+      part.norm(a, is_query ? a.q_norm : is_key ? a.k_norm : nullptr);
     }
-    const float scale = C == Core::kCodes ? range_of(query.largest()) : 1.0f;
-    const float factor = 1.0f / scale;
-    uint16_t* to = shared.queries[q];
-#pragma unroll
-    for (int j = 0; j < kPairs<D>; ++j) {
-      const int pair = lane + 32 * j;
-      if (pair >= D / 2) continue;
-      // Channels past the last are zero: rows may be longer than a head.
-      if (pair < d / 2) {
-        float low, high;  // as nq_cuda_rotary_append would leave them
-        unpack_pair(pack_pair(query.low[j], query.high[j], a.type), a.type, &low, &high);
-        store_value(to, pair, kProduct<C>, low * factor);
-        store_value(to, pair + d / 2, kProduct<C>, high * factor);
-      } else {
-        store_value(to, 2 * pair, kProduct<C>, 0.0f);
-        store_value(to, 2 * pair + 1, kProduct<C>, 0.0f);
+    if (appends && (is_query || is_key)) part.rotate(shared.rotation);
+    if (is_query) part.round_to(a.type);  // as nq_cuda_rotary_append would leave them
+    const float most = C == Core::kCodes ? part.largest() : 0.0f;
+    if (is_query) {
+      const float scale = C == Core::kCodes ? range_of(most) : 1.0f;
+      part.store(shared.queries[item], 0, kProduct<C>, 1.0f / scale);
+      if (leads_head<D>()) shared.query_scales[item] = scale;
+      // Rows may be longer than a head: zeros past its last channel.
+      const int rest = d + 2 * (part.first - part.half);
+      if (part.first >= part.half && rest < D) {
+        uint4* to = reinterpret_cast<uint4*>(&shared.queries[item][rest]);
+        to[0] = to[1] = make_uint4(0, 0, 0, 0);
       }
+      continue;
     }
-    if (lane == 0) shared.query_scales[q] = scale;
-  }
-  if (!appends || share.end != share.place + 1 || warp < kOneWarps - 2) return;
-  const bool is_key = warp == kOneWarps - 2;
-  const int64_t slot = Tokens(a, share.sequence, share.kv).slot(share.place);
-  Head<D> kept(a, is_key ? a.k : a.v, share.row * (is_key ? a.k_stride : a.v_stride) + share.kv * d,
-               lane);
-  if (is_key) {
-    kept.norm(a, a.k_norm, lane);
-    kept.rotate(rotation);
-  }
-  void* here = is_key ? shared.new_key : shared.new_value;
-  void* there = is_key ? a.cache.keys : a.cache.values;
-  const bool writes = share.first_head == 0;
-  if constexpr (C == Core::kCodes) {
-    const __half scale = kept.store_codes(here, 0, d, lane);
-    if (writes) kept.store_codes(there, slot * d, d, lane);
-    if (lane == 0) {
-      shared.new_scales[is_key ? 0 : 1] = __half2float(scale);
+    if (!wanted) continue;
+    void* here = is_key ? shared.new_key : shared.new_value;
+    void* there = is_key ? a.cache.keys : a.cache.values;
+    const int64_t slot = Tokens(a, share.sequence, share.kv).slot(share.place);
+    const bool writes = share.first_head == 0;
+    if constexpr (C == Core::kCodes) {
+      const __half scale = scale_of(most);
+      part.store_codes(here, 0, __half2float(scale));
+      if (writes) part.store_codes(there, slot * d, __half2float(scale));
       void* scales = is_key ? a.cache.key_scales : a.cache.value_scales;
-      if (writes) static_cast<__half*>(scales)[slot] = scale;
+      if (leads_head<D>()) shared.new_scales[is_key ? 0 : 1] = __half2float(scale);
+      if (leads_head<D>() && writes) static_cast<__half*>(scales)[slot] = scale;
+    } else {
+      part.store(here, 0, kProduct<C>);
+      if (writes) part.store(there, slot * d, kProduct<C>);
     }
-  } else {
-    kept.store(here, 0, kProduct<C>, d, lane);
-    if (writes) kept.store(there, slot * d, kProduct<C>, d, lane);
   }
 }
 
@@ -326,9 +321,12 @@ __global__ void __launch_bounds__(kOneThreads)
   // the new token.
   tile.load_keys(a, slots, token, share.oldest, old_end, lane);
   tile.load_values(a, slots, token, share.oldest, old_end, lane);
-  const Rotation<D> rotation(a, share.place, lane);
-  if (appends) wait_for_predecessors();
-  prepare(a, share, appends, rotation, shared);
+  if (appends) {
+    shared.rotation.fill(a, share.place);
+    __syncthreads();
+    wait_for_predecessors();
+  }
+  prepare(a, share, appends, shared);
   __syncthreads();
 
   const Score score(a, shared.query_scales[2 * q], shared.query_scales[2 * q + 1]);
