@@ -52,11 +52,17 @@ def affordable_rows(model: Any, slots: int, dtype: torch.dtype, free: int | None
     most = _CPU_ROWS
     if model.device.type == "cuda":
         most = _GPU_ROWS
-        free = torch.cuda.mem_get_info(model.device)[0] if free is None else free
+        free = _free(model.device) if free is None else free
     if free is None:
         return most
     room = min(_MEMORY_SHARE * free, _MOST_BYTES)
     return int(max(1, min(most, room // (cache + scores + 6 * 4 * config.vocab_size))))
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that are free on a GPU, with those that PyTorch holds for whoever asks next."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + kept)
 
 
 class StaticStep:

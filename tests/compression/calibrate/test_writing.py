@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -99,3 +101,19 @@ def test_nothing_is_written_where_nothing_is_asked(model: Any) -> None:
     told: list[int] = []
     write(model, [endless([1]) for _ in range(3)], Writing(length=8, told=told.append))
     assert told == sorted(told) and 20 < told[-1] <= 24
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_writes_the_same_rows_and_gives_its_memory_back(model: Any) -> None:
+    writing = Writing(length=150, temperature=0, dtype=torch.float32)  # long enough for a second length of cache
+    wanted = write(model, [endless([1, 2, 3], 60) for _ in range(3)], writing)
+    here = copy.deepcopy(model).to("cuda")
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a graph that could not be captured is one
+        found = write(here, [endless([1, 2, 3], 60) for _ in range(3)], writing)
+    assert found == wanted
+    assert torch.cuda.memory_allocated() - before < 1 << 20
+    drawn = Writing(length=40, seed=3)
+    assert write(here, [endless([1])], drawn) == write(here, [endless([1])], drawn)
