@@ -68,13 +68,13 @@ class CallReader:
     def flush(self) -> list[str | Call]:
         """The rest, once no more text comes."""
         rest, self._held = self._held, ""
-        if not rest:
-            return []
         if self._inside:
             self._inside = False
             calls = self._calls_of(rest)
-            return list(calls) if calls else [self._format.begin + rest]
-        return [rest]
+            if calls:
+                return list(calls)
+            rest = self._format.begin + rest
+        return [rest] if rest else []
 
     def _read_text(self) -> list[str | Call]:
         """Text up to where a call begins, or might."""

@@ -70,10 +70,10 @@ def calls_grammar(
 
 
 def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = function.get("parameters")
-    schema = dict(parameters) if isinstance(parameters, Mapping) and parameters else {"type": "object"}
-    schema.setdefault("type", "object")
-    return {**schema, "x-guidance": {"whitespace_pattern": SPACE}}
+    """The schema of a function's arguments; a function without parameters takes none, as in OpenAI's API."""
+    given = function.get("parameters")
+    schema = dict(given) if given else {"properties": {}, "additionalProperties": False}
+    return {"type": "object", **schema, "x-guidance": {"whitespace_pattern": SPACE}}
 
 
 def _mark(text: str, special: Mapping[str, int]) -> str:
