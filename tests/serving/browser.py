@@ -90,7 +90,7 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 60) -> None:
+    def wait(self, script: str, seconds: float = 20) -> None:
         """Wait until an expression is true."""
         self._until(lambda: bool(self.run(f"!!({script})")), seconds)
 
