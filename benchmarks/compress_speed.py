@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -35,6 +36,7 @@ from nanoquant_edge.compression.tune.reconstruction import reconstruct_block
 from nanoquant_edge.compression.tune.workbench import Workbench
 from nanoquant_edge.models import family_of
 from nanoquant_edge.models.rates import rank_for_rate
+from nanoquant_edge.models.source import SourceModel
 
 #: hidden, feed-forward width, heads, key/value heads, head width, blocks, vocabulary
 SHAPES = {
@@ -138,7 +140,9 @@ def timed(setting: Setting, run: Run) -> dict[str, Any]:
     start = stopwatch(device)
     importances = collect_importances(model, linears, windows, run)
     if recipe.curvature:
-        importances = with_curvature(model, linears, windows=windows, importances=importances, run=run)
+        tokenizers: Any = None  # windows are there already
+        source = SourceModel(setting.shape, model, tokenizers, model.config.to_dict(), Path(), "")
+        importances = with_curvature(source, linears, windows=windows, importances=importances, run=run)
     row: dict[str, Any] = {
         "model": setting.shape,
         "recipe": setting.recipe,

@@ -136,7 +136,8 @@ def _compressed(
         names = source.family.layer_names(source.decoder.num_layers)
         linears = {name: linear_at(model, name) for name in names}
         recipe, too_long = recipe_within_positions(options.schedule, source.decoder.max_positions)
-        recipe, too_large = affordable_recipe(recipe, linears, streamed=source.streamed, device=device)
+        in_a_block = len(source.family.linears)
+        recipe, too_large = affordable_recipe(recipe, linears, in_a_block=in_a_block, device=device)
         recipe, too_little = recipe_with_text(recipe, text, streamed=source.streamed)
         left_out = too_long + too_large + too_little
         for part in left_out:
@@ -221,10 +222,10 @@ def _through_stages(
     ranks = chosen_ranks(source, linears, importances, bpw=bpw, run=measuring)
     fitted_until = measured_until + (0.06 if recipe.curvature else 0.0)
     if recipe.curvature:
-        # Not kept for --resume: it is larger than the model, and three passes give it again.
+        # Not kept for --resume: three passes give it again.
         with clock.stage("curvature"):
             fitting = run.part(measured_until, fitted_until, "curvature")
-            importances = with_curvature(model, linears, windows=windows, importances=importances, run=fitting)
+            importances = with_curvature(source, linears, windows=windows, importances=importances, run=fitting)
     with clock.stage("blocks"):
         rest = run.part(fitted_until, 0.88)
         reconstructed = reconstruct_blocks(source, windows, importances=importances, ranks=ranks, run=rest)

@@ -30,7 +30,7 @@ def affordable_recipe(
     recipe: Recipe,
     linears: dict[str, nn.Linear],
     *,
-    streamed: bool,
+    in_a_block: int,
     device: torch.device,
     free_memory: int | None = None,
 ) -> tuple[Recipe, list[str]]:
@@ -38,14 +38,14 @@ def affordable_recipe(
 
     Args:
         recipe: as asked for.
-        linears: name -> layer to compress.
-        streamed: whether weights are read block by block.
+        linears: name -> layer to compress, block by block.
+        in_a_block: layers of a block.
         device: where to run.
         free_memory: bytes of this host's memory that may be counted on; None asks the system.
     """
     if not recipe.curvature:
         return recipe, []
-    reason = "weights that are streamed leave none" if streamed else no_room(linears, device, free_memory)
+    reason = no_room(linears, in_a_block, device, free_memory)
     lacking = torch.tensor([len(reason)], device=device)
     team().take_first([lacking])  # all processes decide as the first one does
     if not int(lacking):

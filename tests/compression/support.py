@@ -16,6 +16,7 @@ from nanoquant_edge.compression.calibrate.importances import Importance
 from nanoquant_edge.compression.factorize.signs import unpacked_signs
 from nanoquant_edge.compression.run import Run
 from nanoquant_edge.compression.tune.layers import SignFactors
+from nanoquant_edge.models.source import SourceModel
 from nanoquant_edge.system.progress import Progress
 from tests.families import family_config
 from tests.tiny import TEXT, llama_config, write_tokenizer
@@ -32,6 +33,7 @@ __all__ = [
     "short_recipe",
     "short_run",
     "signs_of",
+    "source_of",
     "stop_at",
     "teacher_of",
     "write_text",
@@ -99,6 +101,13 @@ def teacher_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """What the head is given for each window, from the model itself."""
     states: torch.Tensor = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
     return states
+
+
+def source_of(model: Any) -> SourceModel:
+    """A model as what is compressed, frozen, without a tokenizer."""
+    config = model.requires_grad_(False).config.to_dict()
+    tokenizers: Any = None
+    return SourceModel("tiny", model, tokenizers, config, Path(), "")
 
 
 def short_recipe(**changes: Any) -> Recipe:

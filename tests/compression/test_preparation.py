@@ -18,17 +18,11 @@ CURVED, PLAIN = Recipe(curvature=True), Recipe()
 
 
 def test_curvature_is_left_out_where_there_is_no_room() -> None:
-    assert affordable_recipe(CURVED, LINEARS, streamed=False, device=CPU) == (CURVED, [])
-    recipe, left_out = affordable_recipe(CURVED, LINEARS, streamed=False, device=CPU, free_memory=100)
+    assert affordable_recipe(CURVED, LINEARS, in_a_block=1, device=CPU) == (CURVED, [])
+    recipe, left_out = affordable_recipe(CURVED, LINEARS, in_a_block=1, device=CPU, free_memory=100)
     assert recipe == PLAIN
     assert left_out == ["curvature, for want of memory (curvature keeps 0.0 GB on the host, where 0.0 GB may be taken)"]
-
-
-def test_curvature_is_left_out_where_weights_are_streamed() -> None:
-    recipe, left_out = affordable_recipe(CURVED, LINEARS, streamed=True, device=CPU)
-    assert recipe == PLAIN
-    assert "streamed" in left_out[0]
-    assert affordable_recipe(PLAIN, LINEARS, streamed=True, device=CPU) == (PLAIN, [])
+    assert affordable_recipe(PLAIN, LINEARS, in_a_block=1, device=CPU, free_memory=100) == (PLAIN, [])
 
 
 def test_windows_are_no_longer_than_a_model_s_positions() -> None:

@@ -6,32 +6,42 @@ Kronecker product L x R nearest to it in the sense of a matrix normal distributi
 
     L ~ sum_t (x_t^T R^-1 x_t) d_t d_t^T,      R ~ sum_t (d_t^T L^-1 d_t) x_t x_t^T,
 
-so a token counts by how unusual its other half is. Both factors are updated from the previous pass at once (Jacobi),
-which takes one forward and backward pass each; they start from the diagonal importances. L is kept. R is measured again
-on the compressed stream just before a block's layers are factorized, every token alike: weighing them as the rule does
-loses the massive activations of first tokens, whose gradients are small (docs/notes/quality.md).
+so a token counts by how unusual its other half is. From the diagonal importances of the inputs follows a first L, from
+that an R, and from that the L which is kept: three sums, each over a forward and a backward pass. Nothing else that the
+rule could give is needed, and only two matrices of a layer exist at a time. A block's layers are fitted together, and
+the blocks from the last to the first, so that the gradient is at hand for all passes over a block.
+
+R is measured again on the compressed stream just before a block's layers are factorized, every token alike: weighing
+them as the rule does loses the massive activations of first tokens, whose gradients are small (docs/notes/quality.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import NqEdgeError
+from ...models.source import SourceModel
 from ..execution.hooks import watched
 from ..execution.parallel import free_host_memory, team
+from ..execution.precision import tensor_cores
+from ..factorize.metric import Metric, kept_directions, metric
 from ..run import Run
-from .gradients import gradient_pass
 from .importances import GRADIENT_UNIT, Importance
+from .streamed_gradients import gradient_pass_by_blocks
 
 __all__ = ["CurvatureFit", "bytes_needed", "input_factors", "no_room", "shrunk", "with_curvature"]
 
-#: Alternating passes and shrinkage toward the identity (docs/METHOD.md, section 10).
+#: Alternating passes (an odd number, so that the last one gives L) and shrinkage toward the identity (docs/METHOD.md,
+#: section 10).
 _PASSES, _SHRINK = 3, 0.2
+#: Windows that are fitted on at most; as many tokens as the widest layers have channels times 20.
+_MOST_WINDOWS = 128
+#: Tokens that are added to a sum at one time; a few float32 matrices of tokens x channels exist beside it.
+_TOKENS = 4096
 
 
 def shrunk(total: Tensor, layer: str) -> Tensor:
@@ -54,149 +64,151 @@ def _weigh(z: Tensor, inverse: Tensor) -> Tensor:
 
 
 class CurvatureFit:
-    """Both factors of one layer while they are fitted: two sums and two inverses, float32 on the device."""
+    """One layer's factors while they are fitted: a sum and an inverse, float32 on the device."""
 
     def __init__(self, name: str, layer: nn.Linear, importance: Importance, device: torch.device) -> None:
-        self.name = name
-        self.outputs = torch.zeros(layer.out_features, layer.out_features, device=device)
-        self.inputs = torch.zeros(layer.in_features, layer.in_features, device=device)
-        self.inverses = [_inverse_diagonal(value).to(device) for value in (importance.outputs, importance.inputs)]
+        self.name, self.sizes, self.device = name, (layer.out_features, layer.in_features), device
+        self.inverse = _inverse_diagonal(importance.inputs).to(device)
+        self.passes = 0
+        self.total = self._empty()
+
+    def _empty(self) -> Tensor:
+        """The sum of the next pass: of the outputs in even ones."""
+        size = self.sizes[self.passes % 2]
+        return torch.zeros(size, size, device=self.device)
 
     def watch(self, _module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        """Forward hook: adds the window once its gradient is there."""
+        """Forward hook: adds the windows once their gradient is there."""
         if output.requires_grad:
             x = arguments[0].detach().flatten(0, -2)
-            # In the units of the importances: squares of smaller gradients leave float32 (docs/METHOD.md, section 4).
-            output.register_hook(lambda gradient: self.add(x.float(), gradient.flatten(0, -2).float() * GRADIENT_UNIT))
+            output.register_hook(lambda gradient: self.add(x, gradient.flatten(0, -2)))
 
     @torch.no_grad()
     def add(self, x: Tensor, gradient: Tensor) -> None:
-        """One window: x (tokens, n) and gradient (tokens, m)."""
-        by_gradient, by_input = _weigh(gradient, self.inverses[0]), _weigh(x, self.inverses[1])
-        self.outputs.addmm_((gradient * by_input[:, None]).T, gradient)
-        self.inputs.addmm_((x * by_gradient[:, None]).T, x)
+        """Some tokens: x (tokens, n) and gradient (tokens, m)."""
+        for part, its_gradient in zip(x.split(_TOKENS), gradient.split(_TOKENS), strict=True):
+            # In the units of the importances: squares of smaller gradients leave float32 (docs/METHOD.md, section 4).
+            both = (its_gradient.float() * GRADIENT_UNIT, part.float())
+            summed, weighing = both if self.passes % 2 == 0 else both[::-1]
+            with tensor_cores():
+                self.total.addmm_((summed * _weigh(weighing, self.inverse)[:, None]).T, summed)
 
-    def close_pass(self, last: bool, split: bool) -> None:
-        """Join what all processes saw, and take the inverses that the next pass needs."""
+    def close_pass(self, split: bool) -> None:
+        """Join what all processes saw, and take the inverse that the next pass needs."""
         if split:
-            team().add([self.outputs, self.inputs])
-        if last:
+            team().add([self.total])
+        factor = shrunk(self.total, self.name)
+        del self.total
+        self.passes += 1
+        if self.passes == _PASSES:
+            self.total = factor
             return
-        for side, total in enumerate((self.outputs, self.inputs)):
-            factor = torch.linalg.cholesky(shrunk(total, self.name))
-            self.inverses[side] = torch.cholesky_inverse(factor)
-            total.zero_()
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(factor))
+        del factor
+        self.total = self._empty()
 
-    def finish(self) -> Tensor:
-        """L on the CPU."""
-        return shrunk(self.outputs, self.name).cpu()
+    def finish(self) -> Metric:
+        """That of L, on the CPU."""
+        return metric(self.total).to("cpu")
 
 
 def _inverse_diagonal(importance: Tensor) -> Tensor:
     return 1 / importance.clamp_min(1e-6 * float(importance.mean()))
 
 
-def bytes_needed(linears: dict[str, nn.Linear]) -> tuple[list[int], int]:
-    """Bytes that each layer takes on the device while it is fitted, and what all keep on the host until their block.
+def bytes_needed(linears: dict[str, nn.Linear], in_a_block: int) -> tuple[int, int]:
+    """Bytes that a block's layers take on the device while they are fitted, and what all keep on the host.
 
-    A layer of m x n holds sums and inverses, 4 bytes x 2 (m^2 + n^2), then L, 4 m^2.
-    """
-    sizes = [(layer.out_features, layer.in_features) for layer in linears.values()]
-    return [8 * (m * m + n * n) for m, n in sizes], sum(4 * m * m for m, _ in sizes)
-
-
-def _allowance(kept_bytes: int, device: torch.device, free_memory: int) -> tuple[int, int]:
-    """Bytes that may be taken on the device and on the host: two thirds of what is free, less what a CPU keeps."""
-    host = 2 * free_memory // 3
-    return (2 * torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else host - kept_bytes), host
-
-
-def no_room(linears: dict[str, nn.Linear], device: torch.device, free_memory: int | None = None) -> str:
-    """Why a model's factors cannot be held, even one layer after the other; empty where they can.
+    A layer of m x n has an inverse and a sum, 4 bytes x (m^2 + n^2), and one after the other four matrices of its wider
+    side to find eigenvectors in. Of L it keeps q eigenvectors of m numbers.
 
     Args:
-        linears: name -> layer.
+        linears: name -> layer, block by block.
+        in_a_block: layers of a block.
+    """
+    sizes = [(layer.out_features, layer.in_features) for layer in linears.values()]
+    blocks = [sizes[start : start + in_a_block] for start in range(0, len(sizes), in_a_block)]
+    fitting = max(sum(4 * (m * m + n * n) for m, n in block) + 16 * max(max(block)) ** 2 for block in blocks)
+    return fitting, sum(4 * m * (kept_directions(m) + 2) for m, _ in sizes)
+
+
+def no_room(
+    linears: dict[str, nn.Linear], in_a_block: int, device: torch.device, free_memory: int | None = None
+) -> str:
+    """Why a model's factors cannot be held; empty where they can.
+
+    Args:
+        linears: name -> layer, block by block.
+        in_a_block: layers of a block.
         device: where they are fitted.
         free_memory: bytes of this host's memory that may be counted on; None asks the system.
     """
-    fitting, kept_bytes = bytes_needed(linears)
-    on_device, on_host = _allowance(kept_bytes, device, free_host_memory() if free_memory is None else free_memory)
+    fitting, kept_bytes = bytes_needed(linears, in_a_block)
+    on_host = 2 * (free_host_memory() if free_memory is None else free_memory) // 3
+    on_device = on_host - kept_bytes
+    if device.type == "cuda":
+        on_device = 2 * torch.cuda.mem_get_info(device)[0] // 3
     if kept_bytes > on_host:
         return f"curvature keeps {kept_bytes / 1e9:.1f} GB on the host, where {on_host / 1e9:.1f} GB may be taken"
-    if max(fitting) > on_device:
-        return f"curvature needs {max(fitting) / 1e9:.1f} GB on {device}, where {on_device / 1e9:.1f} GB may be taken"
+    if fitting > on_device:
+        return f"curvature needs {fitting / 1e9:.1f} GB on {device}, where {on_device / 1e9:.1f} GB may be taken"
     return ""
 
 
-def _groups(linears: dict[str, nn.Linear], device: torch.device, free_memory: int) -> list[dict[str, nn.Linear]]:
-    """Layers that are fitted together: as many as there is room for, in order."""
-    fitting, kept_bytes = bytes_needed(linears)
-    room = torch.tensor([_allowance(kept_bytes, device, free_memory)[0]], device=device)
-    team().take_first([room])  # all processes make the same groups
-    groups: list[dict[str, nn.Linear]] = [{}]
-    taken = 0
-    for (name, layer), size in zip(linears.items(), fitting, strict=True):
-        if groups[-1] and taken + size > int(room):
-            groups, taken = [*groups, {}], 0
-        groups[-1][name], taken = layer, taken + size
-    return groups
-
-
 def with_curvature(
-    model: Any,
+    source: SourceModel,
     linears: dict[str, nn.Linear],
     *,
     windows: Tensor,
     importances: dict[str, Importance],
     run: Run,
-    free_memory: int | None = None,
 ) -> dict[str, Importance]:
-    """The importances with the layers' curvature, from three passes of the dense model for each group of layers.
-
-    A layer's fit does not depend on others', so groups change nothing but the time.
+    """The importances with the layers' curvature, from a sweep over the blocks with three passes over each.
 
     Args:
-        model: transformers causal language model.
+        source: the dense model, on its device.
         linears: name -> layer.
-        windows: int64 (windows, length).
+        windows: int64 (windows, length); of more than 128 the first ones.
         importances: name -> diagonal importances, where the fit starts.
         run: its compute type is that of the passes; the factors are float32.
-        free_memory: bytes of this host's memory that may be counted on; None asks the system.
 
     Raises:
         NqEdgeError: NQ-NUMERIC where a loss or a factor is not finite.
     """
-    device = model.get_output_embeddings().weight.device
-    groups = _groups(linears, device, free_host_memory() if free_memory is None else free_memory)
-    curved: dict[str, Importance] = {}
-    for number, group in enumerate(groups):
-        part = run.part(number / len(groups), (number + 1) / len(groups))
-        for name, factor in _fitted(model, group, windows, importances, part).items():
-            curved[name] = replace(importances[name], curvature=factor)
-    return curved
-
-
-def _fitted(
-    model: Any, linears: dict[str, nn.Linear], windows: Tensor, importances: dict[str, Importance], run: Run
-) -> dict[str, Tensor]:
-    """L of one group of layers, on the CPU."""
-    device = model.get_output_embeddings().weight.device
-    fits = {name: CurvatureFit(name, layer, importances[name], device) for name, layer in linears.items()}
+    device = source.model.get_output_embeddings().weight.device
+    windows = windows[:_MOST_WINDOWS]
     split = team().splits(len(windows))
-    with watched(linears, lambda name: fits[name].watch):
-        for index in range(_PASSES):
-            gradient_pass(model, windows, run.part(index / _PASSES, (index + 1) / _PASSES))
-            for fit in fits.values():
-                fit.close_pass(last=index + 1 == _PASSES, split=split)
-    # Each layer's sums are let go as soon as they are used.
-    return {name: fits.pop(name).finish() for name in linears}
+    fits: dict[str, CurvatureFit] = {}
+    curved: dict[str, Importance] = {}
+
+    def fit_of(name: str) -> CurvatureFit:
+        if name not in fits:
+            fits[name] = CurvatureFit(name, linears[name], importances[name], device)
+        return fits[name]
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            if output.requires_grad:  # a pass without gradients only brings a stream to the next block
+                fit_of(name).watch(module, arguments, output)
+
+        return hook
+
+    def after(_block: int, number: int) -> None:
+        for name in list(fits):
+            fits[name].close_pass(split)
+            if number + 1 == _PASSES:
+                curved[name] = replace(importances[name], curvature=fits.pop(name).finish())
+
+    with watched(linears, watch):
+        gradient_pass_by_blocks(source, windows, run, passes=_PASSES, after=after)
+    return {name: curved[name] for name in linears}
 
 
 @torch.no_grad()
 def input_factors(
     linears: dict[str, nn.Linear], forward: Callable[[Tensor], Tensor], stream: Tensor, at_once: int = 1
-) -> dict[str, Tensor]:
-    """R of a block's layers on the compressed stream; layers with one input, such as q, k and v, share one.
+) -> dict[str, Metric]:
+    """Metrics of R of a block's layers on the compressed stream; layers with one input, as q, k and v, share one.
 
     Args:
         linears: name -> layer in the block that `forward` calls.
@@ -205,7 +217,7 @@ def input_factors(
         at_once: windows that go through together.
 
     Returns:
-        Name -> (n, n), shrunk, of mean diagonal 1, on the layer's device.
+        Name -> metric, on the layer's device.
 
     Raises:
         NqEdgeError: NQ-NUMERIC where a factor is not finite.
@@ -222,7 +234,8 @@ def input_factors(
                 x = arguments[0].flatten(0, -2).float()
                 if name not in totals:
                     totals[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
-                totals[name].addmm_(x.T, x)
+                with tensor_cores():
+                    totals[name].addmm_(x.T, x)
             owners[name] = last[1]
 
         return hook
@@ -230,5 +243,6 @@ def input_factors(
     with watched(linears, watch, before=True):
         for part in stream.split(at_once):
             forward(part)
-    factors = {name: shrunk(total, name) for name, total in totals.items()}
-    return {name: factors[owners[name]] for name in linears}
+    # Each sum is let go as soon as it is used.
+    metrics = {name: metric(shrunk(totals.pop(name), name)) for name in list(totals)}
+    return {name: metrics[owners[name]] for name in linears}

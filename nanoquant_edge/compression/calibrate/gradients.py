@@ -19,8 +19,8 @@ __all__ = ["affordable_windows", "gradient_pass", "refuse_bad_losses"]
 
 #: Losses between two looks at them; each look waits for the GPU.
 _LOOK_EVERY = 16
-#: Windows that go through a model together at most.
-_MOST_AT_ONCE = 8
+#: Windows that go through a model together at most, and the bytes of a GPU that their activations take at most.
+_MOST_AT_ONCE, _MOST_BYTES = 8, 12 << 30
 
 
 def refuse_bad_losses(losses: list[Tensor], at_once: int = 1) -> None:
@@ -32,13 +32,13 @@ def refuse_bad_losses(losses: list[Tensor], at_once: int = 1) -> None:
 
 
 def affordable_windows(model: Any, length: int, device: torch.device) -> int:
-    """Windows whose activations take a quarter of a GPU's free memory, eight at most; one on a CPU."""
+    """Windows whose activations take a quarter of a GPU's free memory and 12 GiB, eight at most; one on a CPU."""
     if device.type != "cuda":
         return 1
     # What autograd keeps is about a float32 value for each input and output of a linear.
     layers = (module for module in model.base_model.modules() if isinstance(module, nn.Linear))
     window = 4 * length * sum(layer.in_features + layer.out_features for layer in layers)
-    return max(1, min(_MOST_AT_ONCE, torch.cuda.mem_get_info(device)[0] // (4 * window)))
+    return max(1, min(_MOST_AT_ONCE, min(torch.cuda.mem_get_info(device)[0] // 4, _MOST_BYTES) // window))
 
 
 def gradient_pass(model: Any, windows: Tensor, run: Run, at_once: int | None = None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..execution.hooks import watched
 from ..execution.parallel import Team, team
+from ..factorize.metric import Metric
 from ..run import Run
 from .gradients import gradient_pass
 
@@ -41,12 +42,12 @@ class Importance:
     Attributes:
         inputs: (in_features,), twice the mean of x^2.
         outputs: (out_features,), 1e6 times the mean of the squared output gradient.
-        curvature: (out_features, out_features), the dense factor of the outputs (`curvature`), where the recipe has it.
+        curvature: the metric of the outputs' dense factor (`curvature`), where the recipe has it.
     """
 
     inputs: Tensor
     outputs: Tensor
-    curvature: Tensor | None = None
+    curvature: Metric | None = None
 
 
 def shrink(importance: Tensor, gamma: float) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["compute_in", "preferred_dtype"]
+__all__ = ["compute_in", "preferred_dtype", "tensor_cores"]
 
 
 def preferred_dtype(device: torch.device) -> torch.dtype:
@@ -29,3 +29,14 @@ def compute_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         # Cast weights are not cached: a cache filled inside a CUDA graph would be read outside of it.
         with torch.autocast(device.type, dtype=dtype, cache_enabled=False):
             yield
+
+
+@contextlib.contextmanager
+def tensor_cores() -> Iterator[None]:
+    """Let a GPU's float32 products run as TF32 inside: 10 bits of each factor's mantissa, sums in float32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

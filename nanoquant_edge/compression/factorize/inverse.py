@@ -8,11 +8,10 @@ triangular solves are the long part, since they don't run on tensor cores.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
+
+from ..execution.precision import tensor_cores
 
 __all__ = ["inverse", "solve_by_products"]
 
@@ -24,17 +23,6 @@ def _scaled(error: float) -> tuple[float, float]:
     the scaling moves around 1.
     """
     return 2 / (2 - error * error), error * error / (2 - error * error)
-
-
-@contextlib.contextmanager
-def _tensor_cores() -> Iterator[None]:
-    """Let float32 products run as TF32 inside."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def inverse(matrix: Tensor, condition: float, steps: int) -> Tensor:
@@ -51,7 +39,7 @@ def inverse(matrix: Tensor, condition: float, steps: int) -> Tensor:
     Returns:
         The inverse, (r, r); on a GPU with the errors of TF32 products.
     """
-    with _tensor_cores():
+    with tensor_cores():
         # The fourth root of the sum of the eigenvalues' fourth powers is at least the largest of them.
         largest = (matrix @ matrix).norm().sqrt()
         unit = matrix * (2 / (largest + largest / condition))
@@ -68,5 +56,5 @@ def inverse(matrix: Tensor, condition: float, steps: int) -> Tensor:
 def solve_by_products(matrix: Tensor, right_side: Tensor, condition: float, steps: int) -> Tensor:
     """`inverse` of a matrix (r, r) times a right side (r, k); on a GPU in TF32 as well."""
     estimate = inverse(matrix, condition, steps)
-    with _tensor_cores():
+    with tensor_cores():
         return estimate @ right_side

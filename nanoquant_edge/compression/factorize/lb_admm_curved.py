@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """LB-ADMM under dense curvature factors: the data term is tr(L E R E^T) (docs/METHOD.md, section 10).
 
-Each side solves L A G + (rho + ridge) A = L W~ R Bn^T + rho (Z - Dual) with G = Bn R Bn^T. In the eigenbasis of L,
-which is found once a layer, every channel i has a system of its own, (l_i G + (rho + ridge) I) a_i = b_i. All of them
-share one preconditioner, the system of the middle eigenvalue: the condition number of channel i is then at most
-max(l_i / middle, middle / l_i), whatever G is, and a few steps of conjugate gradients from the last iterate do. Nothing
-waits for the device and nothing moves, so an iteration can be one CUDA graph like the plain one.
+Each side solves L A G + (rho + ridge) A = L W~ R Bn^T + rho (Z - Dual) with G = Bn R Bn^T. L has some large eigenvalues
+and one that stands for the rest. Along each of the former's eigenvectors the side has a system of its own,
+(l_i G + (rho + ridge) I) a_i = b_i; everything orthogonal to them has the same one, with the rest in place of l_i. Its
+inverse solves that part, and is the preconditioner of the others: the condition number of system i is then at most
+l_i / rest, whatever G is, and a few steps of conjugate gradients from the last iterate do. Nothing waits for the device
+and nothing moves, so an iteration can be one CUDA graph like the plain one.
 
-Projections and penalty stay Euclidean. With L = I and R = I the preconditioner is exact and this is plain LB-ADMM.
+Projections and penalty stay Euclidean. With L = I and R = I this is plain LB-ADMM.
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..execution.precision import tensor_cores
 from .factor_state import CONDITION, NEWTON_STEPS, FactorState
 from .factors import Factors, PreconditionedWeight
 from .inverse import inverse
 from .lb_admm import refuse_non_finite
+from .metric import Metric
 from .problem import KeptProblems, Problem
 from .settings import AdmmSettings
 
-__all__ = ["Curvature", "CurvedFactorState", "Metric", "factorize_curved", "metric"]
+__all__ = ["Curvature", "CurvedFactorState", "factorize_curved"]
 
-#: Exponent of the eigenvalues of the unit-diagonal factors: perplexity 17.04, 16.72, 17.37 with 1, 1/2, 1/4 on a model
-#: of 1.7B (docs/METHOD.md, section 10).
-_POWER = 0.5
 #: Against solves by eigenvectors in float64, the final error of real layers is the same to the spread over starts from
 #: one step on (docs/notes/quality.md).
 _CG_STEPS = 2
@@ -38,17 +38,17 @@ _TINY = 1e-30
 
 @dataclasses.dataclass(frozen=True)
 class Curvature:
-    """Two dense factors of the loss around a layer, and the units that its latents take (docs/METHOD.md, section 5.4).
+    """Metrics of both sides of a layer, and the units that its latents take (docs/METHOD.md, section 5.4).
 
     Attributes:
-        inputs: (n, n) factor R, positive definite.
-        outputs: (m, m) factor L, positive definite.
+        inputs: of the n inputs, from the factor R.
+        outputs: of the m outputs, from the factor L.
         input_importance: mean importance of the inputs.
         output_importance: mean importance of the outputs.
     """
 
-    inputs: Tensor
-    outputs: Tensor
+    inputs: Metric
+    outputs: Metric
     input_importance: float = 1.0
     output_importance: float = 1.0
 
@@ -57,39 +57,12 @@ class Curvature:
         return Curvature(self.outputs, self.inputs, self.output_importance, self.input_importance)
 
 
-@dataclasses.dataclass
-class Metric:
-    """One side's metric as the solver takes it.
-
-    Attributes:
-        diagonal: (k,) of the factor; its square root preconditions the weight.
-        values: (k,) eigenvalues of the unit-diagonal factor, raised to 1/2, of mean 1.
-        vectors: (k, k), columns.
-    """
-
-    diagonal: Tensor
-    values: Tensor
-    vectors: Tensor
-
-
-def metric(factor: Tensor, power: float = _POWER) -> Metric:
-    """Unit-diagonal form of a positive definite factor (k, k), its eigenvalues raised to a power, the trace kept."""
-    diagonal = factor.diagonal().clone()
-    root = diagonal.rsqrt()
-    unit = root[:, None] * factor * root
-    try:
-        values, vectors = torch.linalg.eigh(unit)
-    except torch.linalg.LinAlgError:  # did not converge in float32
-        values, vectors = (part.to(factor) for part in torch.linalg.eigh(unit.cpu().double()))
-    values = values.clamp_min(0).pow(power)
-    return Metric(diagonal, values / values.mean(), vectors)
-
-
 class CurvedFactorState(FactorState):
-    """A factor whose channels have a metric; `rotated` is the primal in the metric's eigenbasis.
+    """A factor whose channels have a metric; `along` is the primal along the metric's eigenvectors.
 
     Args:
         rank: r.
+        kept: eigenvectors that this side's metric has, and the other side's.
         channels: k.
         other_channels: channels of the other factor.
         device: where the state lies.
@@ -100,63 +73,78 @@ class CurvedFactorState(FactorState):
     def __init__(
         self,
         rank: int,
-        channels: int,
+        kept: tuple[int, int],
         *,
+        channels: int,
         other_channels: int,
         device: torch.device,
         settings: AdmmSettings,
         cg_steps: int = _CG_STEPS,
     ) -> None:
         super().__init__(rank, channels, device, settings)
-        self.rotated = torch.empty(rank, channels, device=device)
-        self.values, self.middle = torch.empty(channels, device=device), torch.empty(1, device=device)
-        self.vectors = torch.empty(channels, channels, device=device)
-        self.other_root = torch.empty(other_channels, other_channels, dtype=settings.dtype, device=device)
+        mine, others = kept
+        self.along = torch.empty(rank, mine, device=device)
+        self.values, self.vectors = torch.empty(mine, device=device), torch.empty(channels, mine, device=device)
+        self.middle, self.other_rest = torch.empty(1, device=device), torch.empty(1, device=device)
+        self.other_excess = torch.empty(other_channels, others, dtype=settings.dtype, device=device)
         self.cg_steps = cg_steps
 
     def load(self, this_side: Metric, other_side: Metric) -> None:
         """Take the metrics of a layer."""
         self.values.copy_(this_side.values)
-        self.middle.copy_(this_side.values.log().mean().exp())
         self.vectors.copy_(this_side.vectors)
-        self.other_root.copy_(other_side.vectors * other_side.values.sqrt())
+        self.middle.copy_(this_side.middle)
+        self.other_rest.copy_(other_side.rest)
+        excess = (other_side.values - other_side.rest).clamp_min(0)
+        self.other_excess.copy_(other_side.vectors * excess.sqrt())
 
     def start(self, generator: torch.Generator) -> None:
         """Gaussian start."""
         super().start(generator)
-        torch.mm(self.primal, self.vectors, out=self.rotated)
+        torch.mm(self.primal, self.vectors, out=self.along)
 
     def solve(
         self, design: Tensor, target: Tensor, *, rho: Tensor, ridge: float, careful: bool
     ) -> tuple[Tensor, Tensor]:
-        """As for a plain factor; the target comes weighted and in the eigenbasis of this side."""
-        half = design @ self.other_root
-        gram = (half @ half.T).float()
+        """As for a plain factor; the target comes weighted by both metrics."""
+        excess = design @ self.other_excess
+        gram = torch.addcmul((excess @ excess.T).float(), (design @ design.T).float(), self.other_rest)
         damping = rho + ridge
-        residual = (design @ target).float().addmm_((self.signed - self.dual).mul_(rho), self.vectors)
+        right_side = (design @ target).float().add_((self.signed - self.dual).mul_(rho))
         precondition, failed = self._preconditioner(gram, damping, careful)
 
-        def image(x: Tensor) -> Tensor:
-            return torch.addcmul(damping * x, gram @ x, self.values)
+        def image(x: Tensor, values: Tensor) -> Tensor:
+            return torch.addcmul(damping * x, gram @ x, values)
 
-        residual -= image(self.rotated)
+        with tensor_cores():
+            right_side_along = right_side @ self.vectors
+            everywhere = self.primal + precondition(right_side - image(self.primal, self.middle))
+            # The same step along the eigenvectors, where another solution takes its place.
+            along = self.along + precondition(right_side_along - image(self.along, self.middle))
+            self._descend(right_side_along, lambda x: image(x, self.values), precondition)
+            return torch.addmm(everywhere, self.along - along, self.vectors.T), failed
+
+    def _descend(
+        self, right_side: Tensor, image: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Conjugate gradients along the eigenvectors, each with steps of its own."""
+        residual = right_side - image(self.along)
         direction = precondition(residual)
         energy = (residual * direction).sum(0)
         for left in reversed(range(self.cg_steps)):
-            along = image(direction)
-            length = energy / (direction * along).sum(0).clamp_min(_TINY)
-            self.rotated.addcmul_(direction, length)
+            forward = image(direction)
+            length = energy / (direction * forward).sum(0).clamp_min(_TINY)
+            self.along.addcmul_(direction, length)
             if left:
-                residual.addcmul_(along, length, value=-1)
+                residual.addcmul_(forward, length, value=-1)
                 better = precondition(residual)
                 before, energy = energy, (residual * better).sum(0)
                 direction = torch.addcmul(better, direction, energy / before.clamp_min(_TINY))
-        return self.rotated @ self.vectors.T, failed
 
     def _preconditioner(
         self, gram: Tensor, damping: Tensor, careful: bool
     ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """Applies the inverse of the middle channel's system; and a positive number where there is none."""
+        """Applies the inverse of the middle system; and a positive number where there is none."""
         matrix = (0.5 * self.middle) * (gram + gram.T)
         matrix.diagonal().add_(damping)
         if self.by_products and not careful:
@@ -174,30 +162,35 @@ class _CurvedProblem(Problem):
     left: CurvedFactorState
     right: CurvedFactorState
 
-    def __init__(self, shape: tuple[int, int], rank: int, settings: AdmmSettings, device: torch.device) -> None:
-        super().__init__(shape, rank, settings, device)
-        m, n = shape
-        self.left = CurvedFactorState(rank, m, other_channels=n, device=device, settings=settings)
-        self.right = CurvedFactorState(rank, n, other_channels=m, device=device, settings=settings)
+    def __init__(self, shape: tuple[int, ...], rank: int, settings: AdmmSettings, device: torch.device) -> None:
+        m, n, outputs, inputs = shape
+        super().__init__((m, n), rank, settings, device)
+        self.left = CurvedFactorState(
+            rank, (outputs, inputs), channels=m, other_channels=n, device=device, settings=settings
+        )
+        self.right = CurvedFactorState(
+            rank, (inputs, outputs), channels=n, other_channels=m, device=device, settings=settings
+        )
 
     def load(self, outputs: Metric, inputs: Metric) -> None:
         """Take the metrics of a layer, before `factorize`."""
+        self._metrics = outputs, inputs
         self.left.load(outputs, inputs)
         self.right.load(inputs, outputs)
 
     def _aim(self, target: Tensor) -> None:
-        """R W~^T L and L W~ R, each with its last factor left in the eigenbasis."""
-        l_values, l_vectors = self.left.values, self.left.vectors
-        r_values, r_vectors = self.right.values, self.right.vectors
-        core = (l_vectors.T @ target @ r_vectors) * l_values[:, None] * r_values
-        self.targets[0].copy_(r_vectors @ core.T)
-        self.targets[1].copy_(l_vectors @ core)
+        """L W~ R."""
+        super()._aim(_weighted(target, *self._metrics))
+
+
+def _weighted(e: Tensor, outputs: Metric, inputs: Metric) -> Tensor:
+    """L E R."""
+    return inputs.applied(outputs.applied(e).T).T
 
 
 def _curved_norm(e: Tensor, outputs: Metric, inputs: Metric) -> Tensor:
     """sqrt(tr(L E R E^T))."""
-    rotated = outputs.vectors.T @ e @ inputs.vectors
-    return (rotated * outputs.values.sqrt()[:, None] * inputs.values.sqrt()).norm()
+    return (_weighted(e, outputs, inputs) * e).sum().clamp_min(0).sqrt()
 
 
 @torch.no_grad()
@@ -227,18 +220,20 @@ def factorize_curved(
         NqEdgeError: NQ-NUMERIC when the weight or a factor is not finite.
     """
     settings = settings or AdmmSettings()
-    refuse_non_finite([("weight", weight), ("curvature", curvature.inputs), ("curvature", curvature.outputs)])
+    inputs, outputs = curvature.inputs, curvature.outputs
+    parts = [part for side in (inputs, outputs) for part in (side.diagonal, side.values, side.vectors)]
+    refuse_non_finite([("weight", weight), *(("curvature", part) for part in parts)])
     m, n = weight.shape
     if m < n:
         return factorize_curved(
             weight.T, rank, curvature=curvature.transposed(), settings=settings, seed=seed, problems=problems
         ).transposed()
-    inputs, outputs = metric(curvature.inputs), metric(curvature.outputs)
     input_roots = (inputs.diagonal * (curvature.input_importance / inputs.diagonal.mean())).sqrt()
     output_roots = (outputs.diagonal * (curvature.output_importance / outputs.diagonal.mean())).sqrt()
     preconditioned = PreconditionedWeight(weight, input_roots, output_roots)
+    shape = (m, n, len(outputs.values), len(inputs.values))
     problem = (problems or KeptProblems()).problem(
-        _CurvedProblem, (m, n), rank=rank, settings=settings, device=weight.device
+        _CurvedProblem, shape, rank=rank, settings=settings, device=weight.device
     )
     problem.load(outputs, inputs)
     factors = problem.factorize(preconditioned, seed, keep_step=problems is not None)

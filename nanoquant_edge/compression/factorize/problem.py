@@ -7,6 +7,7 @@ Memory: about 8 matrices of the factors' size and 3 of the weight's, float32.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ class Problem:
         device: where the state lies.
     """
 
-    def __init__(self, shape: tuple[int, int], rank: int, settings: AdmmSettings, device: torch.device) -> None:
+    def __init__(self, shape: tuple[int, ...], rank: int, settings: AdmmSettings, device: torch.device) -> None:
         m, n = shape
         self.settings, self.device = settings, device
         self.left = FactorState(rank, m, device, settings)
@@ -67,6 +68,12 @@ class Problem:
             self._restart(seed)
             self._iterate(functools.partial(self._advance, True))
         return balanced_factors(weight, self.left, self.right, size)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the state that it holds between factorizations."""
+        parts = [*vars(self.left).values(), *vars(self.right).values(), *self.targets]
+        return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
     def close(self) -> None:
         """Give up the step, which holds this object, so that its memory is free at once."""
@@ -142,15 +149,20 @@ _AnyProblem = TypeVar("_AnyProblem", bound=Problem)
 
 
 class KeptProblems:
-    """Problems that are used again for every weight of the same shape, with their CUDA graphs."""
+    """Problems that are used again for every weight of the same shape, with their CUDA graphs; the latest used ones.
 
-    def __init__(self) -> None:
+    Args:
+        limit: bytes up to which they are kept. A model whose layers all have ranks of their own has a problem for each.
+    """
+
+    def __init__(self, limit: float = math.inf) -> None:
         self._problems: dict[Any, Problem] = {}
+        self._limit = limit
 
     def problem(
         self,
         kind: type[_AnyProblem],
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         *,
         rank: int,
         settings: AdmmSettings,
@@ -158,14 +170,18 @@ class KeptProblems:
     ) -> _AnyProblem:
         """The problem of this kind, shape (m, n), rank, settings and device, made where there is none yet."""
         key = (kind, shape, rank, settings, device)
-        problem = self._problems.get(key)
-        if problem is None:
-            problem = self._problems[key] = kind(shape, rank, settings, device)
+        problem = self._problems.pop(key, None) or kind(shape, rank, settings, device)
+        sizes = sum(other.size for other in self._problems.values()) + problem.size
+        while self._problems and sizes > self._limit:
+            oldest = self._problems.pop(next(iter(self._problems)))
+            sizes -= oldest.size
+            oldest.close()
+        self._problems[key] = problem
         assert isinstance(problem, kind)
         return problem
 
     def all(self) -> list[Problem]:
-        """Every problem that is kept, the oldest first."""
+        """Every problem that is kept, the one that was not used for the longest time first."""
         return list(self._problems.values())
 
     def close(self) -> None:

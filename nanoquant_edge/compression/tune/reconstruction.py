@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..calibrate.curvature import input_factors
 from ..calibrate.importances import Importance, input_moments
@@ -17,6 +17,7 @@ from ..execution.parallel import team
 from ..factorize.factors import Factors
 from ..factorize.lb_admm import factorize
 from ..factorize.lb_admm_curved import Curvature, factorize_curved
+from ..factorize.metric import Metric
 from ..run import Run
 from .layers import SignFactors
 from .optimizer import Outcome
@@ -63,7 +64,7 @@ def reconstruct_block(
         run: its seed is set anew before every stage, as in the official code.
     """
     recipe, inputs = run.recipe, workbench.inputs
-    curved: dict[str, Tensor] = {}
+    curved: dict[str, Metric] = {}
     if recipe.curvature:
         curved = input_factors(workbench.open, workbench.forward, inputs, workbench.at_once)
     elif recipe.refresh_inputs:
@@ -99,7 +100,7 @@ def reconstruct_block(
 
 
 def _factorized(
-    workbench: Workbench, name: str, rank: int, importance: Importance, *, input_factor: Tensor | None, seed: int
+    workbench: Workbench, name: str, rank: int, importance: Importance, *, input_factor: Metric | None, seed: int
 ) -> tuple[Factors, bool]:
     """LB-ADMM of an open layer, under its curvature where there is some; and whether that failed."""
     weight, device = workbench.open[name].weight, workbench.call.device

@@ -25,6 +25,12 @@ __all__ = ["Workbench"]
 
 #: Up to this many weights a block is bound by launches: its stages are kept, captured once and run for all blocks.
 _CAPTURE_UP_TO = 100_000_000
+#: Bytes of latent layers with their optimizer states, and of factorizations, that are kept for later blocks. Ranks
+#: differ from block to block, so that each block could have all its own.
+_KEPT_BYTES = 2 << 30
+#: What a latent layer takes, in float32 numbers for each of its values: itself, its gradient, two moments, and the copy
+#: to go back to.
+_COPIES = 5
 
 
 class Workbench:
@@ -62,7 +68,7 @@ class Workbench:
         weights = sum(layer.weight.numel() for layer in self.open.values())
         self.keep = (call.device.type == "cuda" and weights <= _CAPTURE_UP_TO) if keep is None else keep
         self.attention = AttentionMemory(self.block, self.keep)
-        self.problems = KeptProblems() if self.keep else None
+        self.problems = KeptProblems(_KEPT_BYTES) if self.keep else None
         self.tuners: dict[tuple[str, int], Tuner] = {}
         self._shapes = {name: value.shape for name, value in dense.state_dict().items()}
         self._kind = getattr(dense, "attention_type", None)
@@ -170,11 +176,25 @@ class Workbench:
             load_frozen(self.frozen[name], self.open[name].weight, self.open[name].bias)
             replace_module(self.block, name, self.frozen[name])
         layer, key = self.open[current], (current, factors.u_latent.shape[1])
-        if key in self.latent:
-            self.latent[key].load(factors, layer.bias)
+        latent = self.latent.pop(key, None)
+        if latent is None:
+            latent = LatentLinear(factors, layer.bias)
         else:
-            self.latent[key] = LatentLinear(factors, layer.bias)
-        replace_module(self.block, current, self.latent[key])
+            latent.load(factors, layer.bias)
+        self.latent[key] = latent
+        replace_module(self.block, current, latent)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Give up the latent layers that were not used for the longest time, where all take too much."""
+        sizes = {key: _COPIES * sum(p.nbytes for p in layer.parameters()) for key, layer in self.latent.items()}
+        for key in list(sizes)[:-1]:
+            if sum(sizes.values()) <= _KEPT_BYTES:
+                break
+            del sizes[key], self.latent[key]
+            tuner = self.tuners.pop(key, None)
+            if tuner is not None:
+                tuner.close()
 
     @torch.no_grad()
     def harden(self, name: str, rank: int) -> SignFactors:

@@ -112,7 +112,7 @@ def test_streamed_compression_writes_the_same_bytes(tmp_path: Path, name: str) -
     [
         {"compute_dtype": "bfloat16"},
         {"embedding": "int8"},
-        {"recipe": short_recipe(rank_sensitivity=True)},
+        {"recipe": short_recipe(rank_sensitivity=True, curvature=True)},
         {"recipe": short_recipe(kd_epochs=0, ste_epochs=0)},
     ],
     ids=["bfloat16", "int8", "sensitivity", "short"],
@@ -164,13 +164,6 @@ def test_a_model_that_is_not_in_memory_cannot_write_its_own_text(tmp_path: Path)
     assert not list(tmp_path.glob("c*"))
 
 
-def test_streamed_weights_leave_curvature_out(tmp_path: Path) -> None:
-    options = {"calibration": write_text(tmp_path), "recipe": short_recipe(curvature=True)}
-    found = run(dense_folder(tmp_path / "m"), tmp_path / "c", True, **options).settings.recipe
-    assert found["curvature"] is False
-    assert "weights that are streamed" in found["left_out"][0]
-
-
 def test_streams_that_a_gpu_has_no_room_for_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1480, 4000))
@@ -178,6 +171,16 @@ def test_streams_that_a_gpu_has_no_room_for_stay_on_the_host(monkeypatch: pytest
     assert streaming.streams_device(102, gpu) == torch.device("cpu")
     monkeypatch.setattr(parallel, "memory_available", lambda: 10000)
     assert streaming.resident_limit(gpu) == 740
+
+
+def test_large_streams_and_wide_blocks_take_no_more_of_a_gpu() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [streaming.kept_streams(size << 30, gpu) for size in (1, 2, 4)] == [6, 3, 2]
+    assert streaming.kept_streams(100, gpu) == streaming.kept_streams(4 << 30, cpu) == streaming.KEPT_STREAMS
+    with torch.device("meta"):
+        small, wide = torch.nn.Linear(64, 64), torch.nn.Linear(65536, 65536)
+    assert [streaming.windows_in_a_block(block, 2048, gpu) for block in (small, wide)] == [8, 2]
+    assert streaming.windows_in_a_block(small, 2048, cpu) == 1
 
 
 @pytest.mark.gpu

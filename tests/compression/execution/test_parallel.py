@@ -23,6 +23,7 @@ from nanoquant_edge.compression.execution.parallel import Team, joined_team, tea
 from nanoquant_edge.compression.factorize import settings
 from nanoquant_edge.compression.factorize.lb_admm import factorize
 from nanoquant_edge.compression.factorize.lb_admm_curved import Curvature, factorize_curved
+from nanoquant_edge.compression.factorize.metric import metric
 from nanoquant_edge.compression.factorize.problem import KeptProblems, Problem
 from nanoquant_edge.compression.factorize.settings import AdmmSettings
 from nanoquant_edge.compression.tune.optimizer import ParameterGroup, Tuner
@@ -34,6 +35,7 @@ from tests.compression.support import (
     linears_of,
     short_recipe,
     short_run,
+    source_of,
     write_text,
 )
 
@@ -89,9 +91,9 @@ def curvature() -> list[float]:
     model = dense_llama()
     ids = torch.randint(0, 320, (5, 24), generator=torch.Generator().manual_seed(2))
     ones = even_importances(linears_of(model))
-    curved = with_curvature(model, linears_of(model), windows=ids, importances=ones, run=short_run())
+    curved = with_curvature(source_of(model), linears_of(model), windows=ids, importances=ones, run=short_run())
     found = [value.curvature for value in curved.values()]
-    return [float(part.sum()) for factor in found if factor is not None for part in (factor.triu(), factor[0])]
+    return [float(part.sum()) for side in found if side is not None for part in (side.diagonal, side.values)]
 
 
 def sensitivities() -> list[float]:
@@ -105,7 +107,7 @@ def sides() -> list[float]:
     """Two factorizations with a side in each process, and that they are to the bit what one process makes."""
     generator = torch.Generator().manual_seed(3)
     weight, i, o = (torch.randn(*shape, generator=generator) for shape in ((40, 24), (24, 60), (40, 60)))
-    curvature = Curvature(i @ i.T / 60 + torch.eye(24), o @ o.T / 60 + torch.eye(40))
+    curvature = Curvature(metric(i @ i.T / 60 + torch.eye(24)), metric(o @ o.T / 60 + torch.eye(40)))
     found = []
     problem = Problem((40, 24), 16, AdmmSettings(share_sides=True), torch.device("cpu"))
     assert problem.sides_shared == (team().size > 1)
@@ -113,7 +115,7 @@ def sides() -> list[float]:
         plain = AdmmSettings(steps=12, dtype=dtype)
         ways = [{"settings": way, "seed": 1, "problems": problems} for way in (plain, replace(plain, share_sides=True))]
         for matrix, around in ((weight, curvature), (weight.T, curvature.transposed())):
-            diagonals = {"inputs": around.inputs.diagonal(), "outputs": around.outputs.diagonal()}
+            diagonals = {"inputs": around.inputs.diagonal, "outputs": around.outputs.diagonal}
             pairs = [
                 [factorize(matrix, 16, **diagonals, **way) for way in ways],
                 [factorize_curved(matrix, 16, curvature=around, **way) for way in ways],

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nanoquant_edge.compression.factorize.factors import Factors
 from nanoquant_edge.compression.factorize.lb_admm import factorize
-from nanoquant_edge.compression.factorize.lb_admm_curved import Curvature, CurvedFactorState, factorize_curved, metric
+from nanoquant_edge.compression.factorize.lb_admm_curved import Curvature, CurvedFactorState, factorize_curved
+from nanoquant_edge.compression.factorize.metric import Metric, metric
 from nanoquant_edge.compression.factorize.problem import KeptProblems
 from nanoquant_edge.compression.factorize.settings import AdmmSettings
 from nanoquant_edge.errors import NqEdgeError
@@ -32,7 +33,12 @@ def correlated(size: int, seed: int) -> Tensor:
 def curved(w: Tensor, r: Tensor, l: Tensor, rank: int, seed: int = 0, **options: object) -> Factors:  # noqa: E741
     """`factorize_curved` with the settings as keywords and unit sizes."""
     settings = AdmmSettings(**options)  # type: ignore[arg-type]
-    return factorize_curved(w, rank, curvature=Curvature(r, l), settings=settings, seed=seed)
+    return factorize_curved(w, rank, curvature=around(r, l), settings=settings, seed=seed)
+
+
+def around(r: Tensor, l: Tensor, *units: float) -> Curvature:  # noqa: E741
+    """The curvature of two factors."""
+    return Curvature(metric(r), metric(l), *units)
 
 
 def unit_half(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,26 +95,33 @@ def test_errors_equal_exact_solves_in_float64() -> None:
     assert np.mean(ours) == pytest.approx(np.mean(reference), rel=0.03)
 
 
-@pytest.mark.parametrize(("steps", "bound"), [(1, 0.25), (2, 0.06), (8, 1e-4)])
-def test_conjugate_gradients_come_near_the_exact_solution(steps: int, bound: float) -> None:
-    this_side, other_side = metric(correlated(48, 1)), metric(correlated(40, 2))
-    factor = CurvedFactorState(24, 48, other_channels=40, device=CPU, settings=AdmmSettings(), cg_steps=steps)
+def whole(side: Metric) -> Tensor:
+    """A metric as a matrix."""
+    return side.applied(torch.eye(len(side.diagonal)))
+
+
+@pytest.mark.parametrize("kept", [(48, 40), (12, 10), (1, 1)])
+@pytest.mark.parametrize(("steps", "bound"), [(1, 0.25), (2, 0.08), (8, 1e-4)])
+def test_conjugate_gradients_come_near_the_exact_solution(steps: int, bound: float, kept: tuple[int, int]) -> None:
+    this_side, other_side = metric(correlated(48, 1), kept=kept[0]), metric(correlated(40, 2), kept=kept[1])
+    settings = AdmmSettings()
+    factor = CurvedFactorState(24, kept, channels=48, other_channels=40, device=CPU, settings=settings, cg_steps=steps)
     factor.load(this_side, other_side)
     factor.start(torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(3)
     design = torch.nn.functional.normalize(torch.randn(24, 40, generator=generator))
     target = torch.randn(40, 48, generator=generator)
     rho = torch.tensor([0.2])
-    full = [(m.vectors * m.values) @ m.vectors.T for m in (this_side, other_side)]
+    full = [whole(side) for side in (this_side, other_side)]
     gram = design @ full[1] @ design.T
-    right = design @ target @ this_side.vectors.T + rho * (factor.signed - factor.dual)
+    right = design @ target + rho * (factor.signed - factor.dual)
     system = torch.kron(full[0].double(), gram.double()) + 0.23 * torch.eye(24 * 48)
     exact = torch.linalg.solve(system, right.T.reshape(-1).double()).reshape(48, 24).T
     start = float((factor.primal - exact).norm())
     found, failed = factor.solve(design, target, rho=rho, ridge=0.03, careful=False)
     assert float((found - exact).norm()) < bound * start
     assert int(failed) == 0
-    torch.testing.assert_close(found, factor.rotated @ this_side.vectors.T)
+    torch.testing.assert_close(found @ this_side.vectors, factor.along, rtol=1e-4, atol=1e-4)
 
 
 def test_without_correlation_it_is_the_plain_method() -> None:
@@ -146,35 +159,11 @@ def test_the_transposed_problem_has_the_same_answer() -> None:
 def test_units_of_the_factors_do_not_matter_and_sizes_set_the_latents() -> None:
     w, r, l = structured(64, 48), correlated(48, 1), correlated(64, 2)  # noqa: E741
     one, other = (
-        factorize_curved(w, 32, curvature=Curvature(t * r, l / t, t, t), settings=AdmmSettings(steps=20))
+        factorize_curved(w, 32, curvature=around(t * r, l / t, t, t), settings=AdmmSettings(steps=20))
         for t in (1.0, 16.0)
     )
     assert other.error == pytest.approx(one.error, rel=0.02)
     assert float(other.u_latent.abs().median() / one.u_latent.abs().median()) == pytest.approx(4, rel=0.05)
-
-
-def test_the_power_keeps_the_trace() -> None:
-    found = metric(correlated(40, 3))
-    exponent_one = metric(correlated(40, 3), 1.0)
-    assert float(found.values.sum()) == pytest.approx(40, rel=1e-5)
-    torch.testing.assert_close(exponent_one.values.sqrt() / exponent_one.values.sqrt().mean(), found.values)
-    back = (exponent_one.vectors * exponent_one.values) @ exponent_one.vectors.T
-    torch.testing.assert_close(back.diagonal(), torch.ones(40), rtol=1e-4, atol=1e-4)
-
-
-def test_eigenvectors_that_do_not_converge_are_found_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    factor, original = correlated(24, 3), torch.linalg.eigh
-    wanted = metric(factor).values
-
-    def single(matrix: Tensor) -> object:
-        if matrix.dtype == torch.float32:
-            raise torch.linalg.LinAlgError
-        return original(matrix)
-
-    monkeypatch.setattr(torch.linalg, "eigh", single)
-    found = metric(factor)
-    assert found.vectors.dtype == torch.float32
-    torch.testing.assert_close(found.values, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"solver": "products"}])
@@ -190,18 +179,18 @@ def test_kept_state_serves_another_weight_of_the_shape() -> None:
     settings = AdmmSettings(steps=10)
     for seed in range(2):
         w, r, l = structured(48, 32, seed), correlated(32, seed), correlated(48, 5 + seed)  # noqa: E741
-        again = factorize_curved(w, 24, curvature=Curvature(r, l), settings=settings, problems=problems)
-        fresh = factorize_curved(w, 24, curvature=Curvature(r, l), settings=settings)
+        again = factorize_curved(w, 24, curvature=around(r, l), settings=settings, problems=problems)
+        fresh = factorize_curved(w, 24, curvature=around(r, l), settings=settings)
         torch.testing.assert_close(again.dense(), fresh.dense())
     assert len(problems.all()) == 1
 
 
 @pytest.mark.parametrize("at", range(3))
 def test_what_is_not_finite_is_refused(at: int) -> None:
-    values = [torch.ones(4, 3), torch.eye(3), torch.eye(4)]
-    values[at].view(-1)[1] = float("nan")
+    weight, inputs, outputs = torch.ones(4, 3), metric(torch.eye(3)), metric(torch.eye(4))
+    (weight, inputs.vectors, outputs.diagonal)[at].view(-1)[1] = float("nan")
     with pytest.raises(NqEdgeError, match="NaN or infinity") as caught:
-        curved(*values, 2, steps=1)
+        factorize_curved(weight, 2, curvature=Curvature(inputs, outputs), settings=AdmmSettings(steps=1))
     assert caught.value.code == "NQ-NUMERIC"
 
 
@@ -218,7 +207,7 @@ def test_a_captured_iteration_gives_the_same_error_on_a_gpu() -> None:
     settings = AdmmSettings(steps=60, svid_steps=2)
     captured, eager = (
         [
-            factorize_curved(w, 128, curvature=Curvature(r, l), settings=settings, seed=seed, problems=problems).error
+            factorize_curved(w, 128, curvature=around(r, l), settings=settings, seed=seed, problems=problems).error
             for seed in range(3)
         ]
         for problems in (reused, None)
