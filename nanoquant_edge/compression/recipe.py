@@ -19,8 +19,8 @@ _COUNTS = (
     *("fp_batch", "ste_batch", "kd_batch", "end_to_end_batch"),
 )
 _RATES = (
-    *("fp_epochs", "ste_epochs", "kd_epochs", "end_to_end_tokens"),
-    *("fp_lr", "ste_lr", "ste_scale_lr", "kd_lr", "end_to_end_lr", "rank_depth"),
+    *("fp_epochs", "ste_epochs", "joint_epochs", "kd_epochs", "end_to_end_tokens"),
+    *("fp_lr", "ste_lr", "joint_lr", "ste_scale_lr", "kd_lr", "end_to_end_lr", "rank_depth"),
 )
 
 
@@ -51,6 +51,8 @@ class Recipe:
         fp_epochs, fp_lr, fp_batch: TuneFP (section 6).
         ste_epochs, ste_lr, ste_batch: TuneLatentSTE (section 7), learning rate of the latent signs.
         ste_scale_lr: learning rate of the scales and the bias in TuneLatentSTE.
+        joint_epochs, joint_lr: TuneLatentSTE of all layers of a block at once after its last layer's own (section 7),
+            and the learning rate of the latents there; 0 epochs leave it out.
         kd_epochs, kd_lr, kd_batch: scale distillation (section 9).
         end_to_end_tokens, end_to_end_lr, end_to_end_batch: tuning of all scales on that many tokens of fresh text
             (section 9), learning rate relative to each scale vector's root mean square; 0 tokens leave it out.
@@ -81,6 +83,8 @@ class Recipe:
     ste_lr: float = 1e-5
     ste_scale_lr: float = 1e-5
     ste_batch: int = 1
+    joint_epochs: int = 0
+    joint_lr: float = 0.004
     kd_epochs: int = 8
     kd_lr: float = 1e-5
     kd_batch: int = 1
@@ -89,7 +93,7 @@ class Recipe:
     end_to_end_batch: int = 8
     end_to_end_chat_share: float = 0.1
     relative_lr: bool = False
-    version: int = 4
+    version: int = 5
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -203,6 +207,17 @@ PRESETS: dict[str, Recipe] = {
     # The default recipe on the reduced schedule: what docs/QUALITY.md calls `default`.
     "balanced": Recipe(name="balanced", **{**_DEFAULT, **REDUCED["default"]}),
     "full": Recipe(name="full", **_FULL),
-    "max": Recipe(name="max", end_to_end_tokens=3_000_000, rank_fill=True, **_FULL),
+    # As many sequences a stage as `full`, from four times as many windows.
+    "max": Recipe(
+        name="max",
+        **{**_FULL, "ste_lr": 0.004},
+        windows=512,
+        fp_epochs=2,
+        ste_epochs=2,
+        kd_epochs=2,
+        rank_fill=True,
+        end_to_end_tokens=10_000_000,
+        end_to_end_lr=0.005,
+    ),
     "official": Recipe(),
 }

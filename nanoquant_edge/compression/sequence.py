@@ -54,6 +54,7 @@ def _finished(result: BlockResult) -> FinishedBlock:
         stages = zip(("TuneFP", "TuneLatentSTE"), outcomes, strict=True)
         undone += [(stage, name) for stage, outcome in stages if outcome.undone]
     undone += [("curvature", name) for name in result.plain]
+    undone += [("joint tuning", "all layers")] if result.together.undone else []
     error = round(sum(result.errors.values()) / len(result.errors), 4)
     return FinishedBlock(result.factors, error, undone)
 

@@ -30,7 +30,7 @@ from ..execution.parallel import free_host_memory, team
 from ..execution.precision import tensor_cores
 from ..factorize.metric import Metric, kept_directions, metric
 from ..run import Run
-from .importances import GRADIENT_UNIT, Importance
+from .importances import GRADIENT_UNIT, MOST_WINDOWS, Importance
 from .streamed_gradients import gradient_pass_by_blocks
 
 __all__ = ["CurvatureFit", "bytes_needed", "input_factors", "no_room", "shrunk", "with_curvature"]
@@ -38,10 +38,10 @@ __all__ = ["CurvatureFit", "bytes_needed", "input_factors", "no_room", "shrunk",
 #: Alternating passes (an odd number, so that the last one gives L) and shrinkage toward the identity (docs/METHOD.md,
 #: section 10).
 _PASSES, _SHRINK = 3, 0.2
-#: Windows that are fitted on at most; as many tokens as the widest layers have channels times 20.
-_MOST_WINDOWS = 128
 #: Tokens that are added to a sum at one time; a few float32 matrices of tokens x channels exist beside it.
 _TOKENS = 4096
+#: Stripes in which the triangle of a sum is made, where it is large enough that a GPU is busy with one.
+_STRIPES, _STRIPED_FROM = 4, 2048
 
 
 def shrunk(total: Tensor, layer: str) -> Tensor:
@@ -59,8 +59,29 @@ def shrunk(total: Tensor, layer: str) -> Tensor:
 
 
 def _weigh(z: Tensor, inverse: Tensor) -> Tensor:
-    """z_t^T M^-1 z_t / channels for every token, M^-1 given whole or by its diagonal."""
-    return ((z * inverse) if inverse.ndim == 1 else z @ inverse).mul(z).mean(1)
+    """z_t^T M^-1 z_t / channels for every token.
+
+    Args:
+        z: (tokens, channels).
+        inverse: M^-1 by its diagonal, or whole as the lower triangular C of M^-1 = C^T C.
+    """
+    if inverse.ndim == 1:
+        return (z.square() * inverse).mean(1)
+    # What is above the diagonal need not be multiplied.
+    parts = [(z[:, : part.stop] @ inverse[part, : part.stop].T).square().sum(1) for part in _stripes(len(inverse))]
+    return torch.stack(parts).sum(0) / len(inverse)
+
+
+def _add_outer(total: Tensor, weighted: Tensor, z: Tensor) -> None:
+    """Add weighted^T z to what is on and below the diagonal of the sum, in blocks."""
+    for part in _stripes(len(total)):
+        total[part.start :, part].addmm_(weighted[:, part.start :].T, z[:, part])
+
+
+def _stripes(size: int) -> list[slice]:
+    """Parts of a large matrix's rows or columns, with which a triangle takes 5/8 of the products of the whole."""
+    width = -(-size // _STRIPES) if size > _STRIPED_FROM else size
+    return [slice(start, min(start + width, size)) for start in range(0, size, width)]
 
 
 class CurvatureFit:
@@ -91,25 +112,31 @@ class CurvatureFit:
             both = (its_gradient.float() * GRADIENT_UNIT, part.float())
             summed, weighing = both if self.passes % 2 == 0 else both[::-1]
             with tensor_cores():
-                self.total.addmm_((summed * _weigh(weighing, self.inverse)[:, None]).T, summed)
+                _add_outer(self.total, summed * _weigh(weighing, self.inverse)[:, None], summed)
 
     def close_pass(self, split: bool) -> None:
         """Join what all processes saw, and take the inverse that the next pass needs."""
         if split:
             team().add([self.total])
-        factor = shrunk(self.total, self.name)
+        factor = shrunk(_mirrored(self.total), self.name)
         del self.total
         self.passes += 1
         if self.passes == _PASSES:
             self.total = factor
             return
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(factor))
+        root = torch.linalg.cholesky(factor)
         del factor
+        self.inverse = torch.linalg.solve_triangular(root, torch.eye(len(root), device=self.device), upper=False)
         self.total = self._empty()
 
     def finish(self) -> Metric:
         """That of L, on the CPU."""
         return metric(self.total).to("cpu")
+
+
+def _mirrored(total: Tensor) -> Tensor:
+    """A sum of which only what is on and below the diagonal counts, made symmetric in place."""
+    return total.tril_().add_(total.tril(-1).T)
 
 
 def _inverse_diagonal(importance: Tensor) -> Tensor:
@@ -176,7 +203,7 @@ def with_curvature(
         NqEdgeError: NQ-NUMERIC where a loss or a factor is not finite.
     """
     device = source.model.get_output_embeddings().weight.device
-    windows = windows[:_MOST_WINDOWS]
+    windows = windows[:MOST_WINDOWS]
     split = team().splits(len(windows))
     fits: dict[str, CurvatureFit] = {}
     curved: dict[str, Importance] = {}

@@ -18,6 +18,7 @@ from .gradients import gradient_pass
 
 __all__ = [
     "GRADIENT_UNIT",
+    "MOST_WINDOWS",
     "Importance",
     "Moment",
     "collect_importances",
@@ -28,6 +29,8 @@ __all__ = [
 #: Gradients are squared in these units, which also set the size of the latents and so what one step of the latent
 #: optimizer means (docs/METHOD.md, section 5.4).
 GRADIENT_UNIT = 1e6
+#: Statistics of the dense model are collected on so many windows at most: those of the paper.
+MOST_WINDOWS = 128
 #: The official hook sees the inputs of each window twice, as activation checkpointing repeats the forward pass. That
 #: too sets the size of the latents; docs/figures/fidelity.json has the official checkpoint's.
 _INPUT_UNIT = 2.0
@@ -139,7 +142,7 @@ def collect_importances(
     Args:
         model: transformers causal language model.
         linears: name -> layer, the layers to observe.
-        windows: int64 (windows, length).
+        windows: int64 (windows, length); of more than 128 the first ones.
         run: with its recipe's shrinkage, and the compute type of the two passes; the statistics are float32.
         passes: both passes over the windows; None is `gradient_pass` of the model.
 
@@ -148,6 +151,7 @@ def collect_importances(
     """
     inputs = {name: Moment() for name in linears}
     outputs = {name: Moment() for name in linears}
+    windows = windows[:MOST_WINDOWS]
     length = windows.shape[1]
     # The k-th gradient of a mean over T tokens shrinks as 1/T.
     unit = GRADIENT_UNIT * length / _REFERENCE_LENGTH

@@ -84,9 +84,11 @@ class CurvedFactorState(FactorState):
         super().__init__(rank, channels, device, settings)
         mine, others = kept
         self.along = torch.empty(rank, mine, device=device)
-        self.values, self.vectors = torch.empty(mine, device=device), torch.empty(channels, mine, device=device)
+        self.values = torch.empty(mine, device=device)
+        self.vectors = torch.empty(channels, mine, device=device)
         self.middle, self.other_rest = torch.empty(1, device=device), torch.empty(1, device=device)
-        self.other_excess = torch.empty(other_channels, others, dtype=settings.dtype, device=device)
+        self.other_vectors = torch.empty(other_channels, others, dtype=settings.dtype, device=device)
+        self.other_excess = torch.empty(others, dtype=settings.dtype, device=device)
         self.cg_steps = cg_steps
 
     def load(self, this_side: Metric, other_side: Metric) -> None:
@@ -95,8 +97,8 @@ class CurvedFactorState(FactorState):
         self.vectors.copy_(this_side.vectors)
         self.middle.copy_(this_side.middle)
         self.other_rest.copy_(other_side.rest)
-        excess = (other_side.values - other_side.rest).clamp_min(0)
-        self.other_excess.copy_(other_side.vectors * excess.sqrt())
+        self.other_vectors.copy_(other_side.vectors)
+        self.other_excess.copy_(other_side.values - other_side.rest)
 
     def start(self, generator: torch.Generator) -> None:
         """Gaussian start."""
@@ -107,8 +109,10 @@ class CurvedFactorState(FactorState):
         self, design: Tensor, target: Tensor, *, rho: Tensor, ridge: float, careful: bool
     ) -> tuple[Tensor, Tensor]:
         """As for a plain factor; the target comes weighted by both metrics."""
-        excess = design @ self.other_excess
-        gram = torch.addcmul((excess @ excess.T).float(), (design @ design.T).float(), self.other_rest)
+        along = design @ self.other_vectors
+        gram = torch.addcmul(
+            ((along * self.other_excess) @ along.T).float(), (design @ design.T).float(), self.other_rest
+        )
         damping = rho + ridge
         right_side = (design @ target).float().add_((self.signed - self.dual).mul_(rho))
         precondition, failed = self._preconditioner(gram, damping, careful)
@@ -118,11 +122,14 @@ class CurvedFactorState(FactorState):
 
         with tensor_cores():
             right_side_along = right_side @ self.vectors
+            if self.vectors.shape[0] == self.vectors.shape[1]:
+                self._descend(right_side_along, lambda x: image(x, self.values), precondition)
+                return self.along @ self.vectors.T, failed
             everywhere = self.primal + precondition(right_side - image(self.primal, self.middle))
             # The same step along the eigenvectors, where another solution takes its place.
             along = self.along + precondition(right_side_along - image(self.along, self.middle))
             self._descend(right_side_along, lambda x: image(x, self.values), precondition)
-            return torch.addmm(everywhere, self.along - along, self.vectors.T), failed
+            return everywhere.addmm_(self.along - along, self.vectors.T), failed
 
     def _descend(
         self, right_side: Tensor, image: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor]

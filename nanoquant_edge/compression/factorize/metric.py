@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One side of the curvature around a layer as LB-ADMM takes it (docs/METHOD.md, section 10).
 
-A factor is brought to unit diagonal, and its eigenvalues are replaced by their square roots. Only the largest of them
-are kept one by one, the others by their mean: sums over tokens have few strong directions and a flat rest, and a whole
-basis of 8960 channels would take seconds to find and 0.3 GB to hold.
+A factor is brought to unit diagonal, and its eigenvalues are replaced by their square roots. Of a wide side only the
+largest are kept one by one, the others by their mean: sums over tokens have few strong directions and a flat rest, and
+a whole basis of 8960 channels would take seconds to find and 0.3 GB to hold.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ __all__ = ["Metric", "kept_directions", "metric"]
 #: Exponent of the eigenvalues of the unit-diagonal factors: perplexity 17.04, 16.72, 17.37 with 1, 1/2, 1/4 on a model
 #: of 1.7B (docs/METHOD.md, section 10).
 _POWER = 0.5
-#: Share of a side's eigenvectors that is kept, and how many are kept at least (docs/notes/quality.md).
-_SHARE, _AT_LEAST = 0.125, 128
+#: All eigenvectors of a side with up to so many channels are kept, and this share of a wider one's, but no fewer than
+#: so many: it loses a sixth of what curvature gains there (docs/notes/quality.md).
+_WHOLE_UP_TO, _SHARE, _AT_LEAST = 2048, 0.125, 1024
 #: Subspace iterations for them, and directions more than are kept; both only smooth where the cut falls.
 _ITERATIONS, _SPARE = 4, 16
 _TINY = 1e-30
@@ -62,10 +63,10 @@ def kept_directions(channels: int) -> int:
     """How many eigenvectors of a side with so many channels are kept.
 
     Example:
-        >>> kept_directions(64), kept_directions(576), kept_directions(8960)
-        (64, 128, 1120)
+        >>> kept_directions(576), kept_directions(8960)
+        (576, 1120)
     """
-    return min(channels, max(_AT_LEAST, round(channels * _SHARE)))
+    return channels if channels <= _WHOLE_UP_TO else max(_AT_LEAST, round(channels * _SHARE))
 
 
 def metric(factor: Tensor, power: float = _POWER, kept: int | None = None) -> Metric:

@@ -120,6 +120,16 @@ class LatentLinear(nn.Module):
         self.scale_in = nn.Parameter(factors.scale_in.clone())
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
 
+    @property
+    def latents(self) -> list[Tensor]:
+        """What becomes signs."""
+        return [self.u_latent, self.v_latent]
+
+    @property
+    def scales(self) -> list[Tensor]:
+        """What stays numbers: both scale vectors, and the bias where there is one."""
+        return [self.scale_out, self.scale_in] + ([] if self.bias is None else [self.bias])
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)."""
         dtype = _compute_type(x)

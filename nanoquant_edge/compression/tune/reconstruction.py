@@ -39,6 +39,7 @@ class BlockResult:
         errors: linear name -> relative weighted error of the factorization.
         losses: linear name -> (TuneFP outcome, TuneLatentSTE outcome).
         seconds: step -> time over all layers.
+        together: outcome of the tuning of all layers at once, where the recipe has it.
         plain: layers whose factorization under curvature was not finite, so that the diagonals served.
     """
 
@@ -47,6 +48,7 @@ class BlockResult:
     errors: dict[str, float] = field(default_factory=dict)
     losses: dict[str, tuple[Outcome, Outcome]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STEPS, 0.0))
+    together: Outcome = field(default_factory=lambda: Outcome(math.nan, math.nan))
     plain: list[str] = field(default_factory=list)
 
 
@@ -95,6 +97,11 @@ def reconstruct_block(
         times.append(time.monotonic())
         for step, (start, end) in zip(_STEPS, itertools.pairwise(times), strict=True):
             result.seconds[step] += end - start  # each step ends by reading a figure from the device
+    if recipe.joint_epochs:
+        start = time.monotonic()
+        result.together = workbench.tune_together(ranks, run.seed)
+        result.factors = workbench.harden_together(ranks)
+        result.seconds["TuneLatentSTE"] += time.monotonic() - start
     workbench.attention.release()
     return result
 

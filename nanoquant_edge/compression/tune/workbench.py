@@ -6,8 +6,10 @@ The target is the dense block's output on the dense model's own stream; the inpu
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -156,12 +158,30 @@ class Workbench:
     def tune_latent(self, name: str, rank: int, seed: int) -> Outcome:
         """TuneLatentSTE of one layer."""
         recipe, latent = self.recipe, self.latent[name, rank]
-        scales = [latent.scale_out, latent.scale_in] + ([] if latent.bias is None else [latent.bias])
         groups = [
-            ParameterGroup([latent.u_latent, latent.v_latent], recipe.ste_lr, recipe.relative_lr),
-            ParameterGroup(scales, recipe.ste_scale_lr, recipe.relative_lr),
+            ParameterGroup(latent.latents, recipe.ste_lr, recipe.relative_lr),
+            ParameterGroup(latent.scales, recipe.ste_scale_lr, recipe.relative_lr),
         ]
         return self._tune((name, rank), groups, batch=recipe.ste_batch, epochs=recipe.ste_epochs, seed=seed)
+
+    def tune_together(self, ranks: Mapping[str, int], seed: int) -> Outcome:
+        """TuneLatentSTE of all layers at once, from the latents that each was left with; nothing is kept of it."""
+        recipe = self.recipe
+        self.attention.release()
+        layers = [self.latent[name, ranks[name]] for name in self.linears]
+        for name, layer in zip(self.linears, layers, strict=True):
+            replace_module(self.block, name, layer)
+        tuner = Tuner(
+            [
+                ParameterGroup([x for layer in layers for x in layer.latents], recipe.joint_lr, recipe.relative_lr),
+                ParameterGroup([x for layer in layers for x in layer.scales], recipe.ste_scale_lr, recipe.relative_lr),
+            ],
+            recipe.ste_batch,
+            self._loss,
+            capture=self.keep,
+        )
+        with contextlib.closing(tuner):
+            return tuner.run(len(self.inputs), recipe.joint_epochs, seed)
 
     def use_open(self, index: int) -> None:
         """Layers before `index` frozen, the others open."""
@@ -188,7 +208,9 @@ class Workbench:
     def _forget(self) -> None:
         """Give up the latent layers that were not used for the longest time, where all take too much."""
         sizes = {key: _COPIES * sum(p.nbytes for p in layer.parameters()) for key, layer in self.latent.items()}
-        for key in list(sizes)[:-1]:
+        # Where all layers of a block are tuned together in the end, they are needed until then.
+        needed = len(self.linears) if self.recipe.joint_epochs else 1
+        for key in list(sizes)[:-needed]:
             if sum(sizes.values()) <= _KEPT_BYTES:
                 break
             del sizes[key], self.latent[key]
@@ -201,8 +223,15 @@ class Workbench:
         """Signs and scales of a latent layer, which is frozen from here on."""
         factors = self.latent[name, rank].harden()
         self.freeze(name, factors)
-        if not self.keep:
+        if not (self.keep or self.recipe.joint_epochs):
             del self.latent[name, rank]
+        return factors
+
+    def harden_together(self, ranks: Mapping[str, int]) -> dict[str, SignFactors]:
+        """Signs and scales of all layers after they were tuned together."""
+        factors = {name: self.harden(name, ranks[name]) for name in self.linears}
+        if not self.keep:
+            self.latent.clear()
         return factors
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from nanoquant_edge.compression import compress
+from nanoquant_edge.compression.calibrate import curvature
 from nanoquant_edge.compression.calibrate.curvature import (
     CurvatureFit,
     bytes_needed,
@@ -112,7 +113,9 @@ def test_input_factors_are_second_moments_and_shared_by_layers_with_one_input() 
     assert not any(layer._forward_pre_hooks for layer in linears.values())
 
 
-def test_a_fit_finds_factors_that_are_there() -> None:
+@pytest.mark.parametrize("striped_from", [2048, 3])
+def test_a_fit_finds_factors_that_are_there(monkeypatch: pytest.MonkeyPatch, striped_from: int) -> None:
+    monkeypatch.setattr(curvature, "_STRIPED_FROM", striped_from)
     # Tokens whose inputs and gradients are independent, with known covariances: L and R are those, but for the size.
     generator = torch.Generator().manual_seed(0)
     mixes = [torch.randn(size, size, generator=generator) for size in (6, 9)]

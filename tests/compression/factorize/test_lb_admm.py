@@ -12,7 +12,7 @@ import torch
 from nanoquant_edge.compression.factorize import factor_state, lb_admm
 from nanoquant_edge.compression.factorize.factor_state import rank_one_magnitudes
 from nanoquant_edge.compression.factorize.factors import Factors, sign
-from nanoquant_edge.compression.factorize.problem import KeptProblems
+from nanoquant_edge.compression.factorize.problem import KeptProblems, Problem
 from nanoquant_edge.compression.factorize.settings import AdmmSettings
 from nanoquant_edge.errors import NqEdgeError
 
@@ -298,3 +298,20 @@ def test_two_processes_share_only_large_layers() -> None:
     assert not shared.shares_sides(small, processes=2)
     assert not shared.shares_sides(large, processes=1)
     assert not AdmmSettings().shares_sides(large, processes=2)
+
+
+def test_problems_that_were_not_used_for_the_longest_time_are_given_up() -> None:
+    settings, cpu = AdmmSettings(steps=1), torch.device("cpu")
+    size = Problem((8, 6), 4, settings, cpu).size
+    assert size == 4 * (3 * 4 * (8 + 6) + (8 + 6) + 2 * 8 * 6)
+    problems = KeptProblems(2.5 * size)
+
+    def used(seed_rank: int) -> Problem:
+        return problems.problem(Problem, (8, 6), rank=seed_rank, settings=settings, device=cpu)
+
+    first, second = used(4), used(3)
+    assert used(4) is first
+    assert used(2) is not second
+    assert [problem.left.primal.shape[0] for problem in problems.all()] == [4, 2]
+    assert used(9999) in problems.all()  # one too large for the limit is alone
+    assert len(problems.all()) == 1

@@ -27,7 +27,7 @@ def test_the_largest_eigenvalues_are_kept_and_the_rest_is_the_mean_of_the_others
     values = everything.values
     assert found.vectors.shape == (200, kept)
     assert float(found.values.sum() + (200 - kept) * found.rest) == pytest.approx(200, rel=1e-4)
-    torch.testing.assert_close(found.values, values[-kept:], rtol=0.03, atol=0)
+    torch.testing.assert_close(found.values, values[-kept:], rtol=0.06, atol=0)
     if kept < 200:
         assert float(found.rest) == pytest.approx(float(values[:-kept].mean()), rel=0.03)
     # Of all matrices of this form the best is the one with the same leading part and the mean of the others.
@@ -48,7 +48,7 @@ def test_the_same_factor_has_the_same_metric() -> None:
 
 
 def test_small_sides_are_kept_whole() -> None:
-    assert [kept_directions(size) for size in (1, 128, 576, 1536, 14336)] == [1, 128, 128, 192, 1792]
+    assert [kept_directions(size) for size in (1, 576, 2048, 4096, 14336)] == [1, 576, 2048, 1024, 1792]
 
 
 def test_eigenvectors_that_do_not_converge_are_found_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:

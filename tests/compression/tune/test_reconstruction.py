@@ -11,6 +11,7 @@ import torch
 
 from nanoquant_edge.compression.execution.block_call import BlockCall
 from nanoquant_edge.compression.run import Run
+from nanoquant_edge.compression.tune import workbench
 from nanoquant_edge.compression.tune.layers import module_at
 from nanoquant_edge.compression.tune.reconstruction import BlockResult, reconstruct_block
 from nanoquant_edge.compression.tune.workbench import Workbench
@@ -153,3 +154,37 @@ def test_progress_is_reported_in_order(setting: Setting) -> None:
     progress = Progress(lambda fraction, text: seen.append((fraction, text)))
     setting.reconstruct(short_run(progress=progress, fp_epochs=0, ste_epochs=0, admm_steps=1))
     assert seen == [(pytest.approx(number / len(LINEARS)), name) for number, name in enumerate(LINEARS)]
+
+
+def test_tuning_all_layers_at_once_goes_on_from_where_each_was_left(setting: Setting) -> None:
+    short = {"fp_epochs": 1, "ste_epochs": 1}
+    apart = setting.reconstruct(short_run(**short))
+    unmoved = setting.reconstruct(short_run(**short, joint_epochs=1, joint_lr=0.0, ste_scale_lr=0.0))
+    still = setting.reconstruct(short_run(**short, ste_scale_lr=0.0))
+    together = setting.reconstruct(short_run(**short, joint_epochs=4, joint_lr=0.02))
+    assert math.isnan(apart.together.first)
+    for name in LINEARS:
+        assert torch.equal(unmoved.factors[name].u_words, still.factors[name].u_words)
+        torch.testing.assert_close(unmoved.factors[name].scale_out, still.factors[name].scale_out)
+    assert together.together.last < together.together.first
+    assert setting.loss(together.block) < 0.95 * setting.loss(apart.block)
+    # The block that the compressed stream goes through has the factors that are stored.
+    layer, factors = module_at(together.block, LINEARS[0]), together.factors[LINEARS[0]]
+    torch.testing.assert_close(layer.weight, factors.dense(torch.device("cpu")))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_kept_workbench_tunes_all_layers_at_once_alike(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    run = short_run(joint_epochs=1, fp_epochs=0, admm_steps=2)
+    bench = Workbench(setting.block, LINEARS, setting.call, run.recipe, keep=keep)
+    monkeypatch.setattr(workbench, "_KEPT_BYTES", 0)
+    streams = {"inputs": setting.inputs, "targets": setting.targets, "loss_weights": torch.ones(40)}
+    importances = even_importances({name: module_at(setting.block, name) for name in LINEARS})
+    results = []
+    for _ in range(2):
+        bench.load(setting.block, **streams)
+        results.append(reconstruct_block(bench, dict.fromkeys(LINEARS, 24), importances, run))
+    assert len(bench.latent) == (len(LINEARS) if keep else 0)
+    assert results[0].together == results[1].together

@@ -13,6 +13,7 @@ from torch import nn
 
 from nanoquant_edge.compression.execution.block_call import BlockCall, first_inputs, recorded_arguments, same_arguments
 from nanoquant_edge.compression.run import Run
+from nanoquant_edge.compression.tune import workbench
 from nanoquant_edge.compression.tune.block_replacements import FusedNorm, fuse_norms, weighted_squares
 from nanoquant_edge.compression.tune.layers import module_at
 from nanoquant_edge.compression.tune.reconstruction import BlockResult, reconstruct_block
@@ -185,3 +186,17 @@ def test_the_block_loss_and_its_gradient() -> None:
     loss = weighted_squares(found, wanted, weights)
     assert float(loss.detach()) == pytest.approx(float((weights * (found - wanted) ** 2).sum().detach() / 2))
     assert torch.autograd.gradcheck(lambda x: weighted_squares(x, wanted, weights), (found,))
+
+
+def test_latent_layers_of_long_ago_are_given_up_where_all_take_too_much(
+    tiny: Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = short_run(fp_epochs=0, admm_steps=1)
+    kept = tiny.workbench(run, keep=True)
+    tiny.reconstruct(0, run, kept, rank=24)
+    monkeypatch.setattr(workbench, "_KEPT_BYTES", 0)
+    gone = weakref.ref(kept.latent[LINEARS[0], 24])
+    tiny.reconstruct(1, run, kept, rank=16)
+    assert list(kept.latent) == [(LINEARS[-1], 16)]
+    assert [key for key in kept.tuners if key[1]] == [(LINEARS[-1], 16)]
+    assert gone() is None
