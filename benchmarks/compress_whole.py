@@ -52,12 +52,11 @@ def random_folder(folder: Path, shape: str, blocks: int, device: torch.device) -
         vocab_size=vocab,
         tie_word_embeddings=tied,
         max_position_embeddings=4096,
-        torch_dtype="bfloat16",
     )
     torch.manual_seed(0)
     with device:
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.cpu().save_pretrained(folder, max_shard_size="1GB")
+        model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).cpu().save_pretrained(folder, max_shard_size="1GB")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: place for place, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -137,7 +136,7 @@ def main(
         scratch = Path(name)
         model = random_folder(scratch / "model", shape, blocks, gpu)
         for label in recipes:
-            row = {"model": shape, "recipe": label, "schedule": " ".join(changes), "blocks": blocks}
+            row: dict[str, Any] = {"model": shape, "recipe": label, "schedule": " ".join(changes), "blocks": blocks}
             row |= measured(model, scratch / "checkpoint", label, changes, text=text, **options)
             recipe = _recipe(label, changes)
             row["whole_seconds"] = round(whole_seconds(row["stage_seconds"], blocks, depth, row["seconds"]), 1)

@@ -128,7 +128,7 @@ class LatentLinear(nn.Module):
     @property
     def scales(self) -> list[Tensor]:
         """What stays numbers: both scale vectors, and the bias where there is one."""
-        return [self.scale_out, self.scale_in] + ([] if self.bias is None else [self.bias])
+        return [self.scale_out, self.scale_in, *([] if self.bias is None else [self.bias])]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)."""
