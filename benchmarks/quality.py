@@ -3,12 +3,13 @@
 
     python -m benchmarks.quality MODEL --recipe default --recipe official --schedule reduced --bpw 1.0 --seed 0 --append
 
-Calibration is the WikiText-2 training part; the corpora are the WikiText-2 test split and Wikipedia passages. One row
-for each model, recipe, rate and seed, written as soon as it is there; rows that the figure holds already are passed
-over, so a long table can be made in several runs, each of them within `--time-limit`. `--figures` writes elsewhere (on
-a machine whose files are fetched), and `--merge FILE` takes such rows over. The dense model's figures are taken from
-earlier rows where there are any. `--answers` also asks a model with a chat format (`benchmarks.answers`). Rows of
-`default` have no conversations among their windows, so that they compare with `official`; presets are as they come.
+Calibration is the WikiText-2 training part, or what `--calibration` names; the corpora are the WikiText-2 test split
+and Wikipedia passages. One row for each model, recipe, rate and seed, written as soon as it is there; rows that the
+figure holds already are passed over, so a long table can be made in several runs, each of them within `--time-limit`.
+`--figures` writes elsewhere (on a machine whose files are fetched), and `--merge FILE` takes such rows over. The dense
+model's figures are taken from earlier rows where there are any. `--answers` also asks a model with a chat format
+(`benchmarks.answers`). Rows of `default` have no conversations among their windows, so that they compare with
+`official`; presets are as they come.
 """
 
 from __future__ import annotations
@@ -71,14 +72,23 @@ class Bench:
         source: the model.
         texts: folder of the texts.
         size: how much is measured.
+        calibration: files and folders of text to calibrate on, PATH or PATH=WEIGHT; the WikiText-2 training part.
         rows: earlier rows, which may hold the dense model's figures.
     """
 
-    def __init__(self, source: SourceModel, texts: Path, size: Size, rows: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        source: SourceModel,
+        texts: Path,
+        size: Size,
+        *,
+        calibration: Sequence[str] = (),
+        rows: Sequence[dict[str, Any]] = (),
+    ) -> None:
         asks = size.prompts and has_chat_format(source.tokenizer)
         self.source = source
         self.size = size if asks else Size(size.windows, size.items)
-        self.calibration = texts / "wikitext2-train-part.raw"
+        self.calibration = tuple(calibration) or (str(texts / "wikitext2-train-part.raw"),)
         self.measure = Measure(source.tokenizer, source.config, texts, size.windows, size.items)
         self.answers = Answers(source.tokenizer, size.prompts) if asks else None
         self._dense = known_dense(list(rows), source.name, self.size)
@@ -193,6 +203,7 @@ def _wanted(
 @click.option("--items", default=0, show_default=True, help="Items of each zero-shot set; 0 leaves them out.")
 @click.option("--answers", default=0, show_default=True, help="Chat prompts, 200 at most; 0 asks nothing.")
 @click.option("--embedding", default="fp16", show_default=True, help="Of the checkpoints: fp16, int8 or int4.")
+@click.option("--calibration", multiple=True, help="Text in place of the WikiText-2 training part; repeatable.")
 @click.option("--set", "changes", multiple=True, help="Recipe setting, name=value (JSON).")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--compute-dtype", default="auto", show_default=True)
@@ -212,6 +223,7 @@ def main(
     windows: int,
     items: int,
     answers: int,
+    calibration: tuple[str, ...],
     changes: tuple[str, ...],
     append: bool,
     folder: Path,
@@ -235,9 +247,12 @@ def main(
         with load_model(model) as source, tempfile.TemporaryDirectory() as scratch:
             there = _rows(folder) if append else []
             size = Size(windows, items, answers)
-            bench = Bench(source, texts, size, there + (_rows(FOLDER) if folder != FOLDER else []))
+            earlier = there + (_rows(FOLDER) if folder != FOLDER else [])
+            bench = Bench(source, texts, size, calibration=calibration, rows=earlier)
             jobs: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = []
+            told = [f"text={Path(name).name}" for name in calibration]
             for label, recipe in _wanted(source.name, recipes, schedule, changes, bpws, seeds, windows):
+                label["schedule"] = " ".join([*label["schedule"].split(), *told])
                 if options["embedding"] != "fp16":
                     label["embedding"] = options["embedding"]
                 made = output or Path(scratch) / "checkpoint"

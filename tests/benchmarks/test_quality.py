@@ -125,6 +125,13 @@ def test_a_model_with_a_chat_format_is_asked_and_tables_are_rows_of_their_own(mo
     assert plain["answers"] == 2 and {"ends", "repeats", "right", "answer_loss", "answer_loss_dense"} <= set(plain)
 
 
+def test_text_in_place_of_the_usual_one_is_told(model: Path, texts: Path) -> None:
+    other = texts / "other.txt"
+    other.write_text(TEXT, encoding="utf-8")
+    (row,) = table(model, texts, "--recipe", "quick", "--calibration", str(other), "--calibration", f"{texts}=0.5")
+    assert row["schedule"].endswith(f" kd_epochs=0 text=other.txt text={texts.name}=0.5")
+
+
 def test_default_compares_with_official_and_presets_are_as_they_come() -> None:
     asked = quality._wanted("m", ("default", "balanced", "official"), "", (), (1.0,), (0,), 32)
     assert [recipe.chat_share for _, recipe in asked] == [0.0, 0.5, 0.0]

@@ -144,13 +144,29 @@ class CalibrationText:
         return digest.hexdigest()
 
 
-def shared_out(windows: int, weights: Sequence[float]) -> list[int]:
+def shared_out(windows: int, weights: Sequence[float], most: Sequence[int] | None = None) -> list[int]:
     """How many of `windows` each source gives, in proportion to the weights; they add up.
+
+    Args:
+        windows: to share out.
+        weights: of the sources.
+        most: windows that each source has; the others give what one lacks, as long as they have any.
 
     Example:
         >>> shared_out(10, [1.0, 1.0, 2.0])
         [3, 2, 5]
+        >>> shared_out(10, [1.0, 1.0, 2.0], [2, 9, 9])
+        [2, 3, 5]
     """
+    if most is not None:
+        windows = min(windows, sum(most))
+        given = [0] * len(weights)
+        while sum(given) < windows:
+            able = [index for index, there in enumerate(most) if given[index] < there]
+            more = shared_out(windows - sum(given), [weights[index] for index in able])
+            for index, count in zip(able, more, strict=True):
+                given[index] = min(most[index], given[index] + count)
+        return given
     exact = [windows * weight / sum(weights) for weight in weights]
     counts = [int(share) for share in exact]
     by_remainder = sorted(range(len(weights)), key=lambda index: (counts[index] - exact[index], index))

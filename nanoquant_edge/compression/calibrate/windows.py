@@ -56,7 +56,8 @@ def calibration_windows(source: SourceModel, text: CalibrationText | None, run: 
 def fresh_windows(source: SourceModel, text: CalibrationText, run: Run) -> Tensor:
     """Windows for tuning from end to end: as many as the recipe's tokens make, or as there are without overlap.
 
-    Of each text those come first that the calibration has not seen.
+    Of each text those come first that the calibration has not seen. Where a text is too short for its share the others
+    give more.
 
     Returns:
         int64 (windows, length).
@@ -68,12 +69,13 @@ def fresh_windows(source: SourceModel, text: CalibrationText, run: Run) -> Tenso
     wanted = max(1, recipe.end_to_end_tokens // recipe.window_length)
     chats = chat_windows(source, recipe.end_to_end_chat_share, wanted)
     seen = shared_out(recipe.windows - chat_windows(source, recipe.chat_share, recipe.windows), text.weights)
-    counts = shared_out(wanted - chats, text.weights)
+    most = [
+        _most(source, text, number, length=recipe.window_length, before=before) for number, before in enumerate(seen)
+    ]
     parts = []
-    for number, (count, before) in enumerate(zip(counts, seen, strict=True)):
-        there = min(count, _most(source, text, number, length=recipe.window_length, before=before))
-        if there:
-            parts.append(_part(source, text, number, count=there, run=run.part(0.0, 0.5), after=before))
+    for number, count in enumerate(shared_out(wanted - chats, text.weights, most)):
+        if count:
+            parts.append(_part(source, text, number, count=count, run=run.part(0.0, 0.5), after=seen[number]))
     chats = min(chats, sum(map(len, parts)))
     return _mixed(source, text, parts, chats, run.part(0.5, 1.0), seed=run.seed + 1)
 
