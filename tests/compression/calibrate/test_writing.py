@@ -103,6 +103,7 @@ def test_nothing_is_written_where_nothing_is_asked(model: Any) -> None:
     assert told == sorted(told) and 20 < told[-1] <= 24
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_writes_the_same_rows_and_gives_its_memory_back(model: Any) -> None:
     writing = Writing(length=150, temperature=0, dtype=torch.float32)  # long enough for a second length of cache
