@@ -98,9 +98,7 @@ def turns(slots: Slots, bundle: Bundle, history: int, repetitions: int) -> dict[
 @click.option("--repetitions", default=30, show_default=True)
 @click.option("--append", is_flag=True, help="Add the rows to docs/figures/slots.json.")
 @figures_option
-def main(
-    path: Path, threads: int, texts: tuple[int, ...], past: int, append: bool, folder: Path, **options: Any
-) -> None:
+def main(path: Path, threads: int, texts: tuple[int, ...], append: bool, folder: Path, **options: Any) -> None:
     """Print the rows."""
     bundle = Bundle.open(path)
     with open_slots(bundle, threads=threads, count=max(texts)) as slots:
