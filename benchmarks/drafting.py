@@ -45,7 +45,7 @@ class Writer:
     def write(self, text: str, sampling: SamplingConfig, count: int) -> tuple[Outcome, float]:
         """A chat's answer, and the processor seconds from its first token to its last."""
         ids = self._generator.encode([{"role": "user", "content": text}])
-        request = Request(ids=ids, max_new_tokens=count, sampling=sampling, ignore_eos=True)
+        request = Request(ids=ids, max_new_tokens=count, sampling=sampling)
         answer = self._scheduler.submit(request)
         next(answer)
         begin = time.process_time()

@@ -31,7 +31,12 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "se
 @click.option("--seed", type=int, help="Equal seeds give equal answers.")
 @click.option("-n", "--max-new-tokens", type=int, default=1024, show_default=True, help="Most tokens of an answer.")
 @form_options
-@click.option("--draft", type=int, default=0, show_default=True, help="Guess up to N tokens ahead from earlier text.")
+@click.option(
+    "--draft",
+    default="ngram",
+    show_default=True,
+    help="Guess tokens ahead where that pays: ngram (from earlier text), a smaller model's bundle, or none.",
+)
 @opening_options
 @click.option("--max-context", type=int, help="Most tokens of the conversation.")
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
@@ -43,7 +48,6 @@ def command(bundle: Path, **options: Any) -> None:
     from ..formats.bundle import Bundle
     from ..runtimes import OpenOptions, remarks
     from ..runtimes.generation_config import adjusted
-    from ..serving import SchedulerOptions
     from ..serving.chat import ChatOptions, ChatSession
     from ..serving.opening import open_model
     from .chat_terminal import Terminal, converse
@@ -55,11 +59,11 @@ def command(bundle: Path, **options: Any) -> None:
         changes["temperature"] = 0.0
     grammar = grammar_of(options)
     opening = OpenOptions(**{name: options[name] for name in (*OPENING, "max_context")})
-    scheduling = SchedulerOptions(draft=options["draft"])
     check_kind(bundle, "bundle", "engine", code="NQ-BUNDLE")
     for remark in remarks(Bundle.open(bundle, verify=False), opening):
         click.echo(f"note: {remark}", err=True)
-    with open_model(bundle, opening, scheduling=scheduling, verify=True if options["verify"] else None) as model:
+    verify = True if options["verify"] else None
+    with open_model(bundle, opening, verify=verify, draft=options["draft"]) as model:
         if model.chat_template is None:
             raise NqEdgeError("NQ-TEMPLATE", "the bundle has no chat template.", "Use nq-edge generate.")
         chosen = ChatOptions(

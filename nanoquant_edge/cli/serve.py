@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from ..errors import NqEdgeError
 from .arguments import InputPath
 from .opening import OPENING, opening_options
 from .paths import check_kind
+
+if TYPE_CHECKING:
+    from ..serving.model import Writes
 
 __all__ = ["command"]
 
@@ -31,8 +34,18 @@ _MOST_KEY_BYTES = 4096
 @click.option("--name", "names", multiple=True, help="What clients call the model; may be given several times.")
 @click.option("--slots", type=int, default=4, show_default=True, help="Texts that are written at once.")
 @click.option("--queue", type=int, default=64, show_default=True, help="Most requests that wait; more get a 429.")
+@click.option(
+    "--prefixes",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File of kept beginnings of texts: read at the start if it is there, written at the end.",
+)
 @click.option("--cache-tokens", type=int, help="Most tokens whose keys and values are kept, over all slots.")
-@click.option("--draft", type=int, default=0, show_default=True, help="Guess up to N tokens ahead from earlier text.")
+@click.option(
+    "--draft",
+    default="ngram",
+    show_default=True,
+    help="Guess tokens ahead where that pays: ngram (from earlier text), a smaller model's bundle, or none.",
+)
 @click.option("--max-body", type=int, default=4, show_default=True, help="Largest request, MiB.")
 @click.option("--drain", type=float, default=30.0, show_default=True, help="Seconds to finish texts after SIGTERM.")
 @opening_options
@@ -62,7 +75,7 @@ def command(bundle: Path, **options: Any) -> None:
         max_body=options["max_body"] << 20,
         drain_s=options["drain"],
     )
-    scheduling = SchedulerOptions(queue=options["queue"], cache_tokens=options["cache_tokens"], draft=options["draft"])
+    scheduling = SchedulerOptions(queue=options["queue"], cache_tokens=options["cache_tokens"])
     opening = OpenOptions(**{name: options[name] for name in (*OPENING, "max_context")})
     check_kind(bundle, "bundle", "engine", code="NQ-BUNDLE")
     for remark in remarks(Bundle.open(bundle, verify=False), opening):
@@ -74,9 +87,23 @@ def command(bundle: Path, **options: Any) -> None:
         scheduling=scheduling,
         verify=True if options["verify"] else None,
         names=options["names"],
+        draft=options["draft"],
     )
+    kept: Path | None = options["prefixes"]
     with model:
+        if kept is not None and kept.exists():
+            _load_prefixes(model.writer, kept)
         serve(model, listening, lambda address: click.echo(f"{model.settings.name} is served at {address}", err=True))
+        if kept is not None:
+            model.writer.save_prefixes(kept)
+
+
+def _load_prefixes(writer: Writes, path: Path) -> None:
+    """Take what an earlier server kept; a file of another model is no reason not to serve."""
+    try:
+        click.echo(f"{writer.load_prefixes(path)} tokens of earlier texts are kept from {path}", err=True)
+    except NqEdgeError as error:
+        click.echo(f"note: {error.message} It will be written anew.", err=True)
 
 
 def _api_key(path: Path | None) -> str | None:

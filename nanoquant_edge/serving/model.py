@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -31,6 +32,14 @@ class Writes(Protocol):
 
     def statistics(self) -> Statistics:
         """What was done so far."""
+        ...
+
+    def save_prefixes(self, path: Path) -> int:
+        """Write the beginnings of texts that are kept; returns their tokens."""
+        ...
+
+    def load_prefixes(self, path: Path) -> int:
+        """Take such beginnings; returns their tokens."""
         ...
 
     def close(self, *, drain: bool = False) -> None:

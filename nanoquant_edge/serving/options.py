@@ -19,7 +19,7 @@ class SchedulerOptions:
         chunk: most tokens of prompts that one step computes while other texts are being written: what they wait.
         cache_tokens: most tokens whose keys and values are kept, in all slots together; None for all that fit.
         keep_prefixes: keep the tokens of finished texts for requests that begin like them.
-        draft: most tokens guessed ahead by looking the text's last words up in what stands before; 0 guesses none.
+        draft: most tokens guessed ahead, where the model's steps are exact and guesses pay; 0 guesses none.
 
     Raises:
         NqEdgeError: NQ-OPTION for a value out of its range.
@@ -33,7 +33,7 @@ class SchedulerOptions:
     chunk: int = 128
     cache_tokens: int | None = None
     keep_prefixes: bool = True
-    draft: int = 0
+    draft: int = 8
 
     def __post_init__(self) -> None:
         check_whole("queue", self.queue, low=0, high=1 << 20)
