@@ -28,11 +28,18 @@ class Turn:
         given: token ids to read first.
         longest: most tokens to draw; 0 draws none.
         begins: whether a new text begins with `given`, which sees nothing of what stands before it.
+
+    Raises:
+        ValueError: for a new text without a token to begin with.
     """
 
     given: Sequence[int]
     longest: int
     begins: bool = True
+
+    def __post_init__(self) -> None:
+        if self.begins and not self.given:
+            raise ValueError("a text begins with a token that is given")
 
 
 #: A row: yields turns, is sent what was drawn in each, and returns when it has no more of them.
@@ -89,12 +96,13 @@ def write(model: Any, scripts: Sequence[Script], writing: Writing) -> list[list[
     groups = -(-len(scripts) // affordable_rows(model, slots, dtype))
     rows = -(-len(scripts) // groups)
     step = StaticStep(model, rows, slots, dtype=dtype, temperature=writing.temperature)
-    with written_in_steps(model):
-        found = _Rows(step, scripts, writing).written()
-    step.close()
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()  # what comes next asks the device how much is free
-    return found
+    try:
+        with written_in_steps(model):
+            return _Rows(step, scripts, writing).written()
+    finally:
+        step.close()
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()  # what comes next asks the device how much is free
 
 
 class _Rows:

@@ -96,6 +96,17 @@ def test_what_does_not_fit_has_no_answer() -> None:
     assert write(small, [endless([4] * 30)], Writing(length=70)) == [[4] * 70]
 
 
+def test_a_script_that_fails_leaves_the_model_as_it_was(model: Any) -> None:
+    def broken() -> Script:
+        yield Turn([1], 3)
+        yield Turn([], 3)
+
+    before = model.config._attn_implementation
+    with pytest.raises(ValueError, match="begins with a token"):
+        write(model, [broken()], Writing(length=30))
+    assert model.config._attn_implementation == before
+
+
 def test_nothing_is_written_where_nothing_is_asked(model: Any) -> None:
     assert write(model, [], Writing(length=5)) == []
     told: list[int] = []
