@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import NqEdgeError
 from .capture import captured
 from .precision import compute_in
 
@@ -109,6 +110,9 @@ class StaticStep:
 
         Returns:
             int64 (rows,) on the CPU.
+
+        Raises:
+            NqEdgeError: NQ-NUMERIC when the logits are not finite.
         """
         self._ids.copy_(ids)
         self._ages.copy_(ages)
@@ -122,7 +126,10 @@ class StaticStep:
         else:  # a first plain run gives the cache its memory; a graph then repeats the step, which changes nothing
             self._step()
             self._steps[read] = captured(self._step, self._model.device, lambda: None)
-        return self._drawn.cpu()
+        drawn = self._drawn.cpu()
+        if int(drawn.min()) < 0:
+            raise NqEdgeError("NQ-NUMERIC", "the logits of the model that writes text are not finite.")
+        return drawn
 
     def _step(self) -> None:
         ring = self._ring
@@ -140,11 +147,13 @@ class StaticStep:
                 **{name: ring},
             ).logits[:, -1]
         if not self._temperature:
-            self._drawn.copy_(logits.argmax(-1))
-            return
-        sums = torch.softmax(logits.float() / self._temperature, -1).cumsum(-1)
-        drawn = torch.searchsorted(sums, self._chances * sums[:, -1:], right=True)
-        self._drawn.copy_(drawn[:, 0].clamp(max=logits.shape[-1] - 1))
+            highest, drawn = logits.max(-1)
+        else:
+            sums = torch.softmax(logits.float() / self._temperature, -1).cumsum(-1)
+            highest = sums[:, -1]
+            drawn = torch.searchsorted(sums, self._chances * sums[:, -1:], right=True)[:, 0]
+        drawn = drawn.clamp(max=logits.shape[-1] - 1)
+        self._drawn.copy_(torch.where(torch.isfinite(highest), drawn, -1))
 
 
 class _Ring:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from nanoquant_edge.compression.execution.static_step import StaticStep, affordable_rows, written_in_steps
+from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.models.loading import load_model
 from tests.compression.support import dense_llama, family_folder
 from tests.families import FAMILY_CONFIGS
@@ -73,3 +75,13 @@ def test_rows_are_as_many_as_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -
     row += 16 * config.num_attention_heads * 100 + 24 * config.vocab_size
     assert affordable_rows(model, 100, torch.float32, free=4 * 7 * row) == 7
     assert affordable_rows(model, 100, torch.float32, free=0) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_logits_that_are_not_finite_are_refused(temperature: float) -> None:
+    model = dense_llama()
+    model.model.norm.weight.data[0] = math.nan
+    with written_in_steps(model), pytest.raises(NqEdgeError, match="not finite") as caught:
+        step = StaticStep(model, 3, 8, dtype=torch.float32, temperature=temperature)
+        step(torch.ones(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), NO_CHANCE)
+    assert caught.value.code == "NQ-NUMERIC"
