@@ -13,6 +13,7 @@ from .arguments import InputPath
 from .form import form_options, grammar_of
 from .opening import OPENING, opening_options
 from .paths import check_kind
+from .streams import note
 
 __all__ = ["command"]
 
@@ -20,7 +21,7 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "se
 
 
 @click.command("chat")
-@click.argument("bundle", type=InputPath())
+@click.argument("model", type=InputPath())
 @click.option("--system", help="System message.")
 @click.option("--greedy", is_flag=True, help="Always take the most likely token.")
 @click.option("--temperature", type=float, help="By default this and the others are as the model's author set them.")
@@ -35,18 +36,19 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "se
     "--draft",
     default="ngram",
     show_default=True,
-    help="Guess tokens ahead where that pays: ngram (from earlier text), a smaller model's bundle, or none.",
+    help="Guess tokens ahead where that pays: ngram (from earlier text), a smaller model, or none.",
 )
 @opening_options
 @click.option("--max-context", type=int, help="Most tokens of the conversation.")
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
-def command(bundle: Path, **options: Any) -> None:
-    """Talk with BUNDLE. /help lists the commands; Ctrl-C stops an answer, and leaves where there is none.
+def command(model: Path, **options: Any) -> None:
+    """Talk with MODEL, a checkpoint or a bundle.
+
+    /help lists the commands. Ctrl-C stops an answer, and leaves where there is none.
 
     Without a terminal every line of the input is a message, and the answers are all that is printed.
     """
-    from ..formats.bundle import Bundle
-    from ..runtimes import OpenOptions, remarks
+    from ..runtimes import OpenOptions, Target
     from ..runtimes.generation_config import adjusted
     from ..serving.chat import ChatOptions, ChatSession
     from ..serving.opening import open_model
@@ -59,17 +61,17 @@ def command(bundle: Path, **options: Any) -> None:
         changes["temperature"] = 0.0
     grammar = grammar_of(options)
     opening = OpenOptions(**{name: options[name] for name in (*OPENING, "max_context")})
-    check_kind(bundle, "bundle", "engine", code="NQ-BUNDLE")
-    for remark in remarks(Bundle.open(bundle, verify=False), opening):
-        click.echo(f"note: {remark}", err=True)
-    verify = True if options["verify"] else None
-    with open_model(bundle, opening, verify=verify, draft=options["draft"]) as model:
-        if model.chat_template is None:
+    check_kind(model, "bundle", "engine", "checkpoint", code="NQ-BUNDLE")
+    target = Target.of(model, opening, verify=True if options["verify"] else None, tell=note)
+    for remark in target.remarks(opening):
+        note(remark)
+    with open_model(target, opening, draft=options["draft"]) as opened:
+        if opened.chat_template is None:
             raise NqEdgeError("NQ-TEMPLATE", "the bundle has no chat template.", "Use nq-edge generate.")
         chosen = ChatOptions(
-            sampling=adjusted(model.settings.sampling, changes),
+            sampling=adjusted(opened.settings.sampling, changes),
             system=options["system"],
             max_new_tokens=options["max_new_tokens"],
             grammar=grammar,
         )
-        converse(ChatSession(model, chosen), Terminal(model.settings.name))
+        converse(ChatSession(opened, chosen), Terminal(opened.settings.name))

@@ -14,6 +14,7 @@ from ..errors import NqEdgeError
 from .arguments import InputPath
 from .opening import OPENING, opening_options
 from .paths import check_kind
+from .streams import note
 
 if TYPE_CHECKING:
     from ..serving.model import Writes
@@ -26,7 +27,7 @@ _MOST_KEY_BYTES = 4096
 
 
 @click.command("serve")
-@click.argument("bundle", type=InputPath())
+@click.argument("model", type=InputPath())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others need an API key.")
 @click.option("--port", type=int, default=8000, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--api-key-file", type=InputPath(), help=f"File with the API key; otherwise {KEY_VARIABLE} holds it.")
@@ -44,15 +45,17 @@ _MOST_KEY_BYTES = 4096
     "--draft",
     default="ngram",
     show_default=True,
-    help="Guess tokens ahead where that pays: ngram (from earlier text), a smaller model's bundle, or none.",
+    help="Guess tokens ahead where that pays: ngram (from earlier text), a smaller model, or none.",
 )
 @click.option("--max-body", type=int, default=4, show_default=True, help="Largest request, MiB.")
 @click.option("--drain", type=float, default=30.0, show_default=True, help="Seconds to finish texts after SIGTERM.")
 @opening_options
 @click.option("--max-context", type=int, help="Most tokens of prompt and text together.")
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
-def command(bundle: Path, **options: Any) -> None:
-    """Serve BUNDLE over HTTP: /v1/chat/completions, /v1/completions, /v1/responses, and a page at /.
+def command(model: Path, **options: Any) -> None:
+    """Serve MODEL, a checkpoint or a bundle, over HTTP.
+
+    /v1/chat/completions, /v1/completions and /v1/responses are as in the API of OpenAI; at / is a page to chat on.
 
     docs/SERVING.md has examples. SIGTERM finishes what is being written and ends.
     """
@@ -61,8 +64,7 @@ def command(bundle: Path, **options: Any) -> None:
         from ..system.extras import install_command
 
         raise NqEdgeError("NQ-MISSING", f"{missing[0]} is not installed.", f"Run: {install_command('serve')}")
-    from ..formats.bundle import Bundle
-    from ..runtimes import OpenOptions, remarks
+    from ..runtimes import OpenOptions, Target
     from ..serving import SchedulerOptions
     from ..serving.http import ServeOptions, serve
     from ..serving.opening import open_model
@@ -77,25 +79,26 @@ def command(bundle: Path, **options: Any) -> None:
     )
     scheduling = SchedulerOptions(queue=options["queue"], cache_tokens=options["cache_tokens"])
     opening = OpenOptions(**{name: options[name] for name in (*OPENING, "max_context")})
-    check_kind(bundle, "bundle", "engine", code="NQ-BUNDLE")
-    for remark in remarks(Bundle.open(bundle, verify=False), opening):
-        click.echo(f"note: {remark}", err=True)
-    model = open_model(
-        bundle,
+    check_kind(model, "bundle", "engine", "checkpoint", code="NQ-BUNDLE")
+    target = Target.of(model, opening, verify=True if options["verify"] else None, tell=note)
+    for remark in target.remarks(opening):
+        note(remark)
+    kept: Path | None = options["prefixes"]
+    opened = open_model(
+        target,
         opening,
         slots=options["slots"],
         scheduling=scheduling,
-        verify=True if options["verify"] else None,
         names=options["names"],
         draft=options["draft"],
     )
-    kept: Path | None = options["prefixes"]
-    with model:
+    with opened:
         if kept is not None and kept.exists():
-            _load_prefixes(model.writer, kept)
-        serve(model, listening, lambda address: click.echo(f"{model.settings.name} is served at {address}", err=True))
+            _load_prefixes(opened.writer, kept)
+        name = opened.settings.name
+        serve(opened, listening, lambda address: click.echo(f"{name} is served at {address}", err=True))
         if kept is not None:
-            model.writer.save_prefixes(kept)
+            opened.writer.save_prefixes(kept)
 
 
 def _load_prefixes(writer: Writes, path: Path) -> None:
@@ -103,7 +106,7 @@ def _load_prefixes(writer: Writes, path: Path) -> None:
     try:
         click.echo(f"{writer.load_prefixes(path)} tokens of earlier texts are kept from {path}", err=True)
     except NqEdgeError as error:
-        click.echo(f"note: {error.message} It will be written anew.", err=True)
+        note(f"{error.message} It will be written anew.")
 
 
 def _api_key(path: Path | None) -> str | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening a bundle for a chat or a server."""
+"""Opening a checkpoint or a bundle for a chat or a server."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import NqEdgeError
-from ..formats.bundle import Bundle
 from ..formats.tokenizer import Tokenizer, load_tokenizer
-from ..runtimes import OpenOptions, Slots, load_chat_template, open_slots
+from ..runtimes import OpenOptions, Slots, Target, load_chat_template
 from ..runtimes.generation_config import read_sampling
 from ..runtimes.generator import read_eos_ids
 from .drafting import Drafter, ModelDrafter, NgramDrafter
@@ -25,47 +24,47 @@ NGRAM, NO_DRAFT = "ngram", "none"
 
 
 def open_model(
-    path: str | Path,
+    path: str | Path | Target,
     options: OpenOptions | None = None,
     *,
     slots: int = 1,
     scheduling: SchedulerOptions | None = None,
-    verify: bool | None = None,
     names: Sequence[str] = (),
     draft: str | Path = NGRAM,
 ) -> ServedModel:
-    """Open a bundle that `nq-edge export` or `build` wrote.
+    """Open a checkpoint or a bundle.
 
     Args:
-        path: the bundle's folder.
+        path: the folder, or what `Target.of` made of it with the same options.
         options: how it is opened.
         slots: texts that are written at once; backends with a single sequence have one.
         scheduling: how texts share the model.
-        verify: True hashes every file, False none, None hashes at the first load only.
         names: what clients may call it; the source model's name by default.
         draft: what guesses tokens ahead: "ngram" looks them up in the text, "none" nothing, else the path of a smaller
             model's bundle with the same tokenizer.
 
     Raises:
-        NqEdgeError: NQ-OPTION for a draft model with another tokenizer; NQ-BUNDLE, NQ-HASH, NQ-TOKENIZER, NQ-TEMPLATE,
-            and what `open_slots` raises.
+        NqEdgeError: NQ-OPTION for a draft model with another tokenizer; NQ-TOKENIZER, NQ-TEMPLATE, and what
+            `Target.of` and `Target.slots` raise.
 
     Example:
         >>> from nanoquant_edge.serving import Request
-        >>> with open_model("bundle", OpenOptions(threads=1)) as model:
+        >>> with open_model("bundle", OpenOptions(device="cpu", threads=1)) as model:
         ...     answer = model.writer.submit(Request(ids=model.encode_text("The sky"), max_new_tokens=4))
         ...     answer.result().finish_reason
         'length'
     """
     options = options or OpenOptions()
-    bundle = Bundle.open(path, verify=verify)
-    tokenizer = load_tokenizer(bundle.folder)
-    template = load_chat_template(bundle.folder, tokenizer)
+    target = path if isinstance(path, Target) else Target.of(path, options)
+    tokenizer = load_tokenizer(target.folder)
+    template = load_chat_template(target.folder, tokenizer)
     if template is not None:
         template.start()
-    eos_ids, sampling = read_eos_ids(bundle, tokenizer), read_sampling(bundle.folder)
-    opened = open_slots(bundle, options, count=slots)
-    own = str(bundle.source_model.get("name") or bundle.folder.resolve().name)
+    eos_ids = read_eos_ids(target.folder, target.model_config, tokenizer)
+    sampling = read_sampling(target.folder)
+    opened = target.slots(options, count=slots)
+    known = None if target.bundle is None else target.bundle.source_model.get("name")
+    own = str(known or target.folder.resolve().name)
     first, *others = names or (own,)
     settings = ModelSettings(
         name=first,
@@ -75,7 +74,7 @@ def open_model(
         eos_ids=eos_ids,
         sampling=sampling,
         kernel=opened.kernel,
-        device=opened.name,
+        device=target.device,
     )
     scheduling = scheduling or SchedulerOptions()
     if draft == NO_DRAFT:
@@ -97,12 +96,12 @@ def _draft_model(path: Path, options: OpenOptions, model: Slots, tokenizer: Toke
     Raises:
         NqEdgeError: NQ-OPTION when it has another tokenizer, and what opening raises.
     """
-    bundle = Bundle.open(path)
-    if load_tokenizer(bundle.folder).core.get_vocab() != tokenizer.core.get_vocab():
+    target = Target.of(path, options)
+    if load_tokenizer(target.folder).core.get_vocab() != tokenizer.core.get_vocab():
         raise NqEdgeError(
             "NQ-OPTION",
             f"the draft model {path} has another tokenizer than the model.",
             "Use a smaller model of the same family, or --draft ngram.",
         )
-    context = min(bundle.kv.capacity, model.max_context)
-    return ModelDrafter(open_slots(bundle, replace(options, max_context=context), count=model.count), model.vocab_size)
+    options = replace(options, max_context=min(target.context, model.max_context))
+    return ModelDrafter(target.slots(options, count=model.count), model.vocab_size)

@@ -22,13 +22,13 @@ def running(bundle: Path, *, slots: int = 2, queue: int = 64, **options: Any) ->
         queue: requests that may wait.
         **options: of `ServeOptions`.
     """
-    from nanoquant_edge.runtimes import OpenOptions
+    from nanoquant_edge.runtimes import OpenOptions, Target
     from nanoquant_edge.serving import SchedulerOptions
     from nanoquant_edge.serving.opening import open_model
 
-    opening = OpenOptions(threads=1, spin=False)
+    opening = OpenOptions(device="cpu", threads=1, spin=False)
     scheduling = SchedulerOptions(queue=queue)
-    opened = open_model(bundle, opening, slots=slots, scheduling=scheduling, names=["tiny", "gpt"])
+    opened = open_model(Target.of(bundle, opening), opening, slots=slots, scheduling=scheduling, names=["tiny", "gpt"])
     with opened as model, running_model(model, **options) as address:
         yield address
 

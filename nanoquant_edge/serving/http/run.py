@@ -18,8 +18,8 @@ from .options import ServeOptions
 
 __all__ = ["Server", "serve"]
 
-#: Connections at once, idle ones included, for each request in work.
-_CONNECTIONS = 4
+#: Connections at once, idle ones included: for each request in work, and at least.
+_CONNECTIONS, _LEAST_CONNECTIONS = 4, 256
 
 
 def serve(model: ServedModel, options: ServeOptions, ready: Callable[[str], None]) -> None:
@@ -56,7 +56,7 @@ class Server:
             lifespan="off",
             ws="none",
             timeout_keep_alive=10,
-            limit_concurrency=_CONNECTIONS * options.max_requests,
+            limit_concurrency=max(_LEAST_CONNECTIONS, _CONNECTIONS * options.max_requests),
             timeout_graceful_shutdown=max(1, round(options.drain_s)),
             h11_max_incomplete_event_size=64 << 10,
         )

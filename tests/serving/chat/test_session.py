@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.runtimes import OpenOptions, SamplingConfig
+from nanoquant_edge.runtimes import SamplingConfig, Target
 from nanoquant_edge.serving.chat import ChatOptions, ChatSession
 from nanoquant_edge.serving.model import ServedModel
 
@@ -19,7 +19,7 @@ GREEDY = SamplingConfig()
 def model(tiny_bundle: Path) -> Iterator[ServedModel]:
     from nanoquant_edge.serving.opening import open_model
 
-    with open_model(tiny_bundle, OpenOptions(threads=1, spin=False)) as opened:
+    with open_model(Target.of(tiny_bundle)) as opened:
         yield opened
 
 

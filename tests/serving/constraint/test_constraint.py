@@ -113,11 +113,11 @@ def test_what_cannot_be_used_is_refused_soon(constrainer: Constrainer, grammar: 
 
 def test_a_random_model_keeps_to_a_form(tiny_bundle: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from nanoquant_edge.runtimes import OpenOptions
+    from nanoquant_edge.runtimes import Target
     from nanoquant_edge.serving import Request
     from nanoquant_edge.serving.opening import open_model
 
-    with open_model(tiny_bundle, OpenOptions(threads=1, spin=False), slots=2) as model:
+    with open_model(Target.of(tiny_bundle), slots=2) as model:
         masks = [model.constrainer.mask(Grammar.regex(f"[{letter}]{{3}}")) for letter in "abc"]
         ids, hot = model.encode_text("The"), SamplingConfig(temperature=2.0, seed=3)
         answers = [model.writer.submit(Request(ids=ids, sampling=hot, mask=mask)) for mask in masks]
