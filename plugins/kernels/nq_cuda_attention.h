@@ -79,10 +79,11 @@ typedef struct nq_cuda_attention {
 // be q.
 nq_status nq_cuda_rotary_append(const nq_cuda_attention* attention, void* stream);
 
-// Bytes of workspace that nq_cuda_attend and nq_cuda_attend_many need at most, on any GPU; needs no
-// device, looks at no pointer but cache.page_table's being null. 0 when the description is invalid.
-// Unlike the linear layers' workspace it must be zero before its first use, and every call leaves
-// it ready for the next, of whatever description it is large enough for.
+// Bytes of workspace that suffice for nq_cuda_attend and nq_cuda_attend_many, for any fewer
+// sequences and new tokens and any window too, on every GPU; needs no device and looks at no
+// pointer but whether cache.page_table is null. 0 when the description is invalid. Unlike the
+// linear layers' workspace it must be zero before its first use, and every call leaves it ready for
+// the next, of whatever description it is large enough for.
 size_t nq_cuda_attend_workspace_bytes(const nq_cuda_attention* attention);
 
 // One token a sequence: `max_tokens` is 1 and `starts` null. Norms, rotates, appends, attends to

@@ -111,3 +111,18 @@ def test_bad_descriptions_are_refused(
     else:
         library = Library(str(request.getfixturevalue("host_build") / "tests" / "libnq_stand_in_cuda.so"))
     assert library.lib.nq_cuda_attend(ctypes.byref(_valid(**changes)), None) == status
+
+
+def test_one_workspace_is_for_all_smaller_calls(emulate: Callable[[int], Library]) -> None:
+    def size(**changes: object) -> int:
+        call = _valid(pages=64, page_tokens=4096, heads=32, kv_heads=8, **changes)
+        return int(emulate(90).lib.nq_cuda_attend_workspace_bytes(ctypes.byref(call)))
+
+    for bits in (16, 8):
+        most = size(sequences=16, max_tokens=512, bits=bits)
+        assert 0 < most < 16e6
+        for sequences in (1, 2, 5, 16):
+            for tokens in (1, 2, 17, 64, 300, 512):
+                for window in (0, 100):
+                    assert 0 < size(sequences=sequences, max_tokens=tokens, bits=bits, window=window) <= most
+    assert size(head_dim=72) == 0

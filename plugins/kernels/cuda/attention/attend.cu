@@ -424,10 +424,17 @@ nq_status run(const nq_cuda_attention& a, const nq_cuda_device& device, bool app
   });
 }
 
+// Blocks wanted on each multiprocessor before splitting stops.
+constexpr int kOneBlocks = 2;
+
+// Splits are multiples of this many tokens.
+int chunk_of(const nq_cuda_attention& a) {
+  return kOneWarps * (a.head_dim <= 96 ? kTile<96> : kTile<256>);
+}
+
 int one_splits(const nq_cuda_attention& a, int cores) {
   const int64_t units = static_cast<int64_t>(a.sequences) * a.kv_heads * pieces_of(a);
-  const int chunk = kOneWarps * (a.head_dim <= 96 ? kTile<96> : kTile<256>);
-  return splits_of(a, units, 2 * cores, chunk);
+  return splits_of(a, units, kOneBlocks * cores, chunk_of(a));
 }
 
 }  // namespace
@@ -438,10 +445,10 @@ nq_status attend_each(const nq_cuda_attention& a, const nq_cuda_device& device,
 }
 
 size_t attend_one_workspace(const nq_cuda_attention& a) {
-  // Units become at most twice as many blocks as there are cores and once more their number.
+  // Fewer units than wanted blocks are cut up, and become fewer than twice as many.
   const int64_t units = static_cast<int64_t>(a.sequences) * a.kv_heads * pieces_of(a);
-  const int64_t splits = one_splits(a, kMostCores);
-  return splits == 1 ? 0 : static_cast<size_t>(units * splits * partial_floats(a)) * 4;
+  const int64_t blocks = most_blocks(a, units, kOneBlocks * kMostCores, chunk_of(a));
+  return static_cast<size_t>(blocks * partial_floats(a)) * 4;
 }
 
 }  // namespace nq_cuda

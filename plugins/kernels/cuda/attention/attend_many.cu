@@ -298,6 +298,8 @@ __global__ void __launch_bounds__(kManyThreads, Sizes<C, D, T, N>::kBlocks)
 
 namespace {
 
+constexpr int kSplitTokens = kLeastTiles * 64;  // of the widest key tiles
+
 // How the rows of a description are cut; the same for the workspace and the launch.
 struct Cut {
   int tiles;  // of 16 rows a warp
@@ -313,7 +315,7 @@ Cut cut_of(const nq_cuda_attention& a, int cores) {
   if (a.head_dim <= (a.cache.bits == 8 ? 64 : 128) && ceil_div(rows, 128) * heads > 2 * cores) {
     return {2, ceil_div(rows, 128) * heads, 1};
   }
-  if (cut.blocks < cores) cut.splits = splits_of(a, cut.blocks, cores, kLeastTiles * 64);
+  if (cut.blocks < cores) cut.splits = splits_of(a, cut.blocks, cores, kSplitTokens);
   return cut;
 }
 
@@ -334,13 +336,10 @@ nq_status run(const nq_cuda_attention& a, const Cut& cut, const nq_cuda_device& 
 }  // namespace
 
 size_t attend_many_workspace(const nq_cuda_attention& a) {
-  // Fewer blocks than cores are split, so that they are fewer than twice the cores.
-  int64_t most = 0;
-  for (int cores = 1; cores <= kMostCores; ++cores) {
-    const Cut cut = cut_of(a, cores);
-    if (cut.splits > 1 && cut.blocks * cut.splits > most) most = cut.blocks * cut.splits;
-  }
-  return static_cast<size_t>(most * split_floats(a, 64)) * 4;
+  const int64_t rows = static_cast<int64_t>(a.max_tokens) * (a.heads / a.kv_heads);
+  const int64_t units = ceil_div(rows, 64) * a.sequences * a.kv_heads;
+  const int64_t blocks = most_blocks(a, units, kMostCores, kSplitTokens);
+  return static_cast<size_t>(blocks * split_floats(a, 64)) * 4;
 }
 
 }  // namespace nq_cuda

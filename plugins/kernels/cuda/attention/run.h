@@ -73,11 +73,20 @@ inline int splits_of(const nq_cuda_attention& a, int64_t units, int64_t wanted, 
   return units > kCounters ? 1 : static_cast<int>(splits);
 }
 
+// Most blocks that share rows, for up to `units` blocks without splits: each has at most so many
+// splits, and all together are fewer than twice the wanted ones.
+inline int64_t most_blocks(const nq_cuda_attention& a, int64_t units, int64_t wanted, int chunk) {
+  const int64_t chunks = ceil_div(attention_capacity(a.cache), chunk);
+  const int64_t splits = chunks < kMostSplits ? chunks : kMostSplits;
+  return units * splits < 2 * wanted ? units * splits : 2 * wanted;
+}
+
 inline int cores_of(const nq_cuda_device& device) {
   return device.multiprocessors < kMostCores ? device.multiprocessors : kMostCores;
 }
 
-// Bytes of partial results that nq_cuda_attend and nq_cuda_attend_many may write, on any GPU.
+// Bytes of partial results that nq_cuda_attend and nq_cuda_attend_many may write, on any GPU and
+// for any fewer sequences and tokens.
 size_t attend_one_workspace(const nq_cuda_attention& a);
 size_t attend_many_workspace(const nq_cuda_attention& a);
 
