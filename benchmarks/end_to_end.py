@@ -4,8 +4,8 @@
     python -m benchmarks.end_to_end MODEL CHECKPOINT --variant '{"tokens": 4e6, "lr": 2e-3}' --variant ... --append
 
 All variants begin with the same checkpoint. A variant's fields: `tokens`, `lr`, `batch` (windows of 2048 tokens) and
-`chat` (share of the windows that are conversations of the dense model). Text comes from `--text`, files or folders with
-weights.
+`chat` (share of the windows that are conversations of the dense model), `signs` (their learning rate) and `mid` (true
+for a scale a rank). Text comes from `--text`, files or folders with weights.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _SETTINGS = {
     "lr": "end_to_end_lr",
     "batch": "end_to_end_batch",
     "chat": "end_to_end_chat_share",
+    "signs": "end_to_end_sign_lr",
+    "mid": "end_to_end_mid",
 }
 
 
@@ -49,6 +51,8 @@ def factors_of(checkpoint: Checkpoint) -> dict[str, SignFactors]:
         scales = (torch.from_numpy(scale.astype("float32")) for scale in (layer.scale_out, layer.scale_in))
         bias = None if layer.bias is None else torch.from_numpy(layer.bias.astype("float32"))
         found[name] = SignFactors.from_words(u, v, *scales, bias)
+        if layer.scale_mid is not None:
+            found[name].scale_mid = torch.from_numpy(layer.scale_mid.astype("float32"))
     return found
 
 
@@ -110,7 +114,7 @@ def main(
                 chosen = fresh_windows(source, text, run)
                 blocks = dense.get_submodule(source.family.blocks)
                 outcome = tune_end_to_end(dense, blocks, factors, windows=chosen, run=run)
-                losses["loss"] = round(outcome.last, 4)
+                losses |= {"loss": round(outcome.last, 4), "flips": outcome.flips, "taken_back": outcome.taken_back}
             seconds = time.monotonic() - started
             tuned = with_factors(dense, factors)
             row = {

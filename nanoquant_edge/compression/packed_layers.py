@@ -42,8 +42,7 @@ def pack_factors(name: str, factors: SignFactors, scale_dtype: str) -> PackedLay
     """
     power = balance_power_of_two(factors.scale_out, factors.scale_in)
     scales = {"scale_out": factors.scale_out * 2.0**power, "scale_in": factors.scale_in * 2.0**-power}
-    if factors.bias is not None:
-        scales["bias"] = factors.bias
+    scales |= {part: value for part in ("scale_mid", "bias") if (value := getattr(factors, part)) is not None}
     narrowed = {}
     for part, value in scales.items():
         narrow = value.to(_TORCH_DTYPES[scale_dtype])
@@ -57,6 +56,7 @@ def pack_factors(name: str, factors: SignFactors, scale_dtype: str) -> PackedLay
         v_packed=factors.v_words.numpy(),
         scale_out=narrowed["scale_out"],
         scale_in=narrowed["scale_in"],
+        scale_mid=narrowed.get("scale_mid"),
         bias=narrowed.get("bias"),
     )
 

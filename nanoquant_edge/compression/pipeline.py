@@ -39,7 +39,7 @@ from .run import Run, StageClock
 from .sequence import Reconstructed, reconstruct_blocks
 from .tables import quantized_tables
 from .tune.distillation import distill_scales
-from .tune.end_to_end import tune_end_to_end
+from .tune.end_to_end import Tuned, tune_end_to_end
 from .tune.optimizer import Outcome
 
 __all__ = ["compress", "compress_source"]
@@ -207,7 +207,7 @@ class _Stages:
     ranks: dict[str, int]
     reconstructed: Reconstructed
     distilled: Outcome
-    tuned: Outcome
+    tuned: Tuned
 
 
 def _through_stages(
@@ -241,7 +241,7 @@ def _through_stages(
             run=run.part(0.88, 0.95 if recipe.end_to_end_tokens else 0.99, "distilling scales"),
             packed=source.streamed,
         )
-    tuned = Outcome(math.nan, math.nan)
+    tuned = Tuned(math.nan, math.nan)
     if recipe.end_to_end_tokens and text is not None:
         tuning = run.part(0.95, 0.99, "tuning scales from end to end")
         with clock.stage("end to end"):
@@ -275,5 +275,6 @@ def _provenance(run: Run, stages: _Stages) -> dict[str, Any]:
         "block_errors": reconstructed.errors,
         "undone": reconstructed.undone + [name for name, outcome in whole if outcome.undone],
         "end_to_end_loss": round(stages.tuned.last, 4) if math.isfinite(stages.tuned.last) else None,
+        "end_to_end_flips": stages.tuned.flips,
         "kd_loss": [loss for loss in (distilled.first, distilled.last) if math.isfinite(loss)],
     }

@@ -20,7 +20,7 @@ _COUNTS = (
 )
 _RATES = (
     *("fp_epochs", "ste_epochs", "joint_epochs", "kd_epochs", "end_to_end_tokens"),
-    *("fp_lr", "ste_lr", "joint_lr", "ste_scale_lr", "kd_lr", "end_to_end_lr", "rank_depth"),
+    *("fp_lr", "ste_lr", "joint_lr", "ste_scale_lr", "kd_lr", "end_to_end_lr", "end_to_end_sign_lr", "rank_depth"),
 )
 
 
@@ -57,6 +57,9 @@ class Recipe:
         end_to_end_tokens, end_to_end_lr, end_to_end_batch: tuning of all scales on that many tokens of fresh text
             (section 9), learning rate relative to each scale vector's root mean square; 0 tokens leave it out.
         end_to_end_chat_share: share of those windows that hold conversations.
+        end_to_end_sign_lr: learning rate of the signs there, which flip once their latents have moved by 1; 0 keeps
+            them all.
+        end_to_end_mid: give every layer a scale for each rank there, which begins as 1.
         relative_lr: learning rates of weights, latents and scales are multiples of the trained tensor's own root mean
             square instead of absolute numbers. Short schedules need it: an absolute 1e-5 moves nothing in 16 steps.
     """
@@ -92,6 +95,8 @@ class Recipe:
     end_to_end_lr: float = 0.01
     end_to_end_batch: int = 8
     end_to_end_chat_share: float = 0.1
+    end_to_end_sign_lr: float = 0.0
+    end_to_end_mid: bool = False
     relative_lr: bool = False
     version: int = 5
 

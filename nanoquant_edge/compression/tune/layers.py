@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..factorize.factors import Factors
-from ..factorize.signs import packed_signs, sign_core
+from ..factorize.signs import packed_signs, sign_core, unpacked_signs
 
 __all__ = [
     "LatentLinear",
@@ -74,7 +74,10 @@ class SignFactors:
         scale_out: float32 (m,).
         scale_in: float32 (n,).
         bias: float32 (m,) or None.
+        scale_mid: float32 (r,) or None, a scale for each rank, which only the tuning from end to end makes.
     """
+
+    scale_mid: Tensor | None = None
 
     def __init__(self, u: Tensor, v: Tensor, scale_out: Tensor, scale_in: Tensor, bias: Tensor | None) -> None:
         self.u_words, self.v_words, self.in_features = packed_signs(u), packed_signs(v), v.shape[1]
@@ -93,8 +96,11 @@ class SignFactors:
         return factors
 
     def core(self, device: torch.device) -> Tensor:
-        """U V as float32 (m, n)."""
-        return sign_core(self.u_words.to(device), self.v_words.to(device), self.in_features)
+        """U V as float32 (m, n), or U diag(scale_mid) V."""
+        if self.scale_mid is None:
+            return sign_core(self.u_words.to(device), self.v_words.to(device), self.in_features)
+        u = unpacked_signs(self.u_words.to(device), len(self.v_words), torch.float32)
+        return (u * self.scale_mid.to(device)) @ unpacked_signs(self.v_words.to(device), self.in_features, u.dtype)
 
     def dense(self, device: torch.device) -> Tensor:
         """The dense weight, float32 (m, n)."""
@@ -105,7 +111,9 @@ class SignFactors:
 
 
 class LatentLinear(nn.Module):
-    """y = s_out (sign(U) (sign(V) (s_in x))) + bias, trained through the straight-through sign.
+    """y = s_out (sign(U) (s_mid (sign(V) (s_in x)))) + bias, trained through the straight-through sign.
+
+    There is no s_mid before the tuning from end to end.
 
     Args:
         factors: from LB-ADMM.
@@ -114,6 +122,7 @@ class LatentLinear(nn.Module):
 
     def __init__(self, factors: Factors, bias: Tensor | None) -> None:
         super().__init__()
+        self.scale_mid: nn.Parameter | None = None
         self.u_latent = nn.Parameter(factors.u_latent.clone())
         self.v_latent = nn.Parameter(factors.v_latent.clone())
         self.scale_out = nn.Parameter(factors.scale_out.clone())
@@ -127,8 +136,8 @@ class LatentLinear(nn.Module):
 
     @property
     def scales(self) -> list[Tensor]:
-        """What stays numbers: both scale vectors, and the bias where there is one."""
-        return [self.scale_out, self.scale_in, *([] if self.bias is None else [self.bias])]
+        """What stays numbers: the scale vectors, and the bias where there is one."""
+        return [part for part in (self.scale_out, self.scale_in, self.scale_mid, self.bias) if part is not None]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)."""
@@ -136,6 +145,8 @@ class LatentLinear(nn.Module):
         inner = nn.functional.linear(
             _ScaleColumns.apply(x, self.scale_in, dtype), _StraightThroughSign.apply(self.v_latent, dtype)
         )
+        if self.scale_mid is not None:
+            inner = _ScaleColumns.apply(inner, self.scale_mid, dtype)
         y = nn.functional.linear(inner, _StraightThroughSign.apply(self.u_latent, dtype))
         y = _ScaleColumns.apply(y, self.scale_out, dtype)
         return y if self.bias is None else y + self.bias.to(dtype)
@@ -150,7 +161,9 @@ class LatentLinear(nn.Module):
 
     def harden(self) -> SignFactors:
         """Signs and scales as they are now."""
-        return SignFactors(self.u_latent, self.v_latent, self.scale_out, self.scale_in, self.bias)
+        factors = SignFactors(self.u_latent, self.v_latent, self.scale_out, self.scale_in, self.bias)
+        factors.scale_mid = None if self.scale_mid is None else self.scale_mid.detach().float().cpu().clone()
+        return factors
 
 
 def empty_linear(like: nn.Linear, dtype: torch.dtype) -> nn.Linear:
