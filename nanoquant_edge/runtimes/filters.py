@@ -16,6 +16,7 @@ import numpy as np
 __all__ = [
     "Filter",
     "History",
+    "likeliest",
     "logit_bias",
     "min_p",
     "only_allowed",
@@ -26,6 +27,9 @@ __all__ = [
     "top_k",
     "top_p",
 ]
+
+#: Scores whose maximum is looked at together.
+_BLOCK = 64
 
 
 class History:
@@ -61,10 +65,32 @@ Filter = Callable[[np.ndarray, History], np.ndarray]
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
-    """Softmax in float64."""
-    weights = np.exp(scores.astype(np.float64) - float(scores.max()))
+    """Softmax, in float32: exponentials in float64 take ten times as long."""
+    weights = np.exp(scores - scores.max())
     result: np.ndarray = weights / weights.sum()
     return result
+
+
+def likeliest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` highest scores and of equals of the last of them, in order of place.
+
+    A whole vocabulary is not sorted: where `count` blocks have a maximum of at least x, the scores wanted are none
+    below x.
+
+    Example:
+        >>> likeliest(np.float32([1, 3, 2, 3, 2]), 3).tolist()
+        [1, 2, 3, 4]
+    """
+    if count >= scores.size:
+        return np.arange(scores.size)
+    blocks = scores.size // _BLOCK
+    places = np.arange(scores.size)
+    if blocks > count:
+        maxima = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+        places = np.flatnonzero(scores >= np.partition(maxima, blocks - count)[blocks - count])
+    left = scores[places]
+    found: np.ndarray = places[left >= np.partition(left, left.size - count)[left.size - count]]
+    return found
 
 
 def only_allowed(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -144,8 +170,10 @@ def top_k(count: int) -> Filter:
     def apply(scores: np.ndarray, history: History) -> np.ndarray:
         if count >= scores.size:
             return scores
-        threshold = np.partition(scores, scores.size - count)[scores.size - count]
-        return np.where(scores < threshold, np.float32(-np.inf), scores)
+        keep = likeliest(scores, count)
+        filtered = np.full_like(scores, -np.inf)
+        filtered[keep] = scores[keep]
+        return filtered
 
     return apply
 
@@ -157,7 +185,7 @@ def top_p(mass: float) -> Filter:
         each = probabilities(scores)
         # Tokens below (1 - p) / vocab cannot reach the threshold together, so only the others need sorting.
         candidates = np.flatnonzero(each >= (1.0 - mass) / scores.size)
-        likely = each[candidates]
+        likely = each[candidates].astype(np.float64)
         order = np.argsort(likely, kind="stable")
         below = (1.0 - likely.sum()) + np.cumsum(likely[order])
         keep = candidates[order[below > 1.0 - mass]]

@@ -21,6 +21,8 @@ __all__ = ["Sampler", "SamplingConfig", "log_probabilities", "make_filters"]
 
 #: Most entries of a logit bias, as in OpenAI's API.
 _MOST_BIASES = 1024
+#: Weights that are summed before one of them is drawn.
+_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,10 @@ class Sampler:
     """
 
     def __init__(self, config: SamplingConfig, prompt: Sequence[int] = ()) -> None:
-        self._filters, self._greedy = make_filters(config), config.greedy
+        found = make_filters(config)
+        narrowing = 0 if config.greedy else (config.top_k > 0) + (config.top_p < 1.0) + (config.min_p > 0.0)
+        # The last filters let most tokens drop out: each sees only what the one before it has left.
+        self._filters, self._narrowing = found[: len(found) - narrowing], found[len(found) - narrowing :]
         self._random = None if config.greedy else np.random.default_rng(config.seed)
         self._history = History(prompt)
 
@@ -148,15 +153,32 @@ class Sampler:
                 raise NqEdgeError("NQ-NUMERIC", "no token is allowed here.", "Loosen the schema or grammar.")
         for apply in self._filters:
             scores = apply(scores, self._history)
-        token = int(scores.argmax()) if self._random is None else self._draw(scores, self._random)
+        left: np.ndarray | None = None  # the tokens that scores are of, once some have dropped out
+        for apply in self._narrowing:
+            scores = apply(scores, self._history)
+            kept = np.flatnonzero(scores > -np.inf)
+            left, scores = kept if left is None else left[kept], scores[kept]
+        place = int(scores.argmax()) if self._random is None else _drawn(scores, self._random.random())
+        token = place if left is None else int(left[place])
         self._history.push(token)
         return token
 
-    def _draw(self, scores: np.ndarray, random: np.random.Generator) -> int:
-        left = np.flatnonzero(scores > -np.inf)
-        cumulative = np.cumsum(filters.probabilities(scores[left]))
-        drawn = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
-        return int(left[min(int(drawn), left.size - 1)])
+
+def _drawn(scores: np.ndarray, chance: float) -> int:
+    """The place where the sum of the probabilities passes `chance`, from 0 to 1; sums of blocks lead to it."""
+    weights = np.zeros(-(-scores.size // _BLOCK) * _BLOCK, dtype=np.float32)
+    np.exp(scores - scores.max(), out=weights[: scores.size])
+    blocks = weights.reshape(-1, _BLOCK)
+    ends = np.cumsum(blocks.sum(axis=1), dtype=np.float64)
+    wanted = chance * ends[-1]
+    last = int(np.searchsorted(ends, ends[-1]))  # what follows it has no weight
+    block = min(int(np.searchsorted(ends, wanted, side="right")), last)
+    before = ends[block - 1] if block else 0.0
+    sums = before + np.cumsum(blocks[block], dtype=np.float64)
+    place = int(np.searchsorted(sums, wanted, side="right"))
+    if place == _BLOCK:  # the two sums differ in their last digits
+        place = int(np.flatnonzero(blocks[block])[-1])
+    return block * _BLOCK + place
 
 
 def log_probabilities(scores: np.ndarray, token: int, most: int) -> tuple[float, tuple[tuple[int, float], ...]]:
@@ -175,12 +197,11 @@ def log_probabilities(scores: np.ndarray, token: int, most: int) -> tuple[float,
         >>> round(own, 4), likeliest[0][0]
         (-1.3863, 0)
     """
-    wide = scores.astype(np.float64)
-    logs = wide - wide.max()
-    logs -= math.log(float(np.exp(logs).sum()))
+    largest = scores.max()
+    total = float(largest) + math.log(float(np.exp(scores - largest).sum()))
+    own = float(scores[token]) - total
     if not most:
-        return float(logs[token]), ()
-    most = min(most, logs.size)
-    best = np.argpartition(-logs, most - 1)[:most]
-    best = best[np.lexsort((best, -logs[best]))]
-    return float(logs[token]), tuple((int(i), float(logs[i])) for i in best)
+        return own, ()
+    best = filters.likeliest(scores, most)
+    best = best[np.lexsort((best, -scores[best]))][:most]
+    return own, tuple((int(i), float(scores[i]) - total) for i in best)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nanoquant_edge.errors import NqEdgeError
-from nanoquant_edge.runtimes.filters import History
+from nanoquant_edge.runtimes.filters import History, likeliest
 from nanoquant_edge.runtimes.sampling import Sampler, SamplingConfig, log_probabilities, make_filters
 
 VOCAB = 1000
@@ -94,6 +94,30 @@ def test_draws_follow_the_filtered_distribution() -> None:
     sampler = Sampler(SamplingConfig(temperature=1.0, top_p=0.9, seed=0))
     counts = np.bincount([sampler.choose(scores) for _ in range(20_000)], minlength=4) / 20_000
     np.testing.assert_allclose(counts, [0.5 / 0.95, 0.25 / 0.95, 0.2 / 0.95, 0], atol=0.015)
+
+
+@pytest.mark.parametrize("size", [1, 4, 511, 512, 513, 3000])
+def test_a_draw_is_where_the_sum_of_the_probabilities_passes_it(size: int) -> None:
+    from nanoquant_edge.runtimes.sampling import _drawn
+
+    scores = _scores(5, size)
+    scores[size // 2 :: 3] = -np.inf
+    scores[size - size // 4 :] = -np.inf
+    scores[0] = 1.0
+    wide = np.exp(scores.astype(np.float64) - float(scores.max()))
+    ends = np.cumsum(wide / wide.sum())
+    for chance in (*np.linspace(0, 1, 97, endpoint=False), np.nextafter(1, 0)):
+        place = _drawn(scores, float(chance))
+        assert np.isfinite(scores[place])
+        before = ends[place - 1] if place else 0.0
+        assert before - 1e-6 <= chance <= ends[place] + 1e-6
+
+
+@pytest.mark.parametrize(("size", "count"), [(5, 2), (64, 3), (1000, 1), (1000, 20), (5000, 40), (5000, 4999)])
+def test_the_likeliest_are_found_with_their_equals(size: int, count: int) -> None:
+    scores = np.round(_scores(6, size) * 4)
+    wanted = np.flatnonzero(scores >= np.sort(scores)[-count])
+    np.testing.assert_array_equal(likeliest(scores, count), wanted)
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-10, 1e-3, 100.0])
