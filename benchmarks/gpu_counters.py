@@ -51,14 +51,14 @@ def run_layer(layer: str, rows: int, way: str) -> None:
     import torch
 
     from benchmarks.gpu_kernels import SHAPES, WAYS
-    from benchmarks.random_decoder import random_layer
-    from nanoquant_edge.runtimes.torch.passes import LinearGroup, Workspace
+    from benchmarks.random_layer import random_layer
 
     shape = next(shape for shape in SHAPES if shape.name == layer)
     algorithm, precision = WAYS[way]
     generator = torch.Generator("cuda").manual_seed(0)
-    tiled = random_layer(shape.out, shape.into, rank=shape.rank, generator=generator, scale_dtype=torch.bfloat16)
-    group = LinearGroup([tiled], Workspace(torch.device("cuda")), algorithm=algorithm, precision=precision)
+    group = random_layer(
+        shape.out, shape.into, rank=shape.rank, generator=generator, algorithm=algorithm, precision=precision
+    )
     x = torch.randn(rows, shape.into, device="cuda", dtype=torch.bfloat16)
     out = torch.empty(rows, group.width, device="cuda", dtype=torch.bfloat16)
     for call in range(3):

@@ -23,10 +23,9 @@ import torch
 
 from benchmarks.figures import append_rows, figures_option, listed
 from benchmarks.gpu_timing import REPETITIONS, copy_gbs, graph_us
-from benchmarks.random_decoder import random_layer
+from benchmarks.random_layer import random_layer
 from nanoquant_edge.models.rates import rank_for_rate
 from nanoquant_edge.runtimes.cuda.binding import Algorithm, Precision
-from nanoquant_edge.runtimes.torch.passes import LinearGroup, Workspace
 
 ROTATED_BYTES = 150e6
 
@@ -107,19 +106,15 @@ def kernel_us(shape: Shape, rows: int, way: str) -> tuple[float, float, float]:
     algorithm, precision = WAYS[way]
     generator = torch.Generator("cuda").manual_seed(0)
     count = copies_of((shape.out + shape.into) * shape.rank / 8)
-    workspace = Workspace(torch.device("cuda"))
-    groups = [
-        LinearGroup(
-            [random_layer(shape.out, shape.into, rank=shape.rank, generator=generator, scale_dtype=torch.bfloat16)],
-            workspace,
-            algorithm=algorithm,
-            precision=precision,
+    layers = [
+        random_layer(
+            shape.out, shape.into, rank=shape.rank, generator=generator, algorithm=algorithm, precision=precision
         )
         for _ in range(count)
     ]
     x = torch.randn(rows, shape.into, device="cuda", dtype=torch.bfloat16)
-    out = torch.empty(rows, groups[0].width, device="cuda", dtype=torch.bfloat16)
-    return graph_us([lambda group=group: group(x, out) for group in groups])  # type: ignore[misc]
+    out = torch.empty(rows, layers[0].width, device="cuda", dtype=torch.bfloat16)
+    return graph_us([lambda layer=layer: layer(x, out) for layer in layers])  # type: ignore[misc]
 
 
 def row_of(shape: Shape, rows: int, way: str, copy: float, dense: float) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 import nanoquant_edge.hf
 from nanoquant_edge.compression import Recipe, compress
-from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.exporters.onnx import export_onnx
 from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.formats.checkpoint import Checkpoint
@@ -24,8 +23,8 @@ from nanoquant_edge.runtimes import Generator
 from nanoquant_edge.validation import validate
 from nanoquant_edge.validation.dense import dense_model
 from tests.compression.support import family_folder
-from tests.families import ONE_EACH, family_config
-from tests.tiny import TEXT, tiny_checkpoint
+from tests.families import ONE_EACH
+from tests.tiny import TEXT
 
 assert nanoquant_edge.hf
 RECIPE = Recipe(
@@ -99,13 +98,3 @@ def test_the_bundle_passes_validation_and_generates(made: Made) -> None:
         expected = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, len(prompt) :]
     assert found == expected.tolist()[: len(found)]
     assert len(found) == 12 or found[-1] == 2, "it stops early at the end token only"
-
-
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "opt", "mistral"])
-def test_the_pytorch_backend_refuses_what_it_does_not_compute(name: str, tmp_path: Path) -> None:
-    from nanoquant_edge.runtimes.torch import DecoderModel
-
-    checkpoint = tiny_checkpoint(tmp_path / "c", **family_config(name))
-    with pytest.raises(NqEdgeError, match="the PyTorch backend has no") as caught:
-        DecoderModel.from_checkpoint(checkpoint, device="cpu")
-    assert caught.value.code == "NQ-ARCH"

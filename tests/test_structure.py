@@ -31,7 +31,7 @@ FLOORS = [
 ]
 
 #: The only places that may import PyTorch; a board loads none of them. Verbs may inside of a function.
-WITH_TORCH = ("models/", "importers/", "hf/", "compression/", "validation/", "runtimes/torch/")
+WITH_TORCH = ("models/", "importers/", "hf/", "compression/", "validation/")
 
 #: Most parameters of a public function beside self; what has more is missing a concept.
 MOST_PARAMETERS = 7

@@ -161,10 +161,10 @@ def _once(backend: Backend, rng: np.random.Generator, length: int, new_tokens: i
     if isinstance(backend, WritingBackend):  # what `generate` does with it
         written = backend.write(ids[0], new_tokens + 1, SamplingConfig())
         next(written)
-        first = time.perf_counter()
+        first, worked = time.perf_counter(), time.process_time()
         for _ in written:
             pass
-        return first - begin, time.perf_counter() - first
+        return first - begin, time.perf_counter() - first, time.process_time() - worked
     token = int(np.argmax(backend.forward(ids)[0, -1]))
     first, worked = time.perf_counter(), time.process_time()
     for _ in range(new_tokens):

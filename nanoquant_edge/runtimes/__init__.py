@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running bundles: backends behind one protocol, tokenizer, chat template, sampling, streaming and generation.
 
-The way of a prompt: `generator` turns it into ids (a chat through `chat_template`) and calls the backend that
-`selection` opened for the bundle. `tensorrt.backend` and `onnxruntime.backend` bring the ids to the GPU or CPU, in
-pieces, and keep the key/value cache; `sampling` chooses the next token from the logits that come back. `torch` decodes
-with the CUDA kernels through `cuda.binding`; no verb uses it yet. Only that package imports PyTorch, and nothing here
-imports transformers or onnx.
+The way of a prompt: `generator` turns it into ids (a chat through `chat_template`) and calls the backend of `target`,
+which decides where a path's model runs. `tensorrt.backend`, `onnxruntime.backend` and `cuda.backend` bring the ids to
+the GPU or CPU, in pieces, and keep the key/value cache; `sampling` chooses the next token from the logits that come
+back, unless the GPU does. Nothing here imports PyTorch, transformers or onnx.
 """
 
 from __future__ import annotations

@@ -108,6 +108,13 @@ class Target:
         return CUDA if self.on_gpu or self.bundle is None else self.bundle.backend
 
     @property
+    def title(self) -> str:
+        """What the model is called."""
+        if self.checkpoint is not None:
+            return self.checkpoint.name
+        return str(self.model_config.get("name") or self.folder.resolve().name)
+
+    @property
     def model_config(self) -> Mapping[str, Any]:
         """The model's config.json."""
         if self.checkpoint is not None:

@@ -28,7 +28,6 @@ class Answer(Iterator[Piece]):
         self._on_cancel, self._notify = on_cancel, notify
         self._pieces: deque[Piece] = deque()
         self._changed = threading.Condition()
-        self._done = threading.Event()  # for those who wait for the end only, and are not to be woken at each token
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
         self._ended = False
@@ -71,7 +70,9 @@ class Answer(Iterator[Piece]):
         Raises:
             NqEdgeError: what made the request fail.
         """
-        self._done.wait()
+        with self._changed:
+            while not self._ended:
+                self._changed.wait()
         if self._error is not None:
             raise self._error
         assert self._outcome is not None
@@ -102,7 +103,6 @@ class Answer(Iterator[Piece]):
         with self._changed:
             self._outcome, self._error, self._ended = outcome, error, True
             self._changed.notify_all()
-        self._done.set()
         self._tell()
 
     def _tell(self) -> None:

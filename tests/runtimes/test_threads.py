@@ -17,7 +17,7 @@ from nanoquant_edge.formats.bundle import Bundle
 from nanoquant_edge.runtimes import Generator, OnnxRuntimeBackend, SamplingConfig, load_tokenizer
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 4
-KINDS = ["onnxruntime", "tensorrt", "torch"]
+KINDS = ["onnxruntime", "tensorrt", "cuda"]
 
 
 @pytest.fixture(params=KINDS)
@@ -27,10 +27,11 @@ def open_one(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path: Path) 
     def onnxruntime() -> Any:
         return OnnxRuntimeBackend(Bundle.open(tiny_bundle), threads=1)
 
-    def torch() -> Any:
-        from nanoquant_edge.runtimes.torch import TorchBackend
+    def cuda() -> Any:
+        from nanoquant_edge.runtimes.cuda.backend import CudaBackend
 
-        return TorchBackend.from_checkpoint(tiny_bundle.parent / "checkpoint", device="cpu")
+        request.getfixturevalue("stand_in")
+        return CudaBackend.from_checkpoint(tiny_bundle.parent / "checkpoint")
 
     def tensorrt() -> Any:
         from nanoquant_edge.exporters.onnx import export_onnx
@@ -49,7 +50,7 @@ def open_one(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path: Path) 
 
         return TensorRTBackend(Bundle.open(tmp_path / "engine"), opener=opener)
 
-    return {"onnxruntime": onnxruntime, "torch": torch, "tensorrt": tensorrt}[request.param]
+    return {"onnxruntime": onnxruntime, "cuda": cuda, "tensorrt": tensorrt}[request.param]
 
 
 @pytest.fixture

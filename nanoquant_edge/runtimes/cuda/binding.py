@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C interface of the CUDA kernels (plugins/kernels: nq_cuda.h, nq_cuda_attention.h, nq_cuda_decode.h) by ctypes.
+"""The C interface of the CUDA kernels (plugins/kernels/nq_cuda*.h) through ctypes.
 
 Device memory and streams are plain addresses here, so that any framework can call it; nothing imports PyTorch.
 """
@@ -197,6 +197,7 @@ class CAttention(Structure):
     )
 
 
+_P, _PP = c_void_p, POINTER(c_void_p)
 #: function -> (result, arguments)
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_cuda_describe": (c_int, (POINTER(CDevice),)),
@@ -210,14 +211,6 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_cuda_attend": (c_int, (POINTER(CAttention), c_void_p)),
     "nq_cuda_attend_many": (c_int, (POINTER(CAttention), c_void_p)),
     "nq_cuda_choose": (c_int, (POINTER(CChoice), c_void_p)),
-    "nq_cuda_error_text": (c_char_p, ()),
-    "nq_status_text": (c_char_p, (c_int,)),
-}
-
-_P, _PP = c_void_p, POINTER(c_void_p)
-#: nq_cuda_memory.h and nq_cuda_table.h
-_FUNCTIONS_OF_THE_RUNTIME: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "nq_cuda_gather_rows": (c_int, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p)),
     "nq_cuda_workspace_bound": (c_size_t, (POINTER(CPass),)),
     "nq_cuda_copy_rows": (c_int, (_P, c_size_t, _P, c_size_t, c_size_t, c_size_t, _P)),
     "nq_cuda_synchronize": (c_int, (_P,)),
@@ -249,6 +242,8 @@ _FUNCTIONS_OF_THE_RUNTIME: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nq_cuda_head": (c_int, (POINTER(COutput), _P)),
     "nq_cuda_choice_workspace_bytes": (c_size_t, (c_int64, c_int64)),
     "nq_cuda_sample": (c_int, (POINTER(CChoice), _P)),
+    "nq_cuda_error_text": (c_char_p, ()),
+    "nq_status_text": (c_char_p, (c_int,)),
 }
 
 
@@ -265,10 +260,6 @@ def library() -> Any:
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments
-        for name, (result, arguments) in _FUNCTIONS_OF_THE_RUNTIME.items():
-            function = getattr(loaded, name, None)
-            if function is not None:
-                function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise NqEdgeError("NQ-NATIVE-MISSING", f"{path} cannot be used: {error}.", "Build it again.") from error
     return loaded

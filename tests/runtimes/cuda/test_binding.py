@@ -31,7 +31,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "nq_cuda_output": table_types.COutput,
     "nq_cuda_sampling": table_types.CSampling,
 }
-INCLUDED = ("nq_cuda.h", "nq_cuda_attention.h", "nq_cuda_decode.h", "nq_cuda_table.h")
+INCLUDED = ("nq_cuda.h", "nq_cuda_attention.h", "nq_cuda_table.h")
 ENUMS = {
     "NQ_": (binding.Status, binding.CType, binding.Layout),
     "NQ_INPUT_": (binding.Input,),
