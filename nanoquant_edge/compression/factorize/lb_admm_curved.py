@@ -87,8 +87,7 @@ class CurvedFactorState(FactorState):
         self.values = torch.empty(mine, device=device)
         self.vectors = torch.empty(channels, mine, device=device)
         self.middle, self.other_rest = torch.empty(1, device=device), torch.empty(1, device=device)
-        self.other_vectors = torch.empty(other_channels, others, dtype=settings.dtype, device=device)
-        self.other_excess = torch.empty(others, dtype=settings.dtype, device=device)
+        self.other_root = torch.empty(other_channels, others, dtype=settings.dtype, device=device)
         self.cg_steps = cg_steps
 
     def load(self, this_side: Metric, other_side: Metric) -> None:
@@ -97,8 +96,8 @@ class CurvedFactorState(FactorState):
         self.vectors.copy_(this_side.vectors)
         self.middle.copy_(this_side.middle)
         self.other_rest.copy_(other_side.rest)
-        self.other_vectors.copy_(other_side.vectors)
-        self.other_excess.copy_(other_side.values - other_side.rest)
+        excess = (other_side.values - other_side.rest).clamp_min(0)
+        self.other_root.copy_(other_side.vectors * excess.sqrt())
 
     def start(self, generator: torch.Generator) -> None:
         """Gaussian start."""
@@ -109,10 +108,10 @@ class CurvedFactorState(FactorState):
         self, design: Tensor, target: Tensor, *, rho: Tensor, ridge: float, careful: bool
     ) -> tuple[Tensor, Tensor]:
         """As for a plain factor; the target comes weighted by both metrics."""
-        along = design @ self.other_vectors
-        gram = torch.addcmul(
-            ((along * self.other_excess) @ along.T).float(), (design @ design.T).float(), self.other_rest
-        )
+        excess = design @ self.other_root
+        gram = (excess @ excess.T).float()
+        if self.other_root.shape[0] > self.other_root.shape[1]:
+            gram.addcmul_((design @ design.T).float(), self.other_rest)
         damping = rho + ridge
         right_side = (design @ target).float().add_((self.signed - self.dual).mul_(rho))
         precondition, failed = self._preconditioner(gram, damping, careful)
