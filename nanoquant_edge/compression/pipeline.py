@@ -33,7 +33,14 @@ from .execution.device import chosen_device, peak_mb
 from .execution.parallel import joined_team, team
 from .options import CompressOptions
 from .packed_layers import pack_factors
-from .preparation import affordable_recipe, calibrated, chosen_ranks, recipe_with_text, recipe_within_positions
+from .preparation import (
+    affordable_recipe,
+    calibrated,
+    chosen_ranks,
+    recipe_in_memory,
+    recipe_with_text,
+    recipe_within_positions,
+)
 from .resume import RunState, fingerprint, refuse_state, state_folder
 from .run import Run, StageClock
 from .sequence import Reconstructed, reconstruct_blocks
@@ -139,7 +146,8 @@ def _compressed(
         in_a_block = len(source.family.linears)
         recipe, too_large = affordable_recipe(recipe, linears, in_a_block=in_a_block, device=device)
         recipe, too_little = recipe_with_text(recipe, text, streamed=source.streamed)
-        left_out = too_long + too_large + too_little
+        recipe, too_wide = recipe_in_memory(recipe, streamed=source.streamed)
+        left_out = too_long + too_large + too_little + too_wide
         for part in left_out:
             progress(0.01, f"without {part}")
         others = uncompressed_tensors(source.weights(without=names), source.decoder.tied)
@@ -219,7 +227,7 @@ def _through_stages(
         windows, importances = calibrated(source, linears, text, run.part(0.02, 0.10))
     measured_until = 0.14 if recipe.rank_sensitivity else 0.10
     measuring = run.part(0.10, measured_until, "sensitivities")
-    ranks = chosen_ranks(source, linears, importances, bpw=bpw, run=measuring)
+    ranks = chosen_ranks(source, linears, importances, windows=windows, bpw=bpw, run=measuring)
     fitted_until = measured_until + (0.06 if recipe.curvature else 0.0)
     if recipe.curvature:
         # Not kept for --resume: three passes give it again.

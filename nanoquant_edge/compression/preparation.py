@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..models.source import SourceModel
 from ..system.memory import return_freed_memory
 from .calibrate.curvature import no_room
+from .calibrate.divergence import SplicedModel
 from .calibrate.importances import Importance, collect_importances
 from .calibrate.ranks import allocate_ranks
 from .calibrate.sensitivities import measured_errors, rank_shares
@@ -23,7 +24,14 @@ from .kept_results import keep_sensitivities, keep_start, kept_sensitivities, ke
 from .recipe import Recipe
 from .run import Run
 
-__all__ = ["affordable_recipe", "calibrated", "chosen_ranks", "recipe_with_text", "recipe_within_positions"]
+__all__ = [
+    "affordable_recipe",
+    "calibrated",
+    "chosen_ranks",
+    "recipe_in_memory",
+    "recipe_with_text",
+    "recipe_within_positions",
+]
 
 
 def affordable_recipe(
@@ -51,6 +59,15 @@ def affordable_recipe(
     if not int(lacking):
         return recipe, []
     return replace(recipe, curvature=False), [f"curvature, for want of memory ({reason or 'in the first process'})"]
+
+
+def recipe_in_memory(recipe: Recipe, *, streamed: bool) -> tuple[Recipe, list[str]]:
+    """The recipe without what needs the whole model in memory where weights are streamed, and what was left out."""
+    if not (streamed and recipe.rank_sensitivity and recipe.rank_divergence):
+        return recipe, []
+    return replace(recipe, rank_divergence=False), [
+        "ranks by divergence (weights that are streamed are never all there)"
+    ]
 
 
 def recipe_within_positions(recipe: Recipe, positions: int) -> tuple[Recipe, list[str]]:
@@ -106,9 +123,23 @@ def calibrated(
 
 
 def chosen_ranks(
-    source: SourceModel, linears: dict[str, nn.Linear], importances: dict[str, Importance], *, bpw: float, run: Run
+    source: SourceModel,
+    linears: dict[str, nn.Linear],
+    importances: dict[str, Importance],
+    *,
+    windows: Tensor,
+    bpw: float,
+    run: Run,
 ) -> dict[str, int]:
     """Ranks of all layers by name; measured sensitivities are kept in, and taken from, the run's state.
+
+    Args:
+        source: the dense model, on the run's device.
+        linears: name -> layer to compress.
+        importances: name -> importances.
+        windows: int64 (windows, length) of calibration text.
+        bpw: target rate.
+        run: its recipe says how.
 
     Raises:
         NqEdgeError: NQ-OPTION when the rate is not between 0.05 and 8.
@@ -122,7 +153,14 @@ def chosen_ranks(
         errors = kept_sensitivities(run.state, len(even))
         if errors is None:
             with run.clock.stage("sensitivities"):
-                errors = measured_errors(source.layers(list(linears)), importances, even, run)
+                spliced = SplicedModel(source, windows, run) if run.recipe.rank_divergence else None
+                errors = measured_errors(
+                    source.layers(list(linears)),
+                    importances,
+                    even,
+                    run,
+                    divergence=None if spliced is None else spliced.divergence,
+                )
             keep_sensitivities(run.state, errors)
         shares, _ = rank_shares(errors, even, shapes)
     recipe = run.recipe

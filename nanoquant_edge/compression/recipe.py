@@ -42,6 +42,8 @@ class Recipe:
             last block (section 11).
         rank_sensitivity: shift bits between layers by the error that they are measured to save there
             (section 11).
+        rank_divergence: with `rank_sensitivity`, what a layer costs is the divergence of the dense model with that one
+            layer factorized (section 11).
         rank_fill: spend the whole rate that was asked for: also what rounding the ranks of equal rates down to words
             leaves, 11 % of the bits of SmolLM2-135M at 0.55 bits per weight (section 11).
         admm_steps, admm_ridge, svid_steps: LB-ADMM (section 5).
@@ -73,6 +75,7 @@ class Recipe:
     refresh_inputs: bool = False
     rank_depth: float = 0.0
     rank_sensitivity: bool = False
+    rank_divergence: bool = False
     rank_fill: bool = False
     admm_steps: int = 400
     admm_ridge: float = 0.03

@@ -9,7 +9,7 @@ model. So errors of different layers can be weighed against each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,7 @@ _EXPONENTS = (0.25, 4.0)
 _STEPS, _SVID_STEPS = 32, 2
 #: Layers up to this size are bound by launches: their steps are kept as CUDA graphs.
 _KEEP_UP_TO = 1 << 24
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,17 @@ def fit_power_law(ranks: tuple[int, ...], errors: list[float]) -> PowerLaw:
 
 @torch.no_grad()
 def measured_errors(
-    linears: Mapping[str, nn.Linear], importances: Mapping[str, Importance], even: Mapping[str, int], run: Run
+    linears: Mapping[str, nn.Linear],
+    importances: Mapping[str, Importance],
+    even: Mapping[str, int],
+    run: Run,
+    *,
+    divergence: Callable[[str, Tensor], float] | None = None,
 ) -> Tensor:
     """Squared weighted errors of all layers at three ranks each; the processes of a team share the layers.
+
+    With `divergence` a layer's errors are scaled so that at the even rank they are what the factorized weight costs the
+    model: the errors then only say how that changes with the rank.
 
     Args:
         linears: name -> dense layer, in processing order.
@@ -82,6 +91,7 @@ def measured_errors(
         even: name -> rank at equal rates.
         run: where to compute, in which type, and the seed of the Gaussian starts. A weight that lies elsewhere is on
             the device only while its layer is measured.
+        divergence: from a layer's name and its factorized weight, what the model loses.
 
     Returns:
         float64 (layers, 3) on the CPU, the same in all processes.
@@ -103,6 +113,10 @@ def measured_errors(
                 weight, rank, inputs=inputs, outputs=outputs, settings=settings, seed=run.seed, problems=reused
             )
             errors[row, column] = factors.error**2 * size
+            if divergence is not None and rank == even[name]:
+                scale = divergence(name, factors.dense()) / max(float(errors[row, column]), _TINY)
+        if divergence is not None:
+            errors[row] *= max(scale, 0.0)
         run.progress((done + 1) / len(share))
     problems.close()
     shared = errors.to(run.device)  # a GPU's messages are a GPU's tensors
