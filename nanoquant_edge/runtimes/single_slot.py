@@ -54,7 +54,7 @@ class SingleSlot(SerialSlots):
         """Unknown: a backend does not tell its bytes."""
         return SlotMemory(held=0, most=0, token=0)
 
-    def _forward(self, rows: Sequence[SlotRow], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _forward(self, rows: Sequence[SlotRow], ids: Sequence[list[int]]) -> list[np.ndarray]:
         (row,), (new,) = rows, ids
         self._held = self._held[: int(self._lengths[0])]
         if self._computed != len(self._held):
@@ -62,8 +62,8 @@ class SingleSlot(SerialSlots):
             self._computed = 0
             for start in range(0, len(self._held), _CHUNK):
                 self._run(np.asarray(self._held[start : start + _CHUNK]), 0)
-        logits = self._run(new, row.logits)
-        self._held += new.tolist()
+        logits = self._run(np.array(new), row.logits)
+        self._held += new
         return [logits]
 
     def _run(self, ids: np.ndarray, count: int) -> np.ndarray:

@@ -271,27 +271,29 @@ class SerialSlots(ABC):
                 raise NqEdgeError("NQ-OPTION", "the slots are closed.", "Open the bundle or checkpoint again.")
             yield
 
-    def _checked(self, rows: Sequence[SlotRow]) -> list[np.ndarray]:
-        """The ids of each row, int64, once all rows are seen to be good."""
+    def _checked(self, rows: Sequence[SlotRow]) -> list[list[int]]:
+        """The ids of each row, once all rows are seen to be good.
+
+        In Python's own numbers: beside a step that fills the caches with weights, a call of NumPy takes longer than a
+        few of them.
+        """
         if not rows or len({row.slot for row in rows}) != len(rows):
             raise NqEdgeError("NQ-OPTION", "a call takes one row or more, each of another slot.")
-        ids = [np.asarray(row.ids) for row in rows]
+        ids = [_whole_numbers(row) for row in rows]
         for row, new in zip(rows, ids, strict=True):
             self._check_slot(row.slot)
-            if new.ndim != 1 or new.size == 0 or new.dtype.kind not in "iu":
-                raise NqEdgeError("NQ-PROMPT", f"the token ids for slot {row.slot} are not a row of whole numbers.")
-            if not 0 <= row.logits <= new.size:
-                raise NqEdgeError("NQ-OPTION", f"logits of {row.logits} of {new.size} tokens were asked for.")
-            low, high = int(new.min()), int(new.max())
+            if not 0 <= row.logits <= len(new):
+                raise NqEdgeError("NQ-OPTION", f"logits of {row.logits} of {len(new)} tokens were asked for.")
+            low, high = min(new), max(new)
             if low < 0 or high >= self.vocab_size:
                 wrong = low if low < 0 else high
                 raise NqEdgeError("NQ-PROMPT", f"token id {wrong} is outside the vocabulary of {self.vocab_size}.")
-            total = int(self._lengths[row.slot]) + new.size
+            total = int(self._lengths[row.slot]) + len(new)
             if total > self.max_context:
                 raise NqEdgeError("NQ-PROMPT", f"{total} tokens do not fit the context of {self.max_context} tokens.")
-        if sum(new.size for new in ids) > self.most_tokens:
+        if sum(map(len, ids)) > self.most_tokens:
             raise NqEdgeError("NQ-OPTION", f"one call takes {self.most_tokens} tokens at most.")
-        return [new.astype(np.int64) for new in ids]
+        return ids
 
     def _check_slot(self, slot: int) -> None:
         if type(slot) is not int or not 0 <= slot < self.count:
@@ -303,7 +305,7 @@ class SerialSlots(ABC):
             raise NqEdgeError("NQ-OPTION", f"slot {slot} holds {self._lengths[slot]} tokens, not {length!r}.")
 
     @abstractmethod
-    def _forward(self, rows: Sequence[SlotRow], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _forward(self, rows: Sequence[SlotRow], ids: Sequence[list[int]]) -> list[np.ndarray]:
         """`forward` with checked rows; lengths are advanced by the caller. The lock is held, here and below."""
 
     def _truncate(self, slot: int, length: int) -> None:
@@ -325,3 +327,19 @@ class SerialSlots(ABC):
     @abstractmethod
     def _close(self) -> None:
         """Give back all memory; called once."""
+
+
+def _whole_numbers(row: SlotRow) -> list[int]:
+    """A row's token ids.
+
+    Raises:
+        NqEdgeError: NQ-PROMPT for anything but a row of one whole number or more.
+    """
+    found = list(row.ids)
+    if found and all(type(token) is int for token in found):
+        return found
+    array = np.asarray(row.ids)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
+        raise NqEdgeError("NQ-PROMPT", f"the token ids for slot {row.slot} are not a row of whole numbers.")
+    numbers: list[int] = array.tolist()
+    return numbers

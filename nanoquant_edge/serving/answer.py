@@ -28,6 +28,7 @@ class Answer(Iterator[Piece]):
         self._on_cancel, self._notify = on_cancel, notify
         self._pieces: deque[Piece] = deque()
         self._changed = threading.Condition()
+        self._done = threading.Event()  # for those who wait for the end only, and are not to be woken at each token
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
         self._ended = False
@@ -70,9 +71,7 @@ class Answer(Iterator[Piece]):
         Raises:
             NqEdgeError: what made the request fail.
         """
-        with self._changed:
-            while not self._ended:
-                self._changed.wait()
+        self._done.wait()
         if self._error is not None:
             raise self._error
         assert self._outcome is not None
@@ -103,6 +102,7 @@ class Answer(Iterator[Piece]):
         with self._changed:
             self._outcome, self._error, self._ended = outcome, error, True
             self._changed.notify_all()
+        self._done.set()
         self._tell()
 
     def _tell(self) -> None:

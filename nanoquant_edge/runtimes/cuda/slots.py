@@ -78,9 +78,9 @@ class CudaSlots(SerialSlots):
         assert self._engine is not None  # the caller has seen that it is not closed
         return self._engine
 
-    def _forward(self, rows: Sequence[SlotRow], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _forward(self, rows: Sequence[SlotRow], ids: Sequence[list[int]]) -> list[np.ndarray]:
         appends = [
-            Append(self._held[row.slot], new, np.arange(len(new) - row.logits, len(new)))
+            Append(self._held[row.slot], np.array(new, np.int64), np.arange(len(new) - row.logits, len(new)))
             for row, new in zip(rows, ids, strict=True)
         ]
         before = [append.held.length for append in appends]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["OnnxRuntimeSlots"]
+
+_TYPES = {INPUT_IDS: np.int64, ATTENTION_MASK: np.int64, LOGITS_INDICES: np.int64, SLOTS: np.int32}
 
 
 class OnnxRuntimeSlots(SerialSlots):
@@ -101,43 +104,48 @@ class OnnxRuntimeSlots(SerialSlots):
         self.truncate(0, 0)
         return np.array_equal(whole, np.concatenate(single))
 
-    def _forward(self, rows: Sequence[SlotRow], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _forward(self, rows: Sequence[SlotRow], ids: Sequence[list[int]]) -> list[np.ndarray]:
+        lengths = self._lengths.tolist()
         for row, new in zip(rows, ids, strict=True):
-            self._cache.grow(row.slot, int(self._lengths[row.slot]) + new.size)
+            self._cache.grow(row.slot, lengths[row.slot] + len(new))
         if self.together:
-            return self._forward_together(rows, ids)
-        return [self._forward_one(row, new) for row, new in zip(rows, ids, strict=True)]
+            return self._forward_together(rows, ids, lengths)
+        return [self._forward_one(row, new, lengths[row.slot]) for row, new in zip(rows, ids, strict=True)]
 
-    def _forward_together(self, rows: Sequence[SlotRow], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _forward_together(
+        self, rows: Sequence[SlotRow], ids: Sequence[list[int]], lengths: list[int]
+    ) -> list[np.ndarray]:
         """One run: each token names its slot and position."""
-        sizes = [new.size for new in ids]
-        ends = np.cumsum(sizes)
-        wanted = [np.arange(end - row.logits, end) for row, end in zip(rows, ends, strict=True)]
-        lengths = [self._lengths[row.slot] + np.arange(1, size + 1) for row, size in zip(rows, sizes, strict=True)]
-        feeds = {
-            INPUT_IDS: np.concatenate(ids)[None],
-            ATTENTION_MASK: np.concatenate(lengths)[:, None],
-            LOGITS_INDICES: np.concatenate(wanted)[None].astype(np.int64),
-            SLOTS: np.repeat(np.array([row.slot for row in rows], dtype=np.int32), sizes),
-        }
-        logits = self._run(feeds, slot=None)
-        return np.split(logits, np.cumsum([row.logits for row in rows])[:-1])
+        tokens: list[int] = []
+        places: list[int] = []
+        slots: list[int] = []
+        wanted: list[int] = []
+        ends = [0]
+        for row, new in zip(rows, ids, strict=True):
+            tokens += new
+            places += range(lengths[row.slot] + 1, lengths[row.slot] + len(new) + 1)
+            slots += [row.slot] * len(new)
+            wanted += range(len(tokens) - row.logits, len(tokens))
+            ends.append(len(wanted))
+        feeds = {INPUT_IDS: [tokens], ATTENTION_MASK: [[place] for place in places], LOGITS_INDICES: [wanted]}
+        logits = self._run({**feeds, SLOTS: slots}, slot=None)
+        return [logits[begin:end] for begin, end in itertools.pairwise(ends)]
 
-    def _forward_one(self, row: SlotRow, ids: np.ndarray) -> np.ndarray:
+    def _forward_one(self, row: SlotRow, ids: list[int], length: int) -> np.ndarray:
         """A run over one slot's part of the cache."""
-        total = int(self._lengths[row.slot]) + ids.size
         feeds = {
-            INPUT_IDS: ids[None],
-            ATTENTION_MASK: np.ones((1, total), dtype=np.int64),
-            LOGITS_INDICES: np.arange(ids.size - row.logits, ids.size)[None],
+            INPUT_IDS: [ids],
+            ATTENTION_MASK: [[1] * (length + len(ids))],
+            LOGITS_INDICES: [list(range(len(ids) - row.logits, len(ids)))],
         }
         return self._run(feeds, slot=row.slot)
 
-    def _run(self, feeds: Mapping[str, np.ndarray], slot: int | None) -> np.ndarray:
+    def _run(self, feeds: Mapping[str, Any], slot: int | None) -> np.ndarray:
         """One pass through the graph, over all slots or one; logits [positions, vocab_size]."""
-        logits = np.empty((1, feeds[LOGITS_INDICES].shape[1], self.vocab_size), dtype=np.float32)
+        logits = np.empty((1, len(feeds[LOGITS_INDICES][0]), self.vocab_size), dtype=np.float32)
         binding = self._bound(slot)
-        for name, array in feeds.items():  # by address: an optional input has no other way
+        arrays = {name: np.array(value, _TYPES[name]) for name, value in feeds.items()}
+        for name, array in arrays.items():  # by address: an optional input has no other way
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:

@@ -48,18 +48,18 @@ class FakeSlots(SerialSlots):
         found: np.ndarray = rng.standard_normal(self.vocab_size, dtype=np.float32)
         return found
 
-    def _forward(self, rows: Sequence[SlotRow], ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _forward(self, rows: Sequence[SlotRow], ids: Sequence[list[int]]) -> list[np.ndarray]:
         if self.fail is not None:
             failure, self.fail = self.fail, None
             raise failure
         if self._delay_s:
             time.sleep(self._delay_s)
-        self.calls.append({row.slot: new.size for row, new in zip(rows, ids, strict=True)})
+        self.calls.append({row.slot: len(new) for row, new in zip(rows, ids, strict=True)})
         found = []
         for row, new in zip(rows, ids, strict=True):
             tokens = self._tokens[row.slot]
             assert len(tokens) == self._lengths[row.slot]
-            tokens += new.tolist()
+            tokens += new
             ends = range(len(tokens) - row.logits + 1, len(tokens) + 1)
             each = [self.logits(tokens[:end]) for end in ends]
             found.append(np.stack(each) if each else np.zeros((0, self.vocab_size), np.float32))
