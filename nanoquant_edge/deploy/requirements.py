@@ -17,18 +17,20 @@ from ..system.files import sha256_of
 __all__ = ["PINS", "fetch_wheels", "hashed_lines", "index_lines", "write_page"]
 
 #: Direct requirements of a board that runs on its processor; newest versions that tests ran with, by Python.
-#: ONNX Runtime 1.23 is the last one for Python 3.10, which JetPack 6 has.
+#: ONNX Runtime 1.23 and Starlette 1.7 are the last ones for Python 3.10, which JetPack 6 has.
 PINS = {
-    "3.10": {"onnxruntime": "1.23.2", "numpy": "2.2.6"},
-    "": {"onnxruntime": "1.31.1", "numpy": "2.4.6"},
+    "3.10": {"onnxruntime": "1.23.2", "numpy": "2.2.6", "starlette": "1.7.0"},
+    "": {"onnxruntime": "1.31.1", "numpy": "2.4.6", "starlette": "1.10.0"},
 }
 _COMMON = {
     "click": "8.5.1",
     "jinja2": "3.1.6",
+    "llguidance": "1.9.1",
     "packaging": "26.4",
     "rich": "15.0.0",
     "safetensors": "0.8.0",
     "tokenizers": "0.23.3",
+    "uvicorn": "0.54.0",
 }
 
 

@@ -17,6 +17,7 @@ _FILES = {
     "setup.sh": "setup.sh",
     "nq-edge": "nq-edge",
     "run.sh": "run.sh",
+    "serve.sh": "serve.sh",
     "build_engine.sh": "build_engine.sh",
     "README.md": "README.md",
     "Dockerfile": "Dockerfile",
@@ -25,8 +26,7 @@ _FILES = {
     "build.sh": "container/build.sh",
     "config.py.in": "container/config.py",
     "test.py.in": "container/test.py",
-    "nanoquant-edge.socket": "systemd/nanoquant-edge.socket",
-    "nanoquant-edge@.service": "systemd/nanoquant-edge@.service",
+    "nanoquant-edge.service": "systemd/nanoquant-edge.service",
 }
 
 
@@ -53,7 +53,6 @@ def _words(made: Deployment, version: str) -> dict[str, str]:
     target, bundle = made.target, made.bundle
     system = target.software[0] if target.software else {}
     jetson, gpu = bool(target.jetpack), target.flavour == "standard"
-    has_template = "chat_template.jinja" in bundle.files
     older = system.get("python", made.python) != made.python
     paths = ["ONNX Runtime on the processor"] if bundle.backend == ONNXRUNTIME else []
     if made.graph or bundle.backend == "tensorrt":
@@ -97,7 +96,8 @@ def _words(made: Deployment, version: str) -> dict[str, str]:
         "DEPENDS": "[cuda, tensorrt, python]" if gpu else "[python]",
         "REQUIRES": f">={system['l4t'].split('.')[0]}" if "l4t" in system else ">=32.6",
         "BASE_IMAGE": base,
-        "CHAT": " --chat" if has_template else "",
+        # All slots together hold the context that the forecast counts, so that the memory's limit is not met.
+        "CACHE_TOKENS": "" if fit is None or not fit.capacity else f" --cache-tokens {fit.capacity}",
         "MEMORY_MAX": f"{int(1.25 * fit.needed / 1e6) + 256}M" if fit is not None else "90%",
         "SUPPLEMENTARY": "SupplementaryGroups=video render\n" if gpu else "",
         "TRIED": "The processor's path is executed by the project's tests in an emulated aarch64 system: setup.sh, "

@@ -26,7 +26,7 @@ from nanoquant_edge.errors import NqEdgeError
 from nanoquant_edge.system.written import MARKER
 
 SHELLCHECK = shutil.which("shellcheck") or str(Path(sys.executable).parent / "shellcheck")
-SCRIPTS = ("setup.sh", "nq-edge", "run.sh", "build_engine.sh", "container/install.sh", "container/build.sh")
+SCRIPTS = ("setup.sh", "nq-edge", "run.sh", "serve.sh", "build_engine.sh", "container/install.sh", "container/build.sh")
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +85,13 @@ def test_the_container_recipe_follows_the_conventions(orin: Path) -> None:
     assert scope["package"] == {"build_args": {"NQ_EDGE_VERSION": version("nanoquant-edge")}}
 
 
-def test_the_service(orin: Path) -> None:
-    unit = (orin / "systemd/nanoquant-edge@.service").read_text()
-    assert "ExecStart=/opt/nanoquant-edge/run.sh" in unit and "SupplementaryGroups=video render" in unit
+def test_the_service(orin: Path, tmp_path: Path) -> None:
+    unit = (orin / "systemd/nanoquant-edge.service").read_text()
+    assert "ExecStart=/opt/nanoquant-edge/serve.sh" in unit and "SupplementaryGroups=video render" in unit
     if (analyze := shutil.which("systemd-analyze")) is not None:
-        subprocess.run([analyze, "verify", str(orin / "systemd/nanoquant-edge.socket")], check=True)
+        here = tmp_path / "nanoquant-edge.service"
+        here.write_text(unit.replace("/opt/nanoquant-edge", str(orin)))
+        subprocess.run([analyze, "verify", str(here)], check=True)
 
 
 def test_a_folder_for_this_machine_runs_from_its_own_files(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -135,6 +137,7 @@ def test_a_folder_for_this_machine_runs_from_its_own_files(tiny_bundle: Path, tm
     output.rename(moved)
     linked = tmp_path / "say"
     linked.symlink_to(moved / "run.sh")
+    assert subprocess.run([moved / "serve.sh", "--help"], env=clean, capture_output=True, check=True).stdout
     command = [moved / "run.sh", "--prompt", "The quick", "-n", "4", "--json"]
     text = subprocess.run(command, env=clean, capture_output=True, text=True, check=True)
     result = json.loads(text.stdout)

@@ -10,17 +10,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+import anyio.to_thread
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from .problems import Problem, problem_of
 
-__all__ = ["DONE", "JsonResponse", "event", "read_json", "stream", "unless_gone"]
+__all__ = ["DONE", "JsonResponse", "event", "in_thread", "read_json", "stream", "unless_gone"]
 
 Value = TypeVar("Value")
 LOG = logging.getLogger("nanoquant_edge.serving")
 DONE = b"data: [DONE]\n\n"
+
+
+#: Threads that encode prompts and compile grammars: they take the processors that the model wants.
+_THREADS = 4
+
+
+async def in_thread(work: Callable[..., Value], *arguments: Any) -> Value:
+    """The result of a function that takes time, called in one of a few threads."""
+    anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+    return await anyio.to_thread.run_sync(work, *arguments)
 
 
 def dump(value: Any) -> bytes:

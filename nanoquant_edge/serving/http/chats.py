@@ -8,14 +8,13 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from ..model import ServedModel
 from ..requests import Outcome, Request, TokenChoice
 from ..tools import Call
-from .answering import DONE, JsonResponse, event, stream, unless_gone
+from .answering import DONE, JsonResponse, event, in_thread, stream, unless_gone
 from .chat_text import AnswerEnd, answer_parts
 from .conversation import Conversation, Tools, template_messages, tools_of
 from .entries import token_entries, usage_of
@@ -34,7 +33,7 @@ async def chat(model: ServedModel, http: HttpRequest, body: dict[str, Any]) -> R
     """
     if body["top_logprobs"] is not None and not body["logprobs"]:
         raise Problem(400, "top_logprobs needs logprobs: true.", param="top_logprobs", code="invalid_value")
-    requests, tools = await run_in_threadpool(_requests, model, body)
+    requests, tools = await in_thread(_requests, model, body)
     writing = _Writing(model, body, tools)
     texts = Texts(model, requests)
     if body["stream"]:

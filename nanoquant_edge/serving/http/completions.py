@@ -8,13 +8,12 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from ..model import ServedModel
 from ..requests import Outcome, Piece, Request, TokenChoice
-from .answering import DONE, JsonResponse, event, stream, unless_gone
+from .answering import DONE, JsonResponse, event, in_thread, stream, unless_gone
 from .entries import finish_reason, legacy_logprobs, usage_of
 from .problems import Problem
 from .sampling import grammar_of, sampling_of, stops_of
@@ -31,7 +30,7 @@ async def complete(model: ServedModel, http: HttpRequest, body: dict[str, Any]) 
     """
     if body["echo"] and body["logprobs"] is not None:
         raise Problem(400, "echo with logprobs is not supported.", param="echo", code="unsupported")
-    requests, shown = await run_in_threadpool(_requests, model, body)
+    requests, shown = await in_thread(_requests, model, body)
     writing = _Writing(model, body, shown)
     texts = Texts(model, requests)
     if body["stream"]:

@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from ..model import ServedModel
 from ..requests import Outcome, Request, TokenChoice
 from ..tools import Call
-from .answering import JsonResponse, event, stream, unless_gone
+from .answering import JsonResponse, event, in_thread, stream, unless_gone
 from .chat_text import AnswerEnd, answer_parts
 from .conversation import Conversation, Tools, template_messages, tools_of
 from .entries import token_entries
@@ -34,7 +33,7 @@ async def respond(model: ServedModel, http: HttpRequest, body: dict[str, Any]) -
     if body["previous_response_id"] is not None:
         place = "previous_response_id"
         raise Problem(400, f"{place}: no response is stored; send the conversation.", param=place, code="unsupported")
-    request, tools = await run_in_threadpool(_request, model, body)
+    request, tools = await in_thread(_request, model, body)
     writing = _Writing(model, body, tools)
     texts = Texts(model, [request])
     if body["stream"]:
