@@ -36,7 +36,28 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxRuntimeSlots"]
 
+#: Most tokens of a step that keeps its binding.
+_SMALL = 32
 _TYPES = {INPUT_IDS: np.int64, ATTENTION_MASK: np.int64, LOGITS_INDICES: np.int64, SLOTS: np.int32}
+
+
+class _Bound:
+    """A binding, and the arrays that its inputs lie in."""
+
+    def __init__(self, binding: Any) -> None:
+        self.binding = binding
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def give(self, feeds: Mapping[str, Any]) -> None:
+        """Fill the inputs from nested lists; what has its shape from the last time is not bound again."""
+        for name, value in feeds.items():
+            array = np.array(value, _TYPES[name])
+            old = self._arrays.get(name)
+            if old is not None and old.shape == array.shape:
+                old[...] = array
+                continue
+            self._arrays[name] = array  # by address: an optional input has no other way
+            self.binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 class OnnxRuntimeSlots(SerialSlots):
@@ -82,7 +103,7 @@ class OnnxRuntimeSlots(SerialSlots):
         check_interface(self._session, bundle)
         self.together = takes_slots(self._session) and self.kernel == KERNEL
         self._cache = SlotCache(bundle.kv, count=count, capacity=self.max_context)
-        self._bindings: dict[int, Any] = {}
+        self._bindings: dict[tuple[int, int], _Bound] = {}
         hashes = "-".join(bundle.files[name].sha256 for name in (MODEL_FILE, DATA_FILE) if name in bundle.files)
         kv = bundle.kv
         self.form = f"{self.name} {kv.layers}x{kv.heads}x{kv.head_dim} {kv.dtype} {hashes}"
@@ -142,30 +163,33 @@ class OnnxRuntimeSlots(SerialSlots):
 
     def _run(self, feeds: Mapping[str, Any], slot: int | None) -> np.ndarray:
         """One pass through the graph, over all slots or one; logits [positions, vocab_size]."""
-        logits = np.empty((1, len(feeds[LOGITS_INDICES][0]), self.vocab_size), dtype=np.float32)
-        binding = self._bound(slot)
-        arrays = {name: np.array(value, _TYPES[name]) for name, value in feeds.items()}
-        for name, array in arrays.items():  # by address: an optional input has no other way
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        tokens, positions = len(feeds[INPUT_IDS][0]), len(feeds[LOGITS_INDICES][0])
+        logits = np.empty((1, positions, self.vocab_size), dtype=np.float32)
+        small = slot is None and tokens == positions <= _SMALL
+        bound = self._bound((-1 if slot is None else slot, tokens if small else 0))
+        bound.give(feeds)
+        bound.binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(bound.binding)
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise refusal(error, "NQ-BACKEND", message=f"ONNX Runtime failed: {str(error).strip()}") from error
         result: np.ndarray = logits[0]
         return result
 
-    def _bound(self, slot: int | None) -> Any:
-        """The binding that holds the cache of all slots, or of one as a batch of one; caches never move."""
-        key = -1 if slot is None else slot
+    def _bound(self, key: tuple[int, int]) -> _Bound:
+        """A binding of all slots' cache (-1), or of one slot's as a batch of one; caches never move.
+
+        Steps of a few tokens, all with logits, have a binding for each number of tokens, so that their inputs are
+        bound once.
+        """
         if key not in self._bindings:
-            binding = self._session.io_binding()
+            bound = _Bound(self._session.io_binding())
             for name, buffer in self._cache.buffers.items():
-                part = buffer if slot is None else buffer[slot : slot + 1]
+                part = buffer if key[0] < 0 else buffer[key[0] : key[0] + 1]
                 memory = ("cpu", 0, part.dtype, part.shape, part.ctypes.data)
-                binding.bind_input(PAST + name, *memory)
-                binding.bind_output(PRESENT + name, *memory)
-            self._bindings[key] = binding
+                bound.binding.bind_input(PAST + name, *memory)
+                bound.binding.bind_output(PRESENT + name, *memory)
+            self._bindings[key] = bound
         return self._bindings[key]
 
     def _truncate(self, slot: int, length: int) -> None:
