@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import NqEdgeError
 from .arguments import InputPath
+from .form import form_options, grammar_of
 from .opening import OPENING, opening_options
 from .paths import check_kind
 from .streams import echo_json, note
+
+if TYPE_CHECKING:
+    from ..runtimes import Generator
+    from ..runtimes.mask import TokenMask
+    from ..serving.constraint import Grammar
 
 __all__ = ["command"]
 
@@ -39,6 +46,7 @@ MAX_PROMPT_BYTES = 64 << 20
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1 avoids repetition.")
 @click.option("--seed", type=int, help="Equal seeds give equal text.")
 @click.option("--stop", multiple=True, help="End the text before this string; may be given several times.")
+@form_options
 @opening_options
 @click.option("--max-context", type=int, help="Most tokens of prompt and text together.")
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
@@ -55,17 +63,19 @@ def command(model: Path, **options: Any) -> None:
     opening = OpenOptions(**{name: options[name] for name in (*OPENING, "max_context")})
     check_kind(model, "bundle", "engine", "checkpoint", code="NQ-BUNDLE")
     prompt = _read_prompt(options["prompt"], options["prompt_file"])
+    grammar = grammar_of(options)
     chat = options["chat"] or options["system"] is not None
     target = Target.of(model, opening, verify=True if options["verify"] else None, tell=note)
     for remark in target.remarks(opening):
         note(remark)
-    with Generator.open(target, opening, chat=chat) as generator:
+    with Generator.open(target, opening, chat=chat) as generator, contextlib.ExitStack() as held:
         run = generator.stream(
             [{"role": "user", "content": prompt}] if chat else prompt,
             system=options["system"],
             max_new_tokens=options["max_new_tokens"],
             sampling=sampling,
             stop=options["stop"],
+            mask=None if grammar is None else _mask(generator, grammar, held),
         )
         for piece in run:
             if not options["as_json"]:
@@ -83,6 +93,19 @@ def command(model: Path, **options: Any) -> None:
         f"first token {result.ttft_s:.2f} s · peak {result.peak_memory_mb:.0f} MB · kernel {result.kernel}",
         err=True,
     )
+
+
+def _mask(generator: Generator, grammar: Grammar, held: contextlib.ExitStack) -> TokenMask:
+    """What holds the text to its form.
+
+    Raises:
+        NqEdgeError: NQ-GRAMMAR for a form that cannot be used, NQ-MISSING without llguidance.
+    """
+    from ..serving.constraint import Constrainer
+
+    constrainer = Constrainer(generator.tokenizer, generator.backend.vocab_size, generator.eos_ids)
+    held.callback(constrainer.close)
+    return constrainer.mask(grammar)
 
 
 def _read_prompt(prompt: str | None, path: Path | None) -> str:

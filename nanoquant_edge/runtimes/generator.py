@@ -22,6 +22,7 @@ from ..system.files import path_inside, read_json
 from ..system.memory import peak_memory_mb
 from .backend import Backend, WritingBackend
 from .chat_template import ChatTemplate, load_chat_template
+from .mask import TokenMask
 from .options import OpenKeywords, OpenOptions
 from .result import Generation, SharedIterator, TextRun
 from .sampling import Sampler, SamplingConfig
@@ -195,6 +196,7 @@ class Generator:
         *,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         sampling: SamplingConfig | None = None,
+        mask: TokenMask | None = None,
     ) -> Iterator[int]:
         """New ids one by one; the last one is an end-of-sequence id when the model ends the text.
 
@@ -204,6 +206,7 @@ class Generator:
             ids: the prompt, at least one.
             max_new_tokens: 1 or more.
             sampling: None is greedy.
+            mask: what the text keeps to; made for this text alone.
 
         Raises:
             NqEdgeError: NQ-PROMPT when the prompt is empty, longer than the context or not made of whole numbers,
@@ -225,12 +228,12 @@ class Generator:
         # The last new token is never stored, hence the one more.
         count = min(int(max_new_tokens), limit - len(history) + 1)
         self._current = number = next(self._numbers)
-        return SharedIterator(self._steps(number, history.tolist(), count, sampling or SamplingConfig()))
+        return SharedIterator(self._steps(number, history.tolist(), count, sampling or SamplingConfig(), mask))
 
     def _steps(
-        self, number: int, history: list[int], count: int, sampling: SamplingConfig
+        self, number: int, history: list[int], count: int, sampling: SamplingConfig, mask: TokenMask | None
     ) -> typing.Generator[int, None, None]:
-        if isinstance(self.backend, WritingBackend) and self.backend.chooses(sampling):
+        if mask is None and isinstance(self.backend, WritingBackend) and self.backend.chooses(sampling):
             yield from self._written(number, history, count, sampling)
             return
         sampler = Sampler(sampling, history)
@@ -241,10 +244,12 @@ class Generator:
                 if not step:
                     self.backend.reset()
                 logits = self.backend.forward(np.asarray([new], dtype=np.int64))
-            index = sampler.choose(logits[0, -1])
+            index = sampler.choose(logits[0, -1], None if mask is None else mask.allowed())
             new = [index]
+            if mask is not None and index not in self.eos_ids:
+                mask.push(index)
             yield index
-            if index in self.eos_ids:
+            if index in self.eos_ids or (mask is not None and mask.finished):
                 return
 
     def _written(
@@ -280,6 +285,7 @@ class Generator:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         sampling: SamplingConfig | None = None,
         stop: str | Sequence[str] | None = (),
+        mask: TokenMask | None = None,
     ) -> TextRun:
         """Text pieces as they come: whole characters, and nothing of a stop string.
 
@@ -289,6 +295,7 @@ class Generator:
             max_new_tokens: most new tokens.
             sampling: None is greedy.
             stop: a string that ends the text and is not part of it, or several; special tokens count by their names.
+            mask: what the text keeps to; made for this text alone.
 
         Returns:
             An iterator of non-empty pieces whose `result` is the `Generation` once it is used up.
@@ -306,11 +313,11 @@ class Generator:
         begin = time.perf_counter()
         matcher = StopMatcher(stop_strings(stop), self.tokenizer.special_texts)
         ids = self.encode(prompt, system)
-        steps = self.generate_step(ids, max_new_tokens=max_new_tokens, sampling=sampling)
-        return TextRun(self._pieces(ids, steps, matcher, begin))
+        steps = self.generate_step(ids, max_new_tokens=max_new_tokens, sampling=sampling, mask=mask)
+        return TextRun(self._pieces(ids, steps, matcher, begin, mask))
 
     def _pieces(
-        self, prompt: list[int], steps: Iterator[int], matcher: StopMatcher, begin: float
+        self, prompt: list[int], steps: Iterator[int], matcher: StopMatcher, begin: float, mask: TokenMask | None
     ) -> typing.Generator[str, None, Generation]:
         text = TextStream(self.tokenizer)
         ids: list[int] = []
@@ -330,7 +337,7 @@ class Generator:
                 break
         end = time.perf_counter()
         rest = matcher.push(text.flush()) + matcher.flush()
-        if matcher.stopped:
+        if matcher.stopped or (mask is not None and mask.finished and reason != "eos"):
             reason = "stop"
         if rest:
             pieces.append(rest)

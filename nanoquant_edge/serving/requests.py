@@ -5,11 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import numpy as np
 
 from ..errors import NqEdgeError
+from ..runtimes.mask import TokenMask
 from ..runtimes.options import check_whole
 from ..runtimes.sampling import SamplingConfig
 
@@ -17,29 +15,6 @@ __all__ = ["MAX_LOGPROBS", "BusyError", "Outcome", "Piece", "Request", "TokenCho
 
 #: Most alternatives of a token whose probabilities may be asked for.
 MAX_LOGPROBS = 20
-
-
-class TokenMask(Protocol):
-    """What holds a text to a form, token by token; made for one request, called from the scheduler's thread.
-
-    An exception ends the request it belongs to, and no other.
-    """
-
-    @property
-    def finished(self) -> bool:
-        """Whether the text is complete: it ends here, with reason "stop"."""
-        ...
-
-    def allowed(self) -> np.ndarray | None:
-        """Which tokens may come next: 32-bit integers [ceil(vocabulary / 32)], bit i mod 32 of element i div 32.
-
-        None allows all. The scheduler reads the array at once and keeps nothing of it.
-        """
-        ...
-
-    def push(self, token: int) -> None:
-        """Be told the token that was chosen; one of those allowed, or an end-of-sequence id."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import run
+
 
 def _run(*arguments: str | Path, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-c", "from nanoquant_edge.cli import main; main()", "generate", *map(str, arguments)]
@@ -91,3 +93,25 @@ def test_the_portable_body_runs_only_when_allowed(portable_bundle: Path, tmp_pat
     assert (refused.returncode, b"--allow-portable" in refused.stderr) == (2, True)
     allowed = _run(*arguments, "--allow-portable", NQ_EDGE_NATIVE_DIR=str(tmp_path))
     assert (allowed.returncode, b"kernel portable" in allowed.stderr) == (0, True)
+
+
+def test_the_text_keeps_to_a_form(tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    (tmp_path / "form.lark").write_text('start: "yes" | "no"')
+    common = ("generate", tiny_bundle, "-p", "The", "-t", "1", "-n", "40", "--json")
+    for given in (json.dumps(schema), tmp_path / "schema.json"):
+        assert run(*common, "--json-schema", given) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert json.loads(found["text"])["n"] in (1, 2) and found["finish_reason"] == "stop"
+    assert run(*common, "--grammar", tmp_path / "form.lark", "--temperature", "2") == 0
+    assert json.loads(capfd.readouterr().out)["text"] in ("yes", "no")
+    for wrong in (
+        ("--regex", "(a"),
+        ("--json-schema", tmp_path / "none"),
+        ("--json-schema", "{"),
+        ("--grammar", tmp_path),
+    ):
+        assert run(*common, *wrong) == 2
+        assert "[NQ-GRAMMAR]" in capfd.readouterr().err
