@@ -8,8 +8,8 @@ and Wikipedia passages. One row for each model, recipe, rate and seed, written a
 figure holds already are passed over, so a long table can be made in several runs, each of them within `--time-limit`.
 `--figures` writes elsewhere (on a machine whose files are fetched), and `--merge FILE` takes such rows over. The dense
 model's figures are taken from earlier rows where there are any. `--answers` also asks a model with a chat format
-(`benchmarks.answers`). Rows of `default` have no conversations among their windows, so that they compare with
-`official`; presets are as they come.
+(`benchmarks.answers`). Rows of `default` have no conversations among their windows and no more bits than `official`,
+so that they compare with it; presets are as they come.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _wanted(
     for bpw in bpws:
         for seed in seeds:
             for name in recipes:
-                plain = {"chat_share": 0.0} if name == "default" else {}
+                plain = {"chat_share": 0.0, "rank_fill": False} if name == "default" else {}
                 extra = {**plain, **(REDUCED[name] if schedule == "reduced" else {}), **settings}
                 recipe = Recipe.preset("full" if name == "default" else name, **extra)
                 text = " ".join([*([schedule] if schedule else []), *changes])

@@ -133,8 +133,9 @@ def test_text_in_place_of_the_usual_one_is_told(model: Path, texts: Path) -> Non
 
 
 def test_default_compares_with_official_and_presets_are_as_they_come() -> None:
-    asked = quality._wanted("m", ("default", "balanced", "official"), "", (), (1.0,), (0,), 32)
+    asked = list(quality._wanted("m", ("default", "balanced", "official"), "", (), (1.0,), (0,), 32))
     assert [recipe.chat_share for _, recipe in asked] == [0.0, 0.5, 0.0]
+    assert [recipe.rank_fill for _, recipe in asked] == [False, True, False]
 
 
 def test_a_model_must_be_named() -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..execution.precision import tensor_cores
-from .factor_state import CONDITION, NEWTON_STEPS, FactorState
+from .factor_state import CONDITION, FactorState
 from .factors import Factors, PreconditionedWeight
 from .inverse import inverse
 from .lb_admm import refuse_non_finite
@@ -33,6 +33,8 @@ __all__ = ["Curvature", "CurvedFactorState", "factorize_curved"]
 #: Against solves by eigenvectors in float64, the final error of real layers is the same to the spread over starts from
 #: one step on (docs/notes/quality.md).
 _CG_STEPS = 2
+#: Two fewer than where Newton's iteration is the solution: what it leaves, the next step of the descent takes.
+_NEWTON_STEPS = 4
 _TINY = 1e-30
 
 
@@ -154,7 +156,7 @@ class CurvedFactorState(FactorState):
         matrix = (0.5 * self.middle) * (gram + gram.T)
         matrix.diagonal().add_(damping)
         if self.by_products and not careful:
-            inverse_matrix = inverse(matrix, CONDITION, NEWTON_STEPS)
+            inverse_matrix = inverse(matrix, CONDITION, _NEWTON_STEPS)
             return lambda x: inverse_matrix @ x, (~torch.isfinite(inverse_matrix.sum())).int()
         factor, info = torch.linalg.cholesky_ex(matrix)
         if careful and int(info):
