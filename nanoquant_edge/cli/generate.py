@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+#: No guesses; see `serving.opening`, which help must not load.
+NO_DRAFT = "none"
 #: Larger than any context that fits a model; a wrong file is noticed before it is tokenized.
 MAX_PROMPT_BYTES = 64 << 20
 
@@ -47,6 +49,12 @@ MAX_PROMPT_BYTES = 64 << 20
 @click.option("--seed", type=int, help="Equal seeds give equal text.")
 @click.option("--stop", multiple=True, help="End the text before this string; may be given several times.")
 @form_options
+@click.option(
+    "--draft",
+    default=NO_DRAFT,
+    show_default=True,
+    help="Guess tokens ahead: ngram (from prompt and text), a smaller model, or none. The text stays the same.",
+)
 @opening_options
 @click.option("--max-context", type=int, help="Most tokens of prompt and text together.")
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
@@ -68,21 +76,27 @@ def command(model: Path, **options: Any) -> None:
     target = Target.of(model, opening, verify=True if options["verify"] else None, tell=note)
     for remark in target.remarks(opening):
         note(remark)
-    with Generator.open(target, opening, chat=chat) as generator, contextlib.ExitStack() as held:
-        run = generator.stream(
-            [{"role": "user", "content": prompt}] if chat else prompt,
-            system=options["system"],
-            max_new_tokens=options["max_new_tokens"],
-            sampling=sampling,
-            stop=options["stop"],
-            mask=None if grammar is None else _mask(generator, grammar, held),
-        )
-        for piece in run:
-            if not options["as_json"]:
-                click.echo(piece, nl=False)
-                sys.stdout.flush()
-    result = run.result
-    assert result is not None  # the loop above used the run up
+    show = _hide if options["as_json"] else _show
+    if options["draft"] != NO_DRAFT:
+        from .generate_drafted import Wanted, write_drafted
+
+        asked = {name: options[name] for name in ("system", "max_new_tokens", "stop")}
+        wanted = Wanted(prompt=prompt, chat=chat, sampling=sampling, grammar=grammar, **asked)
+        result = write_drafted(target, opening, wanted=wanted, draft=options["draft"], show=show)
+    else:
+        with Generator.open(target, opening, chat=chat) as generator, contextlib.ExitStack() as held:
+            run = generator.stream(
+                [{"role": "user", "content": prompt}] if chat else prompt,
+                system=options["system"],
+                max_new_tokens=options["max_new_tokens"],
+                sampling=sampling,
+                stop=options["stop"],
+                mask=None if grammar is None else _mask(generator, grammar, held),
+            )
+            for piece in run:
+                show(piece)
+        assert run.result is not None  # the loop above used the run up
+        result = run.result
     if options["as_json"]:
         echo_json(result.to_dict())
         return
@@ -93,6 +107,15 @@ def command(model: Path, **options: Any) -> None:
         f"first token {result.ttft_s:.2f} s · peak {result.peak_memory_mb:.0f} MB · kernel {result.kernel}",
         err=True,
     )
+
+
+def _show(piece: str) -> None:
+    click.echo(piece, nl=False)
+    sys.stdout.flush()
+
+
+def _hide(piece: str) -> None:
+    """Shows nothing: JSON holds the whole text."""
 
 
 def _mask(generator: Generator, grammar: Grammar, held: contextlib.ExitStack) -> TokenMask:

@@ -115,3 +115,14 @@ def test_the_text_keeps_to_a_form(tiny_bundle: Path, tmp_path: Path, capfd: pyte
     ):
         assert run(*common, *wrong) == 2
         assert "[NQ-GRAMMAR]" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--chat", "--temperature", "0.7", "--seed", "5"), ("--regex", "[a-z ]{4,12}")], ids=str
+)
+def test_guessed_tokens_do_not_change_the_text(more: tuple[str, ...], tiny_bundle: Path) -> None:
+    pytest.importorskip("llguidance")
+    options = (tiny_bundle, "-p", "The quick brown fox over the quick brown", "-n", "24", "--json", "-t", "1", *more)
+    plain, drafted = (json.loads(_run(*options, "--draft", draft).stdout) for draft in ("none", "ngram"))
+    same = ("text", "ids", "finish_reason", "prompt_tokens", "kernel")
+    assert {name: plain[name] for name in same} == {name: drafted[name] for name in same}
