@@ -107,8 +107,8 @@ CASES: dict[str, list[Case]] = {
     "splits of a long context": [
         Case((1000,), (1,), heads=(2, 1), cache=Layout(capacity=1024), fused=True),
         Case((1000,), (1,), heads=(9, 1), cache=Layout(8, page_tokens=16, capacity=1024), fused=True),
-        Case((900,), (3,), heads=(2, 1), cache=Layout(capacity=1024)),
-        Case((900,), (3,), heads=(2, 1), cache=Layout(8, page_tokens=16, capacity=1024), window=700),
+        Case((2100,), (3,), heads=(2, 1), cache=Layout(capacity=2304)),
+        Case((2100,), (3,), heads=(1, 1), head_dim=128, cache=Layout(8, page_tokens=16, capacity=2304), window=1500),
     ],
     "blocks with two tiles a warp": [
         Case((3,), (150,), heads=(8, 2), cache=Layout(page_tokens=32, capacity=160), compared=13),

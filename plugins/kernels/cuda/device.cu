@@ -65,6 +65,14 @@ bool may_overlap(const nq_cuda_device& device) {
   return known >= 90 && device.compute_capability >= 90;
 }
 
+nq_status shared_limit(int* bytes) {
+  static PerDevice<int> known;
+  return known.get(bytes, [](int index, int* found) {
+    return check(cudaDeviceGetAttribute(found, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
+                 "attribute");
+  });
+}
+
 nq_status raise_shared_limit(const void* kernel, int bytes, const char* what) {
   char text[100];
   snprintf(text, sizeof text, "shared memory of %s", what);

@@ -60,6 +60,9 @@ nq_status launch(const Launch& how, cudaStream_t stream, void (*kernel)(Expected
   return check(cudaLaunchKernelEx(&config, kernel, std::forward<Given>(given)...), how.what);
 }
 
+// Most bytes of shared memory that a block may have on the current device.
+nq_status shared_limit(int* bytes);
+
 // Lets a kernel's blocks have up to `bytes` of dynamic shared memory on the current device. Without
 // it they get at most 48 KB.
 nq_status raise_shared_limit(const void* kernel, int bytes, const char* what);

@@ -134,21 +134,35 @@ __device__ void leave_rows(const Rows<C, D, T, N>& rows, float factor, float* to
   }
   __syncthreads();
   const Tokens cached(a, region.sequence, region.kv);
-  for (int index = threadIdx.x; index < present * (d / 4); index += kManyThreads) {
-    const int row = index / (d / 4), channel = index % (d / 4) * 4, at = region.first_row + row;
-    const float* from = results + row * d + channel;
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
+  // Four columns of a row at a time, and several such at once: each waits for every split.
+  constexpr int kAtOnce = 4;
+  const int items = present * (d / 4);
+  for (int begin = threadIdx.x; begin < items; begin += kAtOnce * kManyThreads) {
+    float4 sums[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) sums[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 2
     for (int split = 0; split < region.splits; ++split) {
-      const float4 value = __ldcg(reinterpret_cast<const float4*>(from + split * each));
-      const float weight = weights[row * kMostSplits + split];
-      sum.x += weight * value.x, sum.y += weight * value.y;
-      sum.z += weight * value.z, sum.w += weight * value.w;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int index = min(begin + i * kManyThreads, items - 1);
+        const float weight = weights[index / (d / 4) * kMostSplits + split];
+        const float4 value =
+            __ldcg(reinterpret_cast<const float4*>(results + split * each) + index);
+        sums[i].x += weight * value.x, sums[i].y += weight * value.y;
+        sums[i].z += weight * value.z, sums[i].w += weight * value.w;
+      }
     }
-    if (!cached.has(region.place_of(at))) continue;
-    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(a.y) + region.offset(at, a.y_stride, d) +
-                              channel) =
-        make_uint2(pack_pair(sum.x, sum.y, a.type), pack_pair(sum.z, sum.w, a.type));
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int index = begin + i * kManyThreads;
+      if (index >= items) continue;
+      const int row = index / (d / 4), channel = index % (d / 4) * 4, at = region.first_row + row;
+      if (!cached.has(region.place_of(at))) continue;
+      *reinterpret_cast<uint2*>(static_cast<uint16_t*>(a.y) + region.offset(at, a.y_stride, d) +
+                                channel) = make_uint2(pack_pair(sums[i].x, sums[i].y, a.type),
+                                                      pack_pair(sums[i].z, sums[i].w, a.type));
+    }
   }
 }
 
@@ -169,24 +183,39 @@ __global__ void __launch_bounds__(kManyThreads, Sizes<C, D, T, N>::kBlocks)
   const Tokens cached(a, region.sequence, region.kv);
   char* const memory = reinterpret_cast<char*>(shared);
   const uint32_t base = shared_address(shared);
-  const uint32_t keys = base + S::kKeys, values = base + S::kValues;
-  float* const key_scales = reinterpret_cast<float*>(memory + S::kScales);
-  float* const value_scales = key_scales + N;
-  float* const row_scales = value_scales + N;
-  int* const slots = reinterpret_cast<int*>(memory + S::kSlots);  // of two tiles, by 16 tokens
+  float* const scales = reinterpret_cast<float*>(memory + S::kScales);  // of keys, of values, twice
+  float* const row_scales = scales + 4 * N;
+  int* const slots = reinterpret_cast<int*>(memory + S::kSlots);
   const auto slot_of = [&](int tile) {
     return cached.slot(min(tile + 16 * static_cast<int>(threadIdx.x), region.last_place & ~15));
   };
-  const auto parity = [&](int tile) { return tile / N % 2 * (N / 16); };
-  if (threadIdx.x < N / 16) slots[parity(region.begin) + threadIdx.x] = slot_of(region.begin);
+  const bool finds_slots = threadIdx.x < N / 16;
+  if (finds_slots) {
+    slots[threadIdx.x] = slot_of(region.begin);
+    slots[N / 16 + threadIdx.x] = slot_of(region.begin + N);
+  }
   __syncthreads();
 
   wait_for_predecessors();
-  Fetch<C, D, N> fetch(d);
+  Fetch<C, D, N> new_keys(d), new_values(d);
+  const auto begin_fetch = [&](int tile, int stage) {
+    const int* const where = slots + stage * (N / 16);
+    const uint32_t keys = base + S::kKeys + stage * S::kTile;
+    new_keys.begin(a.cache.keys, a.cache.key_scales, where, keys, tile, region.first_key,
+                   region.last_place, d);
+    new_values.begin(a.cache.values, a.cache.value_scales, where, keys + 2 * S::kTile, tile,
+                     region.first_key, region.last_place, d);
+    copy_async_commit();
+  };
+  const auto end_fetch = [&](int stage) {
+    const uint32_t keys = base + S::kKeys + stage * S::kTile;
+    new_keys.end(keys, scales + 2 * stage * N);
+    new_values.end(keys + 2 * S::kTile, scales + (2 * stage + 1) * N);
+  };
   fetch_queries<C, D, T, N>(a, region, base);
-  fetch.begin(a.cache.keys, a.cache.key_scales, slots + parity(region.begin), keys, region.begin,
-              region.first_key, region.last_place, d);
-  fetch.end(keys, key_scales);
+  begin_fetch(region.begin, 0);
+  end_fetch(0);
+  copy_async_wait<0>();
   __syncthreads();
 
   const int warp_row = warp * 16 * T, first_row = region.first_row + warp_row;
@@ -213,40 +242,22 @@ __global__ void __launch_bounds__(kManyThreads, Sizes<C, D, T, N>::kBlocks)
   // Scores stay products where nothing but their scale is to be done.
   const bool plain = C != Core::kCodes && a.soft_cap == 0.0f;
   const float factor = plain ? a.scale * Score::kLog2E : 1.0f;
-  for (int tile = region.begin; tile < region.end; tile += N) {
-    const int* const here = slots + parity(tile);
-    const bool more = tile + N < region.end;
-    const bool seen = tile <= most && (a.window == 0 || tile + N > least - a.window + 1);
-    fetch.begin(a.cache.values, a.cache.value_scales, here, values, tile, region.first_key,
-                region.last_place, d);
-    int next_slot = 0;
-    if (more && threadIdx.x < N / 16) next_slot = slot_of(tile + N);
-    float scores[T][N / 8][4];
-    if (seen) {
-      rows.multiply_keys(scores, held, queries, keys, lane);
-      if constexpr (C == Core::kCodes) {
-#pragma unroll
-        for (int t = 0; t < T; ++t) {
-#pragma unroll
-          for (int n = 0; n < N / 8; ++n) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              scores[t][n][e] *= key_scales[8 * n + 2 * (lane % 4) + e % 2] *
-                                 row_scales[warp_row + 16 * t + 8 * (e / 2) + lane / 4];
-            }
-          }
-        }
-      }
-    }
-    if (more && threadIdx.x < N / 16) slots[parity(tile + N) + threadIdx.x] = next_slot;
-    fetch.end(values, value_scales);
+  for (int tile = region.begin, stage = 0; tile < region.end; tile += N, stage ^= 1) {
+    // This tile is here for everyone, and everyone is done with the one before it.
+    copy_async_wait<0>();
     __syncthreads();
-
+    const bool more = tile + N < region.end;
+    int far_slot = 0;  // of the tile after the next
     if (more) {
-      fetch.begin(a.cache.keys, a.cache.key_scales, slots + parity(tile + N), keys, tile + N,
-                  region.first_key, region.last_place, d);
+      begin_fetch(tile + N, stage ^ 1);
+      if (finds_slots) far_slot = slot_of(tile + 2 * N);
     }
-    if (seen) {
+    if (tile <= most && (a.window == 0 || tile + N > least - a.window + 1)) {
+      const float* const key_scales = scales + 2 * stage * N;
+      const float* const value_scales = key_scales + N;
+      const uint32_t keys = base + S::kKeys + stage * S::kTile;
+      float scores[T][N / 8][4];
+      rows.multiply_keys(scores, held, queries, keys, lane);
       if (!plain) {
 #pragma unroll
         for (int t = 0; t < T; ++t) {
@@ -254,9 +265,13 @@ __global__ void __launch_bounds__(kManyThreads, Sizes<C, D, T, N>::kBlocks)
           for (int n = 0; n < N / 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-              scores[t][n][e] = score(scores[t][n][e], 0);
-              if (C == Core::kCodes) {
-                scores[t][n][e] += log2f(value_scales[8 * n + 2 * (lane % 4) + e % 2]);
+              float& value = scores[t][n][e];
+              if constexpr (C == Core::kCodes) {
+                const int key = 8 * n + 2 * (lane % 4) + e % 2;
+                value *= key_scales[key] * row_scales[warp_row + 16 * t + 8 * (e / 2) + lane / 4];
+                value = score(value, 0) + log2f(value_scales[key]);
+              } else {
+                value = score(value, 0);
               }
             }
           }
@@ -266,10 +281,11 @@ __global__ void __launch_bounds__(kManyThreads, Sizes<C, D, T, N>::kBlocks)
         rows.mask(scores, tile, a.window, lane);
       }
       rows.weigh(scores, factor, value_scales, lane);
-      rows.add(scores, values, lane);
+      rows.add(scores, keys + 2 * S::kTile, lane);
     }
-    if (more) fetch.end(keys, key_scales);
-    __syncthreads();
+    if (!more) continue;
+    end_fetch(stage ^ 1);
+    if (finds_slots) slots[stage * (N / 16) + threadIdx.x] = far_slot;
   }
   rows.gather_totals();
   if (region.splits == 1) {
@@ -298,8 +314,6 @@ __global__ void __launch_bounds__(kManyThreads, Sizes<C, D, T, N>::kBlocks)
 
 namespace {
 
-constexpr int kSplitTokens = kLeastTiles * 64;  // of the widest key tiles
-
 // How the rows of a description are cut; the same for the workspace and the launch.
 struct Cut {
   int tiles;  // of 16 rows a warp
@@ -307,14 +321,12 @@ struct Cut {
   int splits;
 };
 
-Cut cut_of(const nq_cuda_attention& a, int cores) {
+// `wide`: blocks may have two tiles a warp, which are faster once there are enough.
+Cut cut_of(const nq_cuda_attention& a, int cores, bool wide) {
   const int64_t rows = static_cast<int64_t>(a.max_tokens) * (a.heads / a.kv_heads);
   const int64_t heads = static_cast<int64_t>(a.sequences) * a.kv_heads;
+  if (wide && ceil_div(rows, 128) * heads > 2 * cores) return {2, ceil_div(rows, 128) * heads, 1};
   Cut cut = {1, ceil_div(rows, 64) * heads, 1};
-  // With codes, two tiles of a long head do not fit the registers.
-  if (a.head_dim <= (a.cache.bits == 8 ? 64 : 128) && ceil_div(rows, 128) * heads > 2 * cores) {
-    return {2, ceil_div(rows, 128) * heads, 1};
-  }
   if (cut.blocks < cores) cut.splits = splits_of(a, cut.blocks, cores, kSplitTokens);
   return cut;
 }
@@ -364,18 +376,28 @@ extern "C" nq_status nq_cuda_attend_many(const nq_cuda_attention* attention, voi
   if (status != NQ_OK) return status;
   cudaStream_t queue = static_cast<cudaStream_t>(stream);
   if (device.compute_capability < 80) return attend_each(a, device, queue);
-  const Cut cut = cut_of(a, cores_of(device));
+  int most_shared = 0;
+  status = shared_limit(&most_shared);
+  if (status != NQ_OK) return status;
+  most_shared -= 64;  // what the kernel has besides
   return for_core(a, [&](auto core) {
     constexpr Core kCore = decltype(core)::value;
     return for_room(a.head_dim, [&](auto room) {
       constexpr int kRoom = decltype(room)::value;
-      if constexpr (kRoom == 256) {
-        return run<kCore, 256, 1, 32>(a, cut, device, queue);
-      } else if constexpr (kCore == Core::kCodes && kRoom > 64) {
+      constexpr bool kWide = kRoom <= (kCore == Core::kCodes ? 64 : 128);
+      bool wide = false;
+      if constexpr (kWide) wide = Sizes<kCore, kRoom, 2, 64>::kBytes <= most_shared;
+      const Cut cut = cut_of(a, cores_of(device), wide);
+      if constexpr (kWide) {
+        if (cut.tiles == 2) return run<kCore, kRoom, 2, 64>(a, cut, device, queue);
+      }
+      if constexpr (kRoom < 256) {
         return run<kCore, kRoom, 1, 64>(a, cut, device, queue);
       } else {
-        if (cut.tiles == 2) return run<kCore, kRoom, 2, 64>(a, cut, device, queue);
-        return run<kCore, kRoom, 1, 64>(a, cut, device, queue);
+        if (Sizes<kCore, 256, 1, 32>::kBytes <= most_shared) {
+          return run<kCore, 256, 1, 32>(a, cut, device, queue);
+        }
+        return run<kCore, 256, 1, 16>(a, cut, device, queue);
       }
     });
   });

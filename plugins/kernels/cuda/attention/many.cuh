@@ -4,10 +4,10 @@
 // orders it: a block has a tile of query rows and walks over tiles of keys with a running softmax.
 //
 // The rows of a key/value head are its query heads of every new token, token by token, so that
-// grouped heads read a key tile once and the masked triangle at the end is short. Tiles of keys and
-// values come by asynchronous copies: values while the scores are computed, the next keys while the
-// softmax and its product are. Few rows over a long cache leave multiprocessors idle, so the keys
-// are then cut into splits, whose results the last block adds up in one order.
+// grouped heads read a key tile once and the masked triangle at the end is short. The next tile of
+// keys and values comes by asynchronous copies while this one is used. Few rows over a long cache
+// leave multiprocessors idle, so the keys are then cut into splits, whose results the last block
+// adds up in one order.
 
 #ifndef NQ_CUDA_ATTENTION_MANY_CUH
 #define NQ_CUDA_ATTENTION_MANY_CUH
@@ -19,20 +19,23 @@ namespace nq_cuda {
 
 constexpr int kManyThreads = 128;
 constexpr int kManyWarps = kManyThreads / 32;
-constexpr int kLeastTiles = 4;  // key tiles of a split
+constexpr int kSplitTokens = 1024;  // a split has at least so many; adding up costs more for fewer
 
 // Sizes of a block: C's products, room for D channels, T tiles of 16 rows a warp, N keys at once.
 template <Core C, int D, int T, int N>
 struct Sizes {
   static constexpr int kRows = kManyWarps * 16 * T;
   static constexpr int kWidth = D + 8;  // of a row in shared memory: eight rows in different banks
-  static constexpr bool kHoldsQueries = D <= 64;    // in registers
-  static constexpr int kKeys = kRows * kWidth * 2;  // where each part begins, in bytes
-  static constexpr int kValues = kKeys + N * kWidth * 2;
-  static constexpr int kScales = kValues + N * kWidth * 2;  // of keys, then values, then rows
-  static constexpr int kSlots = kScales + (C == Core::kCodes ? 4 * (2 * N + kRows) : 0);
+  static constexpr bool kHoldsQueries = D <= 64;  // in registers
+  // Two stages of keys and values follow the queries, then, of codes, their scales and the rows',
+  // and the slots of two tiles by 16 tokens. In bytes:
+  static constexpr int kTile = N * kWidth * 2;
+  static constexpr int kKeys = kRows * kWidth * 2;
+  static constexpr int kValues = kKeys + 2 * kTile;
+  static constexpr int kScales = kValues + 2 * kTile;
+  static constexpr int kSlots = kScales + (C == Core::kCodes ? 4 * (4 * N + kRows) : 0);
   // Blocks of a multiprocessor that leave registers for everything above.
-  static constexpr int kBlocks = T == 1 ? (D <= 64 && C != Core::kCodes ? 4 : D <= 128 ? 3 : 2) : 2;
+  static constexpr int kBlocks = T == 1 ? (D <= 64 && C != Core::kCodes ? 4 : D <= 96 ? 3 : 2) : 2;
   static constexpr int kBytes = kSlots + 4 * 2 * (N / 16);
 };
 
@@ -62,7 +65,7 @@ struct Region {
     first_key = a.window == 0 ? 0 : max(0, first_place - a.window + 1);
     const int aligned_key = first_key / keys * keys;
     const int tiles = (last_place - aligned_key) / keys + 1;
-    const int share = max((tiles + cuts - 1) / cuts, kLeastTiles);
+    const int share = max((tiles + cuts - 1) / cuts, kSplitTokens / keys);
     splits = (tiles + share - 1) / share;
     begin = aligned_key + split * share * keys;
     end = min(begin + share * keys, last_place + 1);
@@ -134,9 +137,9 @@ struct Fetch {
         scale = load_value(scales, slots[threadIdx.x / 16] + threadIdx.x % 16, NQ_FLOAT16);
       }
     }
-    copy_async_commit();
   }
 
+  // Codes arrive in registers; here they go where copies would have gone.
   __device__ __forceinline__ void end(uint32_t to, float* scales) {
     if constexpr (C == Core::kCodes) {
       if (kAll || row < kRowsAtOnce) {
@@ -149,7 +152,6 @@ struct Fetch {
       }
       if (threadIdx.x < N) scales[threadIdx.x] = scale;
     }
-    copy_async_wait<0>();
   }
 };
 
