@@ -17,8 +17,8 @@ struct Shared {
   __align__(16) uint16_t queries[kColumns][D % 64 == 0 ? D + 32 : D];
   __align__(16) uint16_t new_key[D];  // as in the cache
   __align__(16) uint16_t new_value[D];
-  __align__(16) float sums[kOneWarps][kColumns][D];
-  float maxima[kOneWarps][kColumns], totals[kOneWarps][kColumns];
+  __align__(16) float sums[kMostWarps<D>][kColumns][D];
+  float maxima[kMostWarps<D>][kColumns], totals[kMostWarps<D>][kColumns];
   float weights[kColumns * kMostSplits];
   Rotation<D> rotation;
   float query_scales[kColumns];
@@ -62,9 +62,9 @@ __device__ void prepare(const nq_cuda_attention& a, const Share& share, bool app
   const int d = a.head_dim, group = a.heads / a.kv_heads;
   const bool has_new = appends && share.end == share.place + 1;
   // Items are the queries, the new key and the new value; whole warps go on together.
-  constexpr int kAtOnce = kOneThreads / kSpread<D>;
+  const int at_once = blockDim.x / kSpread<D>;
   for (int item = threadIdx.x / kSpread<D>; item - item % (32 / kSpread<D>) < kColumns + 2;
-       item += kAtOnce) {
+       item += at_once) {
     const bool is_query = item < kColumns, is_key = item == kColumns;
     const bool wanted = is_query || (has_new && item < kColumns + 2);
     // Columns past the last head repeat it.
@@ -241,8 +241,23 @@ template <Core C, int D>
 __device__ void finish(const nq_cuda_attention& a, const Share& share, const float* results,
                        Shared<C, D>& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = a.head_dim;
+  const int threads = blockDim.x;
   const int64_t each = partial_floats(a);
-  for (int q = warp; q < share.heads; q += kOneWarps) {
+  // Four channels a thread; where threads are left, several share a column and its splits. The
+  // first splits' sums are on their way while the weights are computed.
+  constexpr int kAhead = 8;
+  const int columns = share.heads * d / 4, parts = max(1, threads / columns);
+  const int items = columns * parts;
+  const auto sums_of = [&](int item, int round) {
+    const int split = item / columns + round * parts;
+    if (item >= items || split >= share.splits) return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    return __ldcg(reinterpret_cast<const float4*>(results + split * each) + item % columns);
+  };
+  float4 ahead[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) ahead[i] = sums_of(threadIdx.x, i);
+
+  for (int q = warp; q < share.heads; q += threads / 32) {
     const float* maxima = results + kColumns * d + q;
     float high[2], part[2];
 #pragma unroll
@@ -260,20 +275,21 @@ __device__ void finish(const nq_cuda_attention& a, const Share& share, const flo
     }
   }
   __syncthreads();
-  // Four channels a thread; where threads are left, several share a column and its splits.
-  const int columns = share.heads * d / 4, parts = max(1, kOneThreads / columns);
   float4* sums = reinterpret_cast<float4*>(&shared.sums[0][0][0]);
-  for (int item = threadIdx.x; item < columns * parts; item += kOneThreads) {
-    const int column = item % columns;
-    const float* weights = shared.weights + 4 * column / d * kMostSplits;
-    const float4* from = reinterpret_cast<const float4*>(results) + column;
+  for (int item = threadIdx.x; item < items; item += threads) {
+    const float* weights = shared.weights + item % columns * 4 / d * kMostSplits + item / columns;
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
-    for (int split = item / columns; split < share.splits; split += parts) {
-      const float4 value = __ldcg(from + split * each / 4);
-      const float weight = weights[split];
-      sum.x += weight * value.x, sum.y += weight * value.y;
-      sum.z += weight * value.z, sum.w += weight * value.w;
+    for (int begin = 0; begin * parts < share.splits; begin += kAhead) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int round = begin + i;
+        if (item / columns + round * parts >= share.splits) continue;
+        const bool is_ahead = begin == 0 && item < threads;
+        const float4 value = is_ahead ? ahead[i] : sums_of(item, round);
+        const float weight = weights[round * parts];
+        sum.x += weight * value.x, sum.y += weight * value.y;
+        sum.z += weight * value.z, sum.w += weight * value.w;
+      }
     }
     sums[item] = sum;
   }
@@ -281,7 +297,7 @@ __device__ void finish(const nq_cuda_attention& a, const Share& share, const flo
   const int64_t begin =
       share.row * a.y_stride +
       (static_cast<int64_t>(share.kv) * (a.heads / a.kv_heads) + share.first_head) * d;
-  for (int column = threadIdx.x; column < columns; column += kOneThreads) {
+  for (int column = threadIdx.x; column < columns; column += threads) {
     float4 sum = sums[column];
     for (int part = 1; part < parts; ++part) {
       const float4 more = sums[part * columns + column];
@@ -293,14 +309,14 @@ __device__ void finish(const nq_cuda_attention& a, const Share& share, const flo
 }
 
 template <Core C, int D>
-__global__ void __launch_bounds__(kOneThreads)
+__global__ void __launch_bounds__(32 * kMostWarps<D>)
     attend_one(const __grid_constant__ nq_cuda_attention a, bool appends) {
   using Held = Tile<C, D>;
-  constexpr int kStep = kOneWarps * kTile<D>;
+  const int warps = blockDim.x / 32, step = warps * kTile<D>;
   __shared__ Shared<C, D> shared;
 
   release_dependents();
-  const Share share(a, appends, kStep);
+  const Share share(a, appends, step);
   if (!share.any) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = a.head_dim;
   const int g = lane / 4, q = lane % 4;
@@ -331,8 +347,8 @@ __global__ void __launch_bounds__(kOneThreads)
 
   const Score score(a, shared.query_scales[2 * q], shared.query_scales[2 * q + 1]);
   Running<C, D> running;
-  for (; token < share.end; token += kStep) {
-    const int next = token + kStep;
+  for (; token < share.end; token += step) {
+    const int next = token + step;
     if (next < share.end) find(slots, next);
     const int inside = share.place - token;
     if (appends && inside >= 0 && inside < kTile<D>) {
@@ -375,13 +391,11 @@ __global__ void __launch_bounds__(kOneThreads)
   const int64_t begin =
       share.row * a.y_stride +
       (static_cast<int64_t>(share.kv) * (a.heads / a.kv_heads) + share.first_head) * d;
-  for (int i = threadIdx.x; i < share.heads * d; i += kOneThreads) {
+  for (int i = threadIdx.x; i < share.heads * d; i += blockDim.x) {
     const int head = i / d, channel = i % d;
     float most = shared.maxima[0][head], sum = 0.0f, total = 0.0f;
-#pragma unroll
-    for (int w = 1; w < kOneWarps; ++w) most = fmaxf(most, shared.maxima[w][head]);
-#pragma unroll
-    for (int w = 0; w < kOneWarps; ++w) {
+    for (int w = 1; w < warps; ++w) most = fmaxf(most, shared.maxima[w][head]);
+    for (int w = 0; w < warps; ++w) {
       const float weight = power_of_two(shared.maxima[w][head] - most);
       sum += weight * shared.sums[w][head][channel];
       total += weight * shared.totals[w][head];
@@ -410,12 +424,34 @@ __global__ void __launch_bounds__(kOneThreads)
   finish(a, share, results, shared);
 }
 
-nq_status run(const nq_cuda_attention& a, const nq_cuda_device& device, bool appends, int splits,
-              cudaStream_t stream) {
+// How the work of a call is cut.
+struct Cut {
+  int warps, splits;
+};
+
+int64_t units_of(const nq_cuda_attention& a) {
+  return static_cast<int64_t>(a.sequences) * a.kv_heads * pieces_of(a);
+}
+
+// Splits are multiples of this many tokens.
+int chunk_of(const nq_cuda_attention& a, int warps) {
+  return warps * (a.head_dim <= 96 ? kTile<96> : kTile<256>);
+}
+
+// Where units are few, large blocks, one on each multiprocessor, else small ones, of which several
+// fit.
+Cut cut_of(const nq_cuda_attention& a, int cores) {
+  const bool few = units_of(a) < cores && a.head_dim <= 128;
+  const int warps = few ? kMostWarps<128> : kFewWarps;
+  return {warps, splits_of(a, units_of(a), few ? cores : 2 * cores, chunk_of(a, warps))};
+}
+
+nq_status run(const nq_cuda_attention& a, const nq_cuda_device& device, bool appends,
+              const Cut& cut, cudaStream_t stream) {
   const int64_t rows = static_cast<int64_t>(a.sequences) * (appends ? 1 : a.max_tokens);
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(a.kv_heads * pieces_of(a)),
-                  static_cast<unsigned>(splits));
-  const Launch how = {"attention", grid, kOneThreads, 0, may_overlap(device)};
+                  static_cast<unsigned>(cut.splits));
+  const Launch how = {"attention", grid, 32 * cut.warps, 0, may_overlap(device)};
   return for_core(a, [&](auto core) {
     return for_room(a.head_dim, [&](auto room) {
       return launch(how, stream, attend_one<decltype(core)::value, decltype(room)::value>, a,
@@ -424,30 +460,15 @@ nq_status run(const nq_cuda_attention& a, const nq_cuda_device& device, bool app
   });
 }
 
-// Blocks wanted on each multiprocessor before splitting stops.
-constexpr int kOneBlocks = 2;
-
-// Splits are multiples of this many tokens.
-int chunk_of(const nq_cuda_attention& a) {
-  return kOneWarps * (a.head_dim <= 96 ? kTile<96> : kTile<256>);
-}
-
-int one_splits(const nq_cuda_attention& a, int cores) {
-  const int64_t units = static_cast<int64_t>(a.sequences) * a.kv_heads * pieces_of(a);
-  return splits_of(a, units, kOneBlocks * cores, chunk_of(a));
-}
-
 }  // namespace
 
 nq_status attend_each(const nq_cuda_attention& a, const nq_cuda_device& device,
                       cudaStream_t stream) {
-  return run(a, device, false, 1, stream);
+  return run(a, device, false, {kFewWarps, 1}, stream);
 }
 
 size_t attend_one_workspace(const nq_cuda_attention& a) {
-  // Fewer units than wanted blocks are cut up, and become fewer than twice as many.
-  const int64_t units = static_cast<int64_t>(a.sequences) * a.kv_heads * pieces_of(a);
-  const int64_t blocks = most_blocks(a, units, kOneBlocks * kMostCores, chunk_of(a));
+  const int64_t blocks = most_blocks(a, units_of(a), 2 * kMostCores, chunk_of(a, kFewWarps));
   return static_cast<size_t>(blocks * partial_floats(a)) * 4;
 }
 
@@ -465,5 +486,5 @@ extern "C" nq_status nq_cuda_attend(const nq_cuda_attention* attention, void* st
   nq_cuda_device device;
   status = describe(&device);
   if (status != NQ_OK) return status;
-  return run(a, device, true, one_splits(a, cores_of(device)), static_cast<cudaStream_t>(stream));
+  return run(a, device, true, cut_of(a, cores_of(device)), static_cast<cudaStream_t>(stream));
 }

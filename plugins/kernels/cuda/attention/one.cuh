@@ -19,9 +19,13 @@
 
 namespace nq_cuda {
 
-constexpr int kOneThreads = 128;
-constexpr int kOneWarps = kOneThreads / 32;
+constexpr int kFewWarps = 4;
 constexpr int kColumns = 8;  // query heads of a block: columns of a product
+
+// Warps of a block where a row's tokens are split: more of them, so that fewer results are added
+// up.
+template <int D>
+constexpr int kMostWarps = D <= 128 ? 8 : kFewWarps;
 
 // Tokens of a warp's tile; larger rooms fill the registers sooner.
 template <int D>
