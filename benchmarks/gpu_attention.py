@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.figures import append_rows, figures_option, listed
-from benchmarks.gpu_kernels import ROTATED_BYTES, copy_gbs, graph_us
+from benchmarks.gpu_kernels import ROTATED_BYTES
+from benchmarks.gpu_timing import copy_gbs, graph_us
 from nanoquant_edge.runtimes.cuda import binding
 
 #: dense bfloat16 products of an H200, in FLOP/s, as measured with cuBLAS
