@@ -44,7 +44,9 @@ def left_table(rows: list[dict[str, Any]]) -> str:
 def _made_by(group: Group) -> str:
     if (group.recipe, group.schedule) == _BALANCED:
         return "balanced"
-    return "" if group.kind == "screening" else group.name
+    if group.kind == "screening" or group.embedding != "fp16":
+        return ""
+    return group.recipe if group.kind == "preset" else group.name
 
 
 def _best(found: list[Group], rate: float) -> Group | None:
@@ -58,7 +60,8 @@ def _cells(group: Group, dense: dict[str, Any]) -> list[str]:
     over = [f"{mean[name] / dense[name]:.2f}" if mean.get(name) and dense.get(name) else "" for name in ("ppl", "ppl2")]
     shares = [share for row in group.rows if (share := share_kept(row, dense)) is not None]
     kept = f"{100 * sum(shares) / len(shares):.0f} %" if shares else ""
-    return [f"{group.bpw:g}", _made_by(group), f"{mean['file_mb']:.0f}", *over, kept, *_use(mean)]
+    made = _made_by(group) + (f" on {', '.join(group.texts)}" if group.texts else "")
+    return [f"{group.bpw:g}", made, f"{mean['file_mb']:.0f}", *over, kept, *_use(mean)]
 
 
 def _use(figures: dict[str, Any]) -> list[str]:

@@ -44,12 +44,14 @@ class Series:
         recipe: of all points.
         full: whether the schedule is the full one.
         embedding: storage of embedding and head.
+        text: calibration text other than the usual one.
         points: (what to write beside it, MB, mean perplexity, least, most), by rising size.
     """
 
     recipe: str
     full: bool = False
     embedding: str = "fp16"
+    text: str = ""
     points: list[tuple[str, float, float, float, float]] = field(default_factory=list)
 
     @property
@@ -57,19 +59,20 @@ class Series:
         """For the legend."""
         name = _NAMES.get(self.recipe, self.recipe)
         tables = "" if self.embedding == "fp16" else f", {self.embedding} tables"
-        return (f"{name}, full schedule" if self.full else name) + tables
+        text = f", {self.text}" if self.text else ""
+        return (f"{name}, full schedule" if self.full else name) + text + tables
 
 
 def panels(rows: list[dict[str, Any]]) -> dict[str, list[Series]]:
     """What is drawn of each model: recipes, presets, llama.cpp's types, round-to-nearest, the uncompressed model."""
     found = {}
     for model, here in by_model(rows).items():
-        lines: dict[tuple[str, bool, str], Series] = {}
+        lines: dict[tuple[str, bool, str, str], Series] = {}
         for group in groups(here):
             drawn = group.kind in ("reduced", "full", "rtn", "llama.cpp")
             if not drawn and (group.kind != "preset" or group.recipe not in _PRESETS):
                 continue
-            key = (group.recipe, group.kind == "full", group.embedding)
+            key = (group.recipe, group.kind == "full", group.embedding, ", ".join(group.texts))
             size, values = group.mean("file_mb"), group.values("ppl")
             if size is not None and values:
                 name = group.schedule if group.kind == "llama.cpp" else f"{group.bpw:g}"
@@ -79,7 +82,7 @@ def panels(rows: list[dict[str, Any]]) -> dict[str, list[Series]]:
         if {"ppl", "file_mb"} <= set(dense):
             value = dense["ppl"]
             points = [("16", dense["file_mb"], value, value, value)]
-            lines["dense", False, "fp16"] = Series("dense", points=points)
+            lines["dense", False, "fp16", ""] = Series("dense", points=points)
         for series in lines.values():
             series.points.sort(key=lambda point: point[1])
         found[model] = list(lines.values())

@@ -43,7 +43,7 @@ class Group:
         if self.changes:
             return "screening"
         if self.recipe in ("official", "default"):
-            return self.schedule or "full"
+            return self.base or "full"
         return self.recipe if self.recipe in ("rtn", "llama.cpp") else "preset"
 
     @property
@@ -52,7 +52,13 @@ class Group:
         names = {"rtn": f"round-to-nearest, {self.bpw:.0f} bits", "llama.cpp": f"llama.cpp {self.schedule}"}
         name = names.get(self.recipe, self.recipe)
         tables = "" if self.embedding == "fp16" else f", {self.embedding} tables"
-        return name + (", full schedule" if self.kind == "full" else "") + tables
+        text = f", text: {', '.join(self.texts)}" if self.texts else ""
+        return name + (", full schedule" if self.kind == "full" else "") + text + tables
+
+    @property
+    def texts(self) -> list[str]:
+        """Names of calibration texts other than the usual one."""
+        return [word.removeprefix("text=") for word in self.schedule.split() if word.startswith("text=")]
 
     @property
     def base(self) -> str:
@@ -62,7 +68,8 @@ class Group:
     @property
     def changes(self) -> str:
         """The changed settings."""
-        return " ".join(word for word in self.schedule.split() if "=" in word)
+        words = (word for word in self.schedule.split() if not word.startswith("text="))
+        return " ".join(word for word in words if "=" in word)
 
     def values(self, name: str) -> list[float]:
         """What the rows have under a name; times of runs that shared their GPU only where none had one alone."""

@@ -84,7 +84,8 @@ def test_llama_types_and_tables_in_few_bits_have_lines_of_their_own() -> None:
     rows = [
         row(recipe="max", schedule="", ppl=8.0),
         row(recipe="max", schedule="", ppl=8.5, embedding="int4"),
+        row(recipe="max", schedule="text=a.txt text=corpus", ppl=7.0),
         row(recipe="llama.cpp", schedule="IQ2_XXS", target_bpw=2.1, ppl=30.0),
     ]
     names = [line.split("|")[1].strip() for line in quality_table.tables(rows).splitlines()[4:]]
-    assert names == ["max", "max, int4 tables", "llama.cpp IQ2_XXS", "dense"]
+    assert names == ["max", "max, int4 tables", "max, text: a.txt, corpus", "llama.cpp IQ2_XXS", "dense"]
