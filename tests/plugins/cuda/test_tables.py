@@ -26,7 +26,8 @@ FORMATS = pytest.mark.parametrize(
     ("bits", "kind"), [(16, FLOAT16), (16, BFLOAT16), (8, FLOAT16), (4, FLOAT16)], ids=["f16", "bf16", "int8", "int4"]
 )
 LIMITS = {FLOAT16: 1e-3, BFLOAT16: 2**-8}
-EXACT = 5e-6
+#: of float32 logits, whose operands are exact: what sums of up to 16384 terms cost
+EXACT = 5e-5
 Memory = Callable[[np.ndarray], tuple[int, Callable[[], np.ndarray]]]
 
 
@@ -70,7 +71,7 @@ def test_the_head(lib: Any, place: Memory, bits: int, kind: int, shape: tuple[in
     table = Random(np.random.default_rng(rows), shape, bits, kind=kind)
     status, found, wanted = Head(lib, place, table, rows, kind=kind).run()
     assert status == 0
-    assert cases.row_errors(found, wanted) <= 4 * EXACT
+    assert cases.row_errors(found, wanted) <= EXACT
     again = Head(lib, place, table, rows, kind=kind).run()[1]
     np.testing.assert_array_equal(found, again)
 
@@ -93,7 +94,7 @@ def test_groups_of_scales(lib: Any, place: Memory, bits: int, group: int) -> Non
     for rows in (1, 16, 80):
         status, found, wanted = Head(lib, place, table, rows, kind=BFLOAT16).run()
         assert status == 0
-        assert cases.row_errors(found, wanted) <= 4 * EXACT
+        assert cases.row_errors(found, wanted) <= EXACT
 
 
 @FORMATS

@@ -13,6 +13,7 @@
 #include "cuda/choice/race.cuh"
 #include "cuda/choice/scores.cuh"
 #include "cuda/choice/select.cuh"
+#include "cuda/choice/sort.cuh"
 
 namespace nq_cuda {
 namespace choice {
@@ -176,7 +177,7 @@ __device__ Key race_selected(const Draw& draw, Bins* bins, int64_t count, Distan
         draw.top_k ? 0 : max(share_of(draw.by.top_p, __ldcg(&draw.state->mass)), Key{1});
     const Selected at = select_mass(bins, count, target, draw.by.top_p, key, deficit);
     last = at.key;
-    const Key each = mass_of(1, 0, (static_cast<float>(last) + 0.5f) * kKeyStep);
+    const Key each = mass_of_key(last);
     const Key missing = at.target > at.before ? at.target - at.before : 1;
     const Key kept = (missing + each - 1) / each;
     if (kept < at.count) {
@@ -196,8 +197,58 @@ __device__ Key race_selected(const Draw& draw, Bins* bins, int64_t count, Distan
   return block_most(best);
 }
 
+// The same for up to kSorted items, which are sorted: fewer steps than histograms take.
+template <typename DistanceOf, typename TokenOf>
+__device__ Key race_sorted(const Draw& draw, Key* items, int count, DistanceOf distance,
+                           TokenOf token) {
+  sort_items(items, count, [&](int i) {
+    const Key number = static_cast<Key>(kMostVocabulary - 1 - token(i));
+    return static_cast<Key>(key_of(distance(i))) << 32 | number;
+  });
+  constexpr int kEach = kSorted / kThreads;
+  const int first = threadIdx.x * kEach;
+  int kept = count;
+  if (draw.top_k && draw.by.top_k < count) {
+    // Equals of the last one stay.
+    const uint32_t last = static_cast<uint32_t>(items[draw.by.top_k - 1] >> 32);
+    int mine = 0;
+    for (int i = first; i < first + kEach; ++i) {
+      mine += i < count && static_cast<uint32_t>(items[i] >> 32) <= last;
+    }
+    kept = static_cast<int>(block_total(static_cast<Key>(mine)).total);
+  }
+  Key masses[kEach], target = 0, before = 0;
+  if (draw.top_p) {
+    Key mine = 0;
+    for (int i = 0; i < kEach; ++i) {
+      const uint32_t key = static_cast<uint32_t>(items[first + i] >> 32);
+      masses[i] = first + i < kept ? mass_of_key(key) : 0;
+      mine += masses[i];
+    }
+    const Running running = block_total(mine);
+    before = running.before;
+    const Key whole = draw.top_k ? running.total : __ldcg(&draw.state->mass);
+    target = max(share_of(draw.by.top_p, whole), Key{1});
+  }
+  Key best = 0;
+  for (int i = 0; i < kEach; ++i) {
+    if (first + i >= kept) break;
+    if (draw.top_p) {
+      if (before >= target) break;
+      before += masses[i];
+    }
+    const Key item = items[first + i];
+    const float far = distance_of_key(static_cast<uint32_t>(item >> 32));
+    if (!draw.likely(far)) continue;
+    const int64_t id = kMostVocabulary - 1 - static_cast<int64_t>(item & 0xffffffffu);
+    const Key mine = entry_of(draw.by.seed, draw.place, id, far);
+    best = mine > best ? mine : best;
+  }
+  return block_most(best);
+}
+
 __global__ void __launch_bounds__(kThreads) finish(const nq_cuda_choice c) {
-  __shared__ Bins bins;
+  __shared__ __align__(16) Bins bins;
   wait_for_predecessors();
   const Draw draw(c, blockIdx.y);
   if (!draw.drawn) return;
@@ -221,8 +272,14 @@ __global__ void __launch_bounds__(kThreads) finish(const nq_cuda_choice c) {
   }
   if (!arrive_last(draw.state)) return;
   Key best;
-  if (some) {
-    const int64_t count = __ldcg(&draw.state->listed);
+  const int count = static_cast<int>(__ldcg(&draw.state->listed));
+  if (some && count <= kSorted) {
+    static_assert(sizeof bins >= kSorted * sizeof(Key), "items take the histogram's place");
+    best = race_sorted(
+        draw, reinterpret_cast<Key*>(&bins), count,
+        [&](int i) { return __uint_as_float(__ldcg(distances + i)); },
+        [&](int i) -> int64_t { return __ldcg(tokens + i); });
+  } else if (some) {
     best = race_selected(
         draw, &bins, count, [&](int64_t i) { return __uint_as_float(__ldcg(distances + i)); },
         [&](int64_t i) -> int64_t { return __ldcg(tokens + i); });

@@ -37,6 +37,14 @@ __device__ __forceinline__ Key mass_of(uint32_t count, uint32_t deficit, float e
   return count > 0 && mass == 0 ? 1 : mass;
 }
 
+// Of one token, in the middle of its key's step.
+__device__ __forceinline__ float distance_of_key(uint32_t key) {
+  return (static_cast<float>(key) + 0.5f) * kKeyStep;
+}
+__device__ __forceinline__ Key mass_of_key(uint32_t key) {
+  return mass_of(1, 0, distance_of_key(key));
+}
+
 struct Bins {
   uint32_t counts[kBins];
   uint32_t deficits[kBins];
@@ -60,28 +68,45 @@ __device__ __forceinline__ Key share_of(float share, Key total) {
   return static_cast<Key>(ceil(static_cast<double>(share) * static_cast<double>(total)));
 }
 
+struct Running {
+  Key before, total;  // of the threads before this one, and of all
+};
+
+// Sums over the block's threads in their order. For all threads, which may write to what they read
+// before as soon as it returns.
+__device__ __forceinline__ Running block_total(Key mine) {
+  __shared__ Key of_warp[kWarps];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Key upto = mine;
+  for (int step = 1; step < 32; step *= 2) {
+    const Key other = shuffle_up(upto, step);
+    if (lane >= step) upto += other;
+  }
+  __syncthreads();  // nobody reads what an earlier call left
+  if (lane == 31) of_warp[warp] = upto;
+  __syncthreads();
+  Running running = {upto - mine, 0};
+  for (int i = 0; i < kWarps; ++i) {
+    if (i < warp) running.before += of_warp[i];
+    running.total += of_warp[i];
+  }
+  return running;
+}
+
 // The first bin at which the running total reaches the target, which is at least 1 and counts as
 // the whole total where it is more; with `share` the target is that share of the total. weight(bin)
 // is what a bin counts; some bin must count. For all threads.
 template <typename Weight>
 __device__ Found find_bin(const uint32_t* counts, Key target, float share, Weight weight) {
   constexpr int kEach = kBins / kThreads;
-  __shared__ Key of_warp[kWarps];
   __shared__ Found found;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = threadIdx.x * kEach;
+  const int first = threadIdx.x * kEach;
   Key weights[kEach], mine = 0;
   for (int i = 0; i < kEach; ++i) mine += weights[i] = weight(first + i);
-  Key upto = mine;
-  for (int step = 1; step < 32; step *= 2) {
-    const Key other = shuffle_up(upto, step);
-    if (lane >= step) upto += other;
-  }
-  if (lane == 31) of_warp[warp] = upto;
-  __syncthreads();
-  Key before = upto - mine, total = 0;
-  for (int i = 0; i < kWarps; ++i) {
-    if (i < warp) before += of_warp[i];
-    total += of_warp[i];
+  Key before, total;
+  {
+    const Running running = block_total(mine);
+    before = running.before, total = running.total;
   }
   if (share < 1.0f) target = share_of(share, total);
   target = min(max(target, Key{1}), total);

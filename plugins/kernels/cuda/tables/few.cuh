@@ -21,7 +21,7 @@ struct Few {
   nq_cuda_output output;
   int64_t first;  // row of x and logits
   int rows;
-  int blocks;  // of 32 columns
+  int blocks;  // of 32 columns, padded to whole stretches
   int x_bytes;
 };
 
@@ -36,8 +36,8 @@ __device__ __forceinline__ Norm norm_of(const nq_cuda_output& o) {
 }
 
 // BITS of the table; OPERAND is the type that is multiplied; GROUPED: several scales a row; TILES
-// of 8 rows of x.
-template <int BITS, nq_type OPERAND, bool GROUPED, int TILES>
+// of 8 rows of x. WHOLE: rows of the table are whole chunks of 16 bytes.
+template <int BITS, nq_type OPERAND, bool GROUPED, int TILES, bool WHOLE>
 __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_constant__ Few p) {
   constexpr int kBlocks = kStretchBlocks<BITS>;
   constexpr int kEach = kBlocks / 4 > 0 ? kBlocks / 4 : 1;  // blocks whose scales a lane reads
@@ -48,9 +48,9 @@ __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_consta
   const uint32_t factors = x + p.x_bytes;
   const uint32_t ring = factors + kFewFactorBytes + warp * kFewRingBytes;
 
-  const TableReader reader(o.table);
+  const TableReader<WHOLE> reader(o.table, lane);
   const ScaleReader scale_of(o.table);
-  const int stretches = (p.blocks + kBlocks - 1) / kBlocks;
+  const int stretches = p.blocks / kBlocks;
   const int64_t tiles = (o.table.rows + kStretchRows - 1) / kStretchRows;
   const int64_t step = static_cast<int64_t>(gridDim.x) * warps;
   // Of a last round that is not full, every multiprocessor gets its share.
@@ -60,8 +60,7 @@ __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_consta
   int ahead_stretch = 0, ahead_slot = 0;
   const auto read_ahead = [&]() {
     if (ahead_tile < tiles) {
-      reader.read(ahead_tile * kStretchRows, ahead_stretch, ring + ahead_slot * kStretchBytes,
-                  lane);
+      reader.read(ahead_tile * kStretchRows, ahead_stretch, ring + ahead_slot * kStretchBytes);
     }
     copy_async_commit();
     ahead_slot = ahead_slot + 1 == kFewStages ? 0 : ahead_slot + 1;
@@ -70,13 +69,13 @@ __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_consta
   for (int i = 0; i < kFewStages - 1; ++i) read_ahead();
 
   // A lane reads the scales of its quad's rows for some blocks of the next stretch.
-  float next_scales[2][kEach];
+  uint32_t next_scales[2][kEach];
   const auto read_scales = [&](int64_t tile, int stretch) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int block = stretch * kBlocks + q * kEach + i;
-      next_scales[0][i] = scale_of(tile * kStretchRows + g, block);
-      next_scales[1][i] = scale_of(tile * kStretchRows + g + 8, block);
+      next_scales[0][i] = scale_of.load(tile * kStretchRows + g, block);
+      next_scales[1][i] = scale_of.load(tile * kStretchRows + g + 8, block);
     }
   };
   if (GROUPED && first_tile < tiles) read_scales(first_tile, 0);
@@ -85,7 +84,7 @@ __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_consta
   for (int row = warp; row < p.rows; row += warps) {
     const Norm norm = norm_of(o);
     const float factor =
-        deal_row<BITS>(norm, o.x, x_row(o, p.first + row) * o.x_stride, OPERAND, lane,
+        deal_row<BITS>(norm, o.x, x_row(o, p.first + row) * o.x_stride, OPERAND, p.blocks, lane,
                        [&](int block, int place, uint32_t word) {
                          store_shared(x + (block * p.rows + row) * kRowBytes + place, word);
                        });
@@ -97,10 +96,10 @@ __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_consta
   int slot = 0;
   for (int64_t tile = first_tile; tile < tiles; tile += step) {
     float sums[TILES][4] = {};
-    float row_scale[2] = {1.0f, 1.0f};
+    uint32_t row_scale[2];
     if (BITS != 16 && !GROUPED) {
-      row_scale[0] = scale_of(tile * kStretchRows + g, 0);
-      row_scale[1] = scale_of(tile * kStretchRows + g + 8, 0);
+      row_scale[0] = scale_of.load(tile * kStretchRows + g, 0);
+      row_scale[1] = scale_of.load(tile * kStretchRows + g + 8, 0);
     }
     for (int stretch = 0; stretch < stretches; ++stretch) {
       copy_async_wait<kFewStages - 2>();
@@ -110,18 +109,18 @@ __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_consta
       if constexpr (GROUPED) {
 #pragma unroll
         for (int i = 0; i < kEach; ++i) {
-          scales[0][i] = next_scales[0][i], scales[1][i] = next_scales[1][i];
+          scales[0][i] = scale_of.value(next_scales[0][i]);
+          scales[1][i] = scale_of.value(next_scales[1][i]);
         }
         const bool last = stretch + 1 == stretches;
         const int64_t next_tile = last ? tile + step : tile;
         if (next_tile < tiles) read_scales(next_tile, last ? 0 : stretch + 1);
       }
-      const int present = min(kBlocks, p.blocks - stretch * kBlocks);
+
       const uint32_t from = ring + slot * kStretchBytes;
       Operand<BITS> rows;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        if (block >= present) break;
         rows.load(from, block, lane);
         const uint32_t x_block = x + (stretch * kBlocks + block) * p.rows * kRowBytes;
         float scale[2];
@@ -156,7 +155,8 @@ __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_consta
         const int row = t * 8 + 2 * q + i % 2;
         const int64_t place = tile * kStretchRows + g + i / 2 * 8;
         if (row >= p.rows || place >= o.table.rows) continue;
-        const float value = sums[t][i] * row_scale[i / 2] * load_shared(factors + row * 4);
+        float value = sums[t][i] * load_shared(factors + row * 4);
+        if (BITS != 16 && !GROUPED) value *= scale_of.value(row_scale[i / 2]);
         o.logits[(p.first + row) * o.logits_stride + place] = soften(value, o.soft_cap);
       }
     }

@@ -126,27 +126,23 @@ __device__ __forceinline__ float2 range_factor(uint32_t largest) {
   return make_float2(__int_as_float((127 + power) << 23), __int_as_float((127 - power) << 23));
 }
 
-// Deals out a row of x by one warp: word(place in the row's blocks, block, value) takes each word.
-// Returns what sums must be multiplied by.
+// Deals out a row of x by one warp into `blocks` blocks, zeros after its last column:
+// store(block, place among the block's 64 bytes, word) takes each word. Returns what sums must be
+// multiplied by.
 template <int BITS, typename Store>
 __device__ __forceinline__ float deal_row(const Norm& norm, const void* x, int64_t begin,
-                                          nq_type type, int lane, Store store) {
+                                          nq_type type, int blocks, int lane, Store store) {
   const NormedRow row(norm, x, begin, lane);
-  const int padded = (norm.columns + kBlockColumns - 1) / kBlockColumns * kBlockColumns;
   float2 factor = make_float2(1.0f, 1.0f);
   if (type == NQ_FLOAT16) {
     uint32_t largest = 0;
-    for (int column = lane * 8; column < norm.columns; column += 256) {
-      float v[8];
-      row.read(column, v);
+    row.each([&](int, float (&v)[8]) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) largest = max(largest, __float_as_uint(v[i]) & 0x7fffffffu);
-    }
+    });
     factor = range_factor(warp_max(largest));
   }
-  for (int column = lane * 8; column < padded; column += 256) {
-    float v[8];
-    row.read(column, v);
+  row.each([&](int column, float (&v)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] *= factor.x;
 #pragma unroll
@@ -154,6 +150,11 @@ __device__ __forceinline__ float deal_row(const Norm& norm, const void* x, int64
       store(column / kBlockColumns, word_place<BITS>(column % kBlockColumns / 8, word),
             word_of<BITS>(v, word, type));
     }
+  });
+  const int eights = (norm.columns + 7) / 8;
+  for (int i = eights + lane; i < blocks * (kBlockColumns / 8); i += 32) {
+#pragma unroll
+    for (int word = 0; word < 4; ++word) store(i / 4, word_place<BITS>(i % 4, word), 0u);
   }
   return factor.y;
 }

@@ -2,6 +2,8 @@
 //
 // The output head: which kernel runs, and its launches.
 
+#include <cmath>
+
 #include "cuda/launch.h"
 #include "cuda/tables/check.h"
 #include "cuda/tables/many.cuh"
@@ -53,9 +55,12 @@ nq_status find_room(cudaStream_t stream, Room* room) {
   return status;
 }
 
-int blocks_of(const nq_cuda_output& o) {
-  return static_cast<int>(ceil_div(o.table.columns, kBlockColumns));
+// Blocks of 32 columns, padded to a multiple.
+int blocks_of(const nq_cuda_table& table, int64_t multiple) {
+  return static_cast<int>(round_up(ceil_div(table.columns, kBlockColumns), multiple));
 }
+
+bool whole(const nq_cuda_table& table) { return row_bytes(table) % 16 == 0; }
 
 int few_x_bytes(int blocks, int rows) {
   return static_cast<int>(round_up(static_cast<int64_t>(blocks) * rows * kRowBytes, 128));
@@ -68,25 +73,43 @@ struct RunFew {
 
   template <int BITS, nq_type OPERAND, bool GROUPED>
   nq_status operator()() const {
-    if (p.rows <= 8) {
-      return launch_with_shared<few<BITS, OPERAND, GROUPED, 1>>(how, room.shared, room.stream, p);
-    }
-    return launch_with_shared<few<BITS, OPERAND, GROUPED, 2>>(how, room.shared, room.stream, p);
+    if (!whole(p.output.table)) return run<few<BITS, OPERAND, GROUPED, 1, false>>();
+    return p.rows <= 8 ? run<few<BITS, OPERAND, GROUPED, 1, true>>()
+                       : run<few<BITS, OPERAND, GROUPED, 2, true>>();
+  }
+
+  template <auto KERNEL>
+  nq_status run() const {
+    return launch_with_shared<KERNEL>(how, room.shared, room.stream, p);
   }
 };
+
+// Warps of a block: not more than `most` or less than three quarters of it, so that as few as
+// possible have nothing to do in the last round.
+int choose_warps(int most, int64_t tiles, const Room& room) {
+  int best = most;
+  double least = 2.0;
+  for (int warps = most; warps >= 1 && warps * 4 >= most * 3; --warps) {
+    const double rounds = static_cast<double>(tiles) / (warps * room.multiprocessors);
+    const double waste = std::ceil(rounds) / rounds;
+    if (waste < least) best = warps, least = waste;
+  }
+  return best;
+}
 
 // All rows in pieces of up to 16, or of as many as fit the shared memory.
 nq_status run_few(const nq_cuda_output& o, const Room& room) {
   const int64_t tiles = ceil_div(o.table.rows, kStretchRows);
   for (int64_t first = 0; first < o.rows;) {
-    Few p = {o, first, NQ_CUDA_HEAD_ROWS, blocks_of(o), 0};
+    Few p = {o, first, whole(o.table) ? NQ_CUDA_HEAD_ROWS : 8,
+             blocks_of(o.table, 32 / o.table.bits), 0};
     if (o.rows - first < p.rows) p.rows = static_cast<int>(o.rows - first);
     const auto warps_for = [&](int rows) {
       return (room.shared - few_x_bytes(p.blocks, rows) - kFewFactorBytes) / kFewRingBytes;
     };
     while (p.rows > 1 && warps_for(p.rows) < kFewestWarps) --p.rows;
     if (warps_for(p.rows) < 1) return NQ_TOO_LARGE;
-    const int warps = min(warps_for(p.rows), kFewMostWarps);
+    const int warps = choose_warps(min(warps_for(p.rows), kFewMostWarps), tiles, room);
     p.x_bytes = few_x_bytes(p.blocks, p.rows);
     const int64_t blocks = min(ceil_div(tiles, warps), static_cast<int64_t>(room.multiprocessors));
     const size_t shared = static_cast<size_t>(p.x_bytes + kFewFactorBytes + warps * kFewRingBytes);
@@ -105,10 +128,11 @@ struct Plan {
   int64_t group_rows, groups, blocks;
 
   explicit Plan(const nq_cuda_output& o) {
-    tiles = o.rows <= kManyRows<4> ? 4 : 8;
+    // Sums of groups take registers from the other tiles.
+    tiles = o.rows <= kManyRows<4> || grouped(o.table) ? 4 : 8;
     group_rows = 16 * tiles;
     groups = ceil_div(o.rows, group_rows);
-    blocks = round_up(blocks_of(o), kStepBlocks);
+    blocks = blocks_of(o.table, kStepBlocks);
   }
   int64_t x_bytes() const { return groups * blocks * group_rows * kRowBytes; }
   int64_t factor_bytes() const { return groups * group_rows * 4; }
@@ -127,8 +151,10 @@ struct RunMany {
     const nq_status status =
         launch(deal, room.stream, deal_many<BITS>, p, OPERAND, static_cast<int>(plan.group_rows));
     if (status != NQ_OK) return status;
-    return plan.tiles == 4 ? product<BITS, OPERAND, GROUPED, 4>()
-                           : product<BITS, OPERAND, GROUPED, 8>();
+    if constexpr (!GROUPED) {
+      if (plan.tiles == 8) return product<BITS, OPERAND, GROUPED, 8>();
+    }
+    return product<BITS, OPERAND, GROUPED, 4>();
   }
 
   template <int BITS, nq_type OPERAND, bool GROUPED, int TILES>
@@ -194,6 +220,7 @@ extern "C" nq_status nq_cuda_head(const nq_cuda_output* output, void* stream) {
   tables::Room room;
   status = tables::find_room(static_cast<cudaStream_t>(stream), &room);
   if (status != NQ_OK) return status;
-  const bool together = output->rows > NQ_CUDA_HEAD_ROWS && room.shared >= tables::kManyShared<8>;
+  const bool together = output->rows > NQ_CUDA_HEAD_ROWS && tables::whole(output->table) &&
+                        room.shared >= tables::kManyShared<8>;
   return together ? tables::run_many(*output, room) : tables::run_few(*output, room);
 }

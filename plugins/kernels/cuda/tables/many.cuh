@@ -50,14 +50,9 @@ __global__ void __launch_bounds__(32)
     const int64_t at = (static_cast<int64_t>(block) * group_rows + inside) * kRowBytes + place;
     *reinterpret_cast<uint32_t*>(to + at) = word;
   };
-  const float factor =
-      deal_row<BITS>(norm, p.output.x, x_row(p.output, row) * p.output.x_stride, type, lane, store);
+  const float factor = deal_row<BITS>(norm, p.output.x, x_row(p.output, row) * p.output.x_stride,
+                                      type, p.blocks, lane, store);
   if (lane == 0) p.factors[row] = factor;
-  // The blocks that only fill the last step.
-  const int present = (norm.columns + kBlockColumns - 1) / kBlockColumns;
-  for (int block = present; block < p.blocks; ++block) {
-    if (lane < kRowBytes / 4) store(block, lane * 4, 0);
-  }
 }
 
 template <int BITS, nq_type OPERAND, bool GROUPED, int TILES>
@@ -73,7 +68,7 @@ __global__ void __launch_bounds__(kManyThreads, 2) many(const __grid_constant__ 
   const int64_t first = static_cast<int64_t>(blockIdx.x / p.groups) * kManyTableRows;
   const char* x = reinterpret_cast<const char*>(p.x) + group * p.blocks * kRows * kRowBytes;
 
-  const TableReader reader(o.table);
+  const TableReader<true> reader(o.table, lane);
   const ScaleReader scale_of(o.table);
   const int steps = p.blocks / kStepBlocks;
   const auto read_table = [&](int step) {
@@ -83,15 +78,16 @@ __global__ void __launch_bounds__(kManyThreads, 2) many(const __grid_constant__ 
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int part = warp * 2 + i;
-      reader.read(first + part * kStretchRows, stretch, to + part * kStretchBytes, lane);
+      reader.read(first + part * kStretchRows, stretch, to + part * kStretchBytes);
     }
   };
   const auto read_x = [&](int step) {
     if (step >= steps) return;
     const char* from = x + static_cast<int64_t>(step) * kStepBytes<TILES>;
     const uint32_t to = x_ring + step % kManyStages * kStepBytes<TILES>;
-    for (int i = threadIdx.x; i < kStepBytes<TILES> / 16; i += kManyThreads) {
-      copy_async_16(to + i * 16, from + i * 16);
+#pragma unroll
+    for (int i = 0; i < kStepBytes<TILES> / 16; i += kManyThreads) {
+      copy_async_16(to + (i + threadIdx.x) * 16, from + (i + threadIdx.x) * 16);
     }
   };
   // The table does not depend on the launch before, x does.
@@ -106,6 +102,17 @@ __global__ void __launch_bounds__(kManyThreads, 2) many(const __grid_constant__ 
   const int down = warp / 2 * kWarpStretches;  // first of the warp's stretches
   const uint32_t across = (warp % 2 * TILES * 8 + g) * kRowBytes + q * 16;  // its first row of x
   const int64_t my_row = first + down * kStretchRows + g;
+  // Scales of the next step, asked for a step ahead.
+  uint32_t next_scales[kStepBlocks][kWarpStretches][2];
+  const auto read_scales = [&](int step) {
+#pragma unroll
+    for (int i = 0; i < kStepBlocks * kWarpStretches * 2; ++i) {
+      const int inside = i / (kWarpStretches * 2), s = i / 2 % kWarpStretches;
+      next_scales[inside][s][i % 2] =
+          scale_of.load(my_row + s * kStretchRows + i % 2 * 8, step * kStepBlocks + inside);
+    }
+  };
+  if constexpr (GROUPED) read_scales(0);
   for (int step = 0; step < steps; ++step) {
     copy_async_wait<kManyStages - 2>();
     __syncthreads();
@@ -115,6 +122,15 @@ __global__ void __launch_bounds__(kManyThreads, 2) many(const __grid_constant__ 
     const uint32_t table_from =
         table_ring + step / kStretchSteps % kManyStages * kManyStretchBytes + down * kStretchBytes;
     const uint32_t x_from = x_ring + step % kManyStages * kStepBytes<TILES> + across;
+    float scales[kStepBlocks][kWarpStretches][2];
+    if constexpr (GROUPED) {
+#pragma unroll
+      for (int i = 0; i < kStepBlocks * kWarpStretches * 2; ++i) {
+        const int inside = i / (kWarpStretches * 2), s = i / 2 % kWarpStretches;
+        scales[inside][s][i % 2] = scale_of.value(next_scales[inside][s][i % 2]);
+      }
+      read_scales(step + 1);
+    }
 #pragma unroll
     for (int inside = 0; inside < kStepBlocks; ++inside) {
       const int block = step % kStretchSteps * kStepBlocks + inside;
@@ -127,11 +143,7 @@ __global__ void __launch_bounds__(kManyThreads, 2) many(const __grid_constant__ 
       for (int s = 0; s < kWarpStretches; ++s) {
         Operand<BITS> rows;
         rows.load_alone(table_from + s * kStretchBytes, block, lane);
-        float scale[2];
-        if constexpr (GROUPED) {
-          scale[0] = scale_of(my_row + s * kStretchRows, step * kStepBlocks + inside);
-          scale[1] = scale_of(my_row + s * kStretchRows + 8, step * kStepBlocks + inside);
-        }
+
 #pragma unroll
         for (int t = 0; t < TILES; ++t) {
           if constexpr (GROUPED) {
@@ -139,7 +151,7 @@ __global__ void __launch_bounds__(kManyThreads, 2) many(const __grid_constant__ 
             multiply<OPERAND>(part, rows.step[0], words[t].x, words[t].y);
             multiply<OPERAND>(part, rows.step[1], words[t].z, words[t].w);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) sums[s][t][i] += part[i] * scale[i / 2];
+            for (int i = 0; i < 4; ++i) sums[s][t][i] += part[i] * scales[inside][s][i / 2];
           } else {
             multiply<OPERAND>(sums[s][t], rows.step[0], words[t].x, words[t].y);
             multiply<OPERAND>(sums[s][t], rows.step[1], words[t].z, words[t].w);
@@ -150,21 +162,36 @@ __global__ void __launch_bounds__(kManyThreads, 2) many(const __grid_constant__ 
   }
   release_dependents();
 
+  // All of them are on their way at once.
+  float factors[TILES][2];
+  const int64_t my_x = group * kRows + warp % 2 * TILES * 8 + 2 * q;
+#pragma unroll
+  for (int i = 0; i < TILES * 2; ++i) {
+    const int64_t row = my_x + i / 2 * 8 + i % 2;
+    factors[i / 2][i % 2] = row < o.rows ? __ldcg(p.factors + row) : 0.0f;
+  }
+  uint32_t row_scales[kWarpStretches][2];
+  if (BITS != 16 && !GROUPED) {
+#pragma unroll
+    for (int i = 0; i < kWarpStretches * 2; ++i) {
+      row_scales[i / 2][i % 2] = scale_of.load(my_row + i / 2 * kStretchRows + i % 2 * 8, 0);
+    }
+  }
 #pragma unroll
   for (int s = 0; s < kWarpStretches; ++s) {
     float row_scale[2] = {1.0f, 1.0f};
     if (BITS != 16 && !GROUPED) {
-      row_scale[0] = scale_of(my_row + s * kStretchRows, 0);
-      row_scale[1] = scale_of(my_row + s * kStretchRows + 8, 0);
+      row_scale[0] = scale_of.value(row_scales[s][0]);
+      row_scale[1] = scale_of.value(row_scales[s][1]);
     }
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int64_t row = group * kRows + (warp % 2 * TILES + t) * 8 + 2 * q + i % 2;
+        const int64_t row = my_x + t * 8 + i % 2;
         const int64_t place = my_row + s * kStretchRows + i / 2 * 8;
         if (row >= o.rows || place >= o.table.rows) continue;
-        const float value = sums[s][t][i] * row_scale[i / 2] * __ldcg(p.factors + row);
+        const float value = sums[s][t][i] * row_scale[i / 2] * factors[t][i % 2];
         o.logits[row * o.logits_stride + place] = soften(value, o.soft_cap);
       }
     }

@@ -23,10 +23,8 @@ __global__ void __launch_bounds__(kRows * 32)
   if (row >= n.rows) return;
   const Norm norm = {n.norm, n.type, n.eps, n.weight, n.bias, static_cast<int>(n.columns)};
   const NormedRow from(norm, n.x, row * n.x_stride, lane);
-  for (int column = lane * 8; column < norm.columns; column += 256) {
+  from.each([&](int column, float (&v)[8]) {
     const int64_t valid = norm.columns - column;
-    float v[8];
-    from.read(column, v);
     if (n.residual != nullptr) {
       float other[8];
       mma::load_values<8>(n.residual, n.type, row * n.residual_stride + column, valid, other);
@@ -39,7 +37,7 @@ __global__ void __launch_bounds__(kRows * 32)
       mma::store_values(n.out, n.type, row * n.out_stride + column + 4 * half, valid - 4 * half,
                         four);
     }
-  }
+  });
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -20,35 +20,40 @@ __device__ __forceinline__ uint4* dynamic_shared() {
 
 namespace tables {
 
+// WHOLE: rows are whole chunks of 16 bytes. Others are gathered byte by byte.
+template <bool WHOLE>
 struct TableReader {
   const char* codes;
-  int64_t rows, row_bytes;
+  int64_t rows;
   uint64_t policy;
-  int chunks;  // of 16 bytes of a row
-  bool whole;  // rows are whole chunks
+  int row_bytes, chunks;  // of 16 bytes of a row
+  int lane;
 
-  __device__ __forceinline__ explicit TableReader(const nq_cuda_table& table)
+  __device__ __forceinline__ TableReader(const nq_cuda_table& table, int of)
       : codes(static_cast<const char*>(table.codes)),
         rows(table.rows),
-        row_bytes((table.columns * table.bits + 7) / 8),
         policy(read_once_policy()),
-        chunks(static_cast<int>((row_bytes + 15) / 16)),
-        whole(row_bytes % 16 == 0) {}
+        row_bytes(static_cast<int>((table.columns * table.bits + 7) / 8)),
+        chunks((row_bytes + 15) / 16),
+        lane(of) {}
 
   // Starts the copy of rows first to first + 15, stretch number `stretch`.
-  __device__ __forceinline__ void read(int64_t first, int stretch, uint32_t to, int lane) const {
-    const int place = lane % 8;
+  __device__ __forceinline__ void read(int64_t first, int stretch, uint32_t to) const {
+    const int place = lane % 8, inside = lane / 8;
     const int chunk = min(stretch * 8 + place, chunks - 1);
+    // Of the lane's first row; the others are four rows further each, where there are any.
+    const int64_t row = min(first + inside, rows - 1);
+    const int left = static_cast<int>(min(rows - 1 - row, int64_t{kStretchRows}));
+    const char* from = codes + row * row_bytes + chunk * 16;
+    const uint32_t at = to + inside * 128;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int inside = i * 4 + lane / 8;
-      const int64_t row = min(first + inside, rows - 1);
-      const char* from = codes + row * row_bytes + chunk * 16;
-      const uint32_t at = to + inside * 128 + ((place ^ (inside % 8)) << 4);
-      if (whole) {
-        copy_async_16(at, from, policy);
+      const uint32_t slot = at + i * 512 + ((place ^ (inside + i * 4) % 8) << 4);
+      const char* here = from + min(i * 4, left) * row_bytes;
+      if (WHOLE) {
+        copy_async_16(slot, here, policy);
       } else {
-        store_shared(at, gather(from, static_cast<int>(row_bytes) - chunk * 16));
+        store_shared(slot, gather(here, row_bytes - chunk * 16));
       }
     }
   }
@@ -64,7 +69,8 @@ struct TableReader {
   }
 };
 
-// Scales of the table's rows.
+// Scales of the table's rows. What is loaded stays as it is until it is used: a conversion would
+// wait for it at once.
 struct ScaleReader {
   const void* scales;
   int64_t rows;
@@ -80,9 +86,17 @@ struct ScaleReader {
   }
 
   // Of a block of columns; past the last one, that of the last.
-  __device__ __forceinline__ float operator()(int64_t row, int block) const {
-    const int group = min(block / group_blocks, groups - 1);
-    return load_value(scales, min(row, rows - 1) * groups + group, type);
+  __device__ __forceinline__ uint32_t load(int64_t row, int block) const {
+    // Nearly always a group is a block, and dividing takes twenty instructions.
+    const int group = min(group_blocks == 1 ? block : block / group_blocks, groups - 1);
+    const int64_t at = min(row, rows - 1) * groups + group;
+    if (type == NQ_FLOAT32) return static_cast<const uint32_t*>(scales)[at];
+    return static_cast<const uint16_t*>(scales)[at];
+  }
+
+  __device__ __forceinline__ float value(uint32_t bits) const {
+    if (type == NQ_FLOAT16) return __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
+    return __uint_as_float(type == NQ_BFLOAT16 ? bits << 16 : bits);
   }
 };
 
