@@ -141,13 +141,16 @@ def copy_bandwidth(device: Any) -> float:
     """Bytes a second that a copy reads and writes, from a gigabyte copied on the device."""
     size = 512 << 20
     one, other = device.allocate(size, "a copy"), device.allocate(size, "a copy")
-    timer = device.timed()
+    begin, end = device.event(), device.event()
     seconds = []
     for _ in range(6):
-        timer.begin()
+        begin.record()
         device.copy(other.address, one.address, size)
-        seconds.append(timer.end())
-    timer.free()
+        end.record()
+        end.wait()
+        seconds.append(end.since(begin))
+    begin.free()
+    end.free()
     one.free()
     other.free()
     return 2 * size / min(seconds)

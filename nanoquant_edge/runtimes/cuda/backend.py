@@ -97,7 +97,7 @@ class CudaBackend(SerialBackend):
 
     def _forward(self, input_ids: np.ndarray, positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         batch, tokens = input_ids.shape
-        self._end_run()
+        self._token_run = None
         engine = self.engine
         held = self._held or [Held() for _ in range(batch)]
         # Places may come in any order and more than once; the engine takes them in order.
@@ -208,19 +208,14 @@ class CudaBackend(SerialBackend):
         self._held = held
         return self._token_run
 
-    def _end_run(self) -> None:
-        if self._token_run is not None:
-            self._token_run.close()
-            self._token_run = None
-
     def _reset(self) -> None:
-        self._end_run()
+        self._token_run = None
         for held in self._held:
             self.engine.release(held)
         self._held = []
 
     def _close(self) -> None:
-        self._end_run()
+        self._token_run = None
         engine, self._engine = self._engine, None
         self._held = []
         if engine is not None:

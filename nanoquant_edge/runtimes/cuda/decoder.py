@@ -26,7 +26,10 @@ from .passes import Group, Rows, Scratch
 from .table_types import CEmbedding, CNormalization, COutput, Norm
 from .weights import Weights
 
-__all__ = ["Buffers", "Decoder", "Lanes", "Watch"]
+__all__ = ["WATCHED_ROWS", "Buffers", "Decoder", "Lanes", "Watch"]
+
+#: Most rows of a pass whose inner values are watched.
+WATCHED_ROWS = 64
 
 #: Told of each inner value where it has just been computed: name, rows, columns.
 Watch = Callable[[str, Rows, int], None]
@@ -60,9 +63,9 @@ class Buffers:
     Attributes:
         rows: most rows.
         hidden: residual stream [rows][hidden_size].
-        spare: the same once more, for norms that stand alone.
-        wide: [rows][wide width], outputs of a block's two grouped passes, one after the other.
-        attended: [rows][heads head_dim].
+        spare: the same once more, for norms that stand alone; of `spare_rows` rows only.
+        wide: [rows][wide width], outputs of a block's two grouped passes, one after the other; behind q, k and v lies
+            what attention makes of them.
         scratch: of the linear layers.
         attention: of attention; zero before its first use.
         head: of the head.
@@ -72,7 +75,6 @@ class Buffers:
     hidden: Rows
     spare: Rows
     wide: Rows
-    attended: Rows
     scratch: Scratch
     attention: Scratch
     head: Scratch
@@ -172,12 +174,13 @@ class Decoder:
     @property
     def wide_width(self) -> int:
         """Columns of `Buffers.wide`."""
-        return max(max(block.qkv.width, block.feed.width) for block in self._blocks)
+        return max(max(block.qkv.width + self._queries, block.feed.width) for block in self._blocks)
 
-    @property
-    def queries(self) -> int:
-        """Columns of `Buffers.attended`."""
-        return self._queries
+    def spare_rows(self, rows: int) -> int:
+        """Rows that `Buffers.spare` needs for passes of `rows` rows."""
+        family = self.config.structure
+        alone = self._norm_kind == Norm.LAYER or family.attention_out_norm or family.feed_out_norm
+        return rows if alone else min(rows, WATCHED_ROWS)
 
     def scratch_bytes(self, rows: int) -> int:
         """Scratch memory of the linear layers for 1 to `rows` rows."""
@@ -308,16 +311,17 @@ class Decoder:
         described.q, described.q_stride = query.address, query.stride
         described.k, described.k_stride = key.address, key.stride
         described.v, described.v_stride = value.address, value.stride
-        described.y, described.y_stride = buffers.attended.address, buffers.attended.stride
+        attended = buffers.wide.columns(block.qkv.width)
+        described.y, described.y_stride = attended.address, attended.stride
         described.workspace, described.workspace_bytes = buffers.attention.address, buffers.attention.size
         library, stream = device.library, device.stream
         if tokens == 1 and not lanes.starts:
             check(library.nq_cuda_attend(byref(described), stream), "attention")
         else:
             check(library.nq_cuda_rotary_append(byref(described), stream), "rotary embedding")
-            described.q, described.q_stride = buffers.attended.address, buffers.attended.stride
+            described.q, described.q_stride = attended.address, attended.stride
             check(library.nq_cuda_attend_many(byref(described), stream), "attention of many tokens")
-        self._project(block.output, family.output, block, rows, buffers.attended, buffers=buffers, watch=watch)
+        self._project(block.output, family.output, block, rows, attended, buffers=buffers, watch=watch)
 
     def _feed(self, block: _Block, rows: int, buffers: Buffers, watch: Watch | None) -> None:
         device, family = self._device, self.config.structure

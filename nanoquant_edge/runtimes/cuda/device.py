@@ -19,7 +19,7 @@ from ...errors import NqEdgeError
 from . import binding
 from .binding import CDevice, Status
 
-__all__ = ["ALIGNMENT", "Device", "Graph", "Memory", "Pinned", "aligned", "device_count", "device_index"]
+__all__ = ["ALIGNMENT", "Device", "Event", "Graph", "Memory", "Pinned", "aligned", "device_count", "device_index"]
 
 #: Of what is allocated, and of the parts of one allocation: the strictest that any kernel asks for.
 ALIGNMENT = 256
@@ -277,9 +277,9 @@ class Device:
         assert handle.value is not None
         found.append(Graph(self, handle.value))
 
-    def timed(self) -> Timer:
-        """A pair of events in the stream."""
-        return Timer(self)
+    def event(self) -> Event:
+        """A mark for places in the stream."""
+        return Event(self)
 
     def close(self) -> None:
         """Give back the stream and all memory; may be called twice."""
@@ -298,31 +298,31 @@ class Device:
         self.stream = None
 
 
-class Timer:
-    """Time between two places in a device's stream."""
+class Event:
+    """A mark in a device's stream: whoever waits for it waits for everything before it."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._events = []
-        for _ in range(2):
-            handle = c_void_p()
-            device.call("nq_cuda_event_create", byref(handle))
-            self._events.append(handle.value)
+        handle = c_void_p()
+        device.call("nq_cuda_event_create", byref(handle))
+        self._handle = handle.value
 
-    def begin(self) -> None:
-        """Mark the first place."""
-        self._device.call("nq_cuda_event_record", self._events[0], self._device.stream)
+    def record(self) -> None:
+        """Put the mark behind everything that the stream holds now."""
+        self._device.call("nq_cuda_event_record", self._handle, self._device.stream)
 
-    def end(self) -> float:
-        """Mark the second place and wait for it: seconds between the two."""
-        self._device.call("nq_cuda_event_record", self._events[1], self._device.stream)
-        self._device.call("nq_cuda_event_synchronize", self._events[1])
+    def wait(self) -> None:
+        """Wait until the stream has come past it."""
+        self._device.call("nq_cuda_event_synchronize", self._handle)
+
+    def since(self, earlier: Event) -> float:
+        """Seconds from another event to this one, both of which are past."""
         passed = c_float(0)
-        self._device.call("nq_cuda_event_elapsed", *self._events, byref(passed))
+        self._device.call("nq_cuda_event_elapsed", earlier._handle, self._handle, byref(passed))
         return passed.value / 1e3
 
     def free(self) -> None:
-        """Give the events back."""
-        for handle in self._events:
-            self._device.call("nq_cuda_event_destroy", handle)
-        self._events.clear()
+        """Give it back."""
+        if self._handle is not None:
+            self._device.call("nq_cuda_event_destroy", self._handle)
+            self._handle = None

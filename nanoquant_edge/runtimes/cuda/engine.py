@@ -17,7 +17,7 @@ from ...errors import NqEdgeError
 from ..options import OpenOptions
 from .binding import CCache
 from .cache import CacheForm, PagedCache
-from .decoder import Decoder
+from .decoder import WATCHED_ROWS, Decoder
 from .device import ALIGNMENT, Device, Graph, Memory
 from .inner_values import InnerValues
 from .loading import load_weights, staging_bytes
@@ -194,7 +194,7 @@ class Engine:
         self.hold(len(appends))
         self.reserve([(append.held, append.held.length + len(append.ids)) for append in appends])
         results = [np.empty((len(append.picks), self.config.vocab_size), np.float32) for append in appends]
-        room = self.workspace.work.rows if inner is None else min(inner.ROWS, self.workspace.work.rows)
+        room = self.workspace.work.rows if inner is None else min(WATCHED_ROWS, self.workspace.work.rows)
         for pieces in waves([len(append.ids) for append in appends], room):
             self._pass(appends, pieces, results, inner)
             for piece in pieces:

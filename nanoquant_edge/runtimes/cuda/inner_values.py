@@ -42,9 +42,6 @@ class InnerValues:
         values: name -> float32 [sequences, tokens, width]; zero past a sequence's tokens.
     """
 
-    #: Most rows of a pass, so that one value fits the memory of the logits.
-    ROWS = 64
-
     def __init__(self, names: Iterable[str], kind: str, shape: tuple[int, int]) -> None:
         self.values: dict[str, NDArray[np.float32]] = {}
         self._names, self._kind, self._shape = frozenset(names), kind, shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from ctypes import byref, c_void_p
+from ctypes import byref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,11 +85,7 @@ class _Loader:
         self._device, self._placing, self._base, self._staging = device, placing, memory.address, staging
         self._pinned = device.pinned(2 * _HALF)
         self._half, self._used = 0, 0
-        self._events: list[c_void_p] = []
-        for _ in range(2):
-            event = c_void_p()
-            device.call("nq_cuda_event_create", byref(event))
-            self._events.append(event)
+        self._events = [device.event() for _ in range(2)]
         self._pending = [False, False]
         self._files: dict[str, int] = {}
 
@@ -97,7 +93,7 @@ class _Loader:
         """Give back the buffer, the events and the open files."""
         self._device.synchronize()
         for event in self._events:
-            self._device.call("nq_cuda_event_destroy", event)
+            event.free()
         for handle in self._files.values():
             os.close(handle)
         self._pinned.free()
@@ -241,11 +237,11 @@ class _Loader:
     def _take(self, size: int) -> int:
         """Room in the pinned buffer: its offset. Waits where the copies out of that half are not done."""
         if self._used + size > _HALF:
-            self._device.call("nq_cuda_event_record", self._events[self._half], self._device.stream)
+            self._events[self._half].record()
             self._pending[self._half] = True
             self._half, self._used = 1 - self._half, 0
             if self._pending[self._half]:
-                self._device.call("nq_cuda_event_synchronize", self._events[self._half])
+                self._events[self._half].wait()
         offset = self._half * _HALF + self._used
         self._used += -(-size // 64) * 64
         return offset

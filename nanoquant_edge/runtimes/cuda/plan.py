@@ -15,7 +15,10 @@ from .cache import CacheForm
 from .decoder import Decoder
 from .device import aligned
 
-__all__ = ["WORK_BYTES", "MemoryPlan", "Work", "plan_work"]
+__all__ = ["MAIL_SLOTS", "WORK_BYTES", "MemoryPlan", "Work", "plan_work"]
+
+#: Steps whose chosen tokens may be on their way to the host.
+MAIL_SLOTS = 2
 
 #: Most bytes of work for one sequence.
 WORK_BYTES = 140_000_000
@@ -75,15 +78,15 @@ def plan_work(decoder: Decoder, form: CacheForm, *, sequences: int, stride: int)
         )
         parts = {
             "hidden": 2 * rows * config.hidden_size,
-            "spare": 2 * rows * config.hidden_size,
+            "spare": 2 * decoder.spare_rows(rows) * config.hidden_size,
             "wide": 2 * rows * decoder.wide_width,
-            "attended": 2 * rows * decoder.queries,
             "scratch": decoder.scratch_bytes(rows),
             "attention": attention,
             "head": decoder.head_bytes(logit_rows),
             "logits": 4 * logit_rows * config.vocab_size,
             "choice": int(decoder.library.nq_cuda_choice_workspace_bytes(sequences, config.vocab_size)),
             "sampling": 64 * sequences,
+            "mail": 8 * MAIL_SLOTS * sequences,
             "tokens": 8 * rows,
             "positions": 8 * sequences,
             "starts": 4 * (sequences + 1),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from ctypes import byref, c_void_p
+from ctypes import byref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,10 @@ from ...errors import NqEdgeError
 from ..sampling import SamplingConfig
 from .binding import check
 from .engine import Engine, Held, waves
+from .plan import MAIL_SLOTS
 from .table_types import CChoice, CSampling
 
 __all__ = ["TokenRun", "device_chooses"]
-
-#: Steps whose tokens may be on their way to the host.
-_SLOTS = 2
 
 
 def device_chooses(sampling: SamplingConfig) -> bool:
@@ -62,12 +60,6 @@ class TokenRun:
         engine.device.use()
         engine.hold(len(held))
         engine.reserve([(sequence, len(ids)) for sequence, ids in zip(held, prompts, strict=True)])
-        self._mail = engine.device.pinned(8 * _SLOTS * len(held))
-        self._events = []
-        for _ in range(_SLOTS):
-            event = c_void_p()
-            engine.device.call("nq_cuda_event_create", byref(event))
-            self._events.append(event)
         self._sent = self._read = 0
         self._prefill(prompts)
         self._begin(prompts)
@@ -157,10 +149,7 @@ class TokenRun:
 
     def _post(self) -> None:
         """Enqueue the copy of the last tokens to the host."""
-        device, count = self._engine.device, len(self._held)
-        slot = self._sent % _SLOTS
-        device.copy(self._mail.address + 8 * count * slot, self._engine.workspace.address("tokens"), 8 * count)
-        device.call("nq_cuda_event_record", self._events[slot], device.stream)
+        self._engine.workspace.post(self._sent % MAIL_SLOTS, len(self._held))
         self._sent += 1
 
     @property
@@ -174,9 +163,7 @@ class TokenRun:
         Raises:
             NqEdgeError: NQ-NUMERIC when logits were not finite.
         """
-        slot, count = self._read % _SLOTS, len(self._held)
-        self._engine.device.call("nq_cuda_event_synchronize", self._events[slot])
-        tokens: NDArray[np.int64] = self._mail.view(np.int64, 8 * count * slot, count).copy()
+        tokens = self._engine.workspace.received(self._read % MAIL_SLOTS, len(self._held))
         self._read += 1
         if (tokens < 0).any():
             raise NqEdgeError("NQ-NUMERIC", "the model's logits are not finite.", "Validate the model again.")
@@ -231,11 +218,3 @@ class TokenRun:
         work.host["positions"][: len(self._held)] = length
         work.send("positions", "positions", len(self._held))
         engine.device.synchronize()
-
-    def close(self) -> None:
-        """Give back what only this run used."""
-        self._engine.device.synchronize()
-        for event in self._events:
-            self._engine.device.call("nq_cuda_event_destroy", event)
-        self._events.clear()
-        self._mail.free()

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ...models import DecoderConfig
 from .decoder import Buffers, Decoder, Lanes
-from .device import Device
+from .device import Device, aligned
 from .passes import Rows, Scratch
-from .plan import Work
+from .plan import MAIL_SLOTS, Work
 from .weights import Placing
 
 __all__ = ["Workspace"]
@@ -36,6 +36,7 @@ class Workspace:
         host: name -> the host's side of an input: positions int64, starts int32, tokens int64, ends int32 and
             page_table int32, flat. What is written there reaches the device by `send`.
         result: float32 [logit_rows, vocab_size] of the host, for logits.
+        mail: int64 [MAIL_SLOTS, sequences] of the host, for chosen tokens; `post` sends them there.
     """
 
     def __init__(self, device: Device, decoder: Decoder, work: Work) -> None:
@@ -46,7 +47,12 @@ class Workspace:
         self._memory = device.zeroed(self._placing.size, "working")
         self.buffers = self._buffers(decoder.config, decoder)
         inputs = self._placing.places["page_table"]
-        self._pinned = device.pinned(inputs[0] + inputs[1])
+        self._mail_offset = aligned(inputs[0] + inputs[1])
+        self._pinned = device.pinned(self._mail_offset + work.parts["mail"])
+        self.mail: NDArray[np.int64] = self._pinned.view(np.int64, self._mail_offset, work.parts["mail"] // 8).reshape(
+            MAIL_SLOTS, -1
+        )
+        self._events = [device.event() for _ in range(MAIL_SLOTS)]
         self._logits = device.pinned(work.parts["logits"])
         self.host: dict[str, NDArray[Any]] = {
             name: self._pinned.view(_TYPES[name], offset, size // np.dtype(_TYPES[name]).itemsize)
@@ -65,7 +71,6 @@ class Workspace:
             hidden=Rows(self.address("hidden"), config.hidden_size),
             spare=Rows(self.address("spare"), config.hidden_size),
             wide=Rows(self.address("wide"), decoder.wide_width),
-            attended=Rows(self.address("attended"), decoder.queries),
             scratch=scratch("scratch"),
             attention=scratch("attention"),
             head=scratch("head"),
@@ -108,9 +113,23 @@ class Workspace:
         self._device.synchronize()
         return self.result[:rows]
 
+    def post(self, slot: int, sequences: int) -> None:
+        """Enqueue the copy of the first sequences' tokens into a row of `mail`."""
+        place = self._pinned.address + self._mail_offset + slot * self.mail.shape[1] * 8
+        self._device.copy(place, self.address("tokens"), 8 * sequences)
+        self._events[slot].record()
+
+    def received(self, slot: int, sequences: int) -> NDArray[np.int64]:
+        """A row of `mail`, once it is there; a copy."""
+        self._events[slot].wait()
+        return self.mail[slot, :sequences].copy()
+
     def close(self) -> None:
         """Give back all memory."""
         self._device.synchronize()
+        self.mail = np.zeros((0, 0), np.int64)
+        for event in self._events:
+            event.free()
         self._memory.free()
         self._pinned.free()
         self._logits.free()
