@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import NqEdgeError
 from ..formats.bundle import MANIFEST_FILE, Bundle
 from ..formats.checkpoint import Checkpoint
 from ..models.config_reader import read_config
@@ -197,8 +196,10 @@ class Target:
         return CudaSlots(self._files(), options, count=count, device=self.device)
 
     def _files(self) -> Any:
+        from .cuda.bundle_files import bundle_files
         from .cuda.model_files import checkpoint_files
 
         if self.checkpoint is not None:
             return checkpoint_files(self.checkpoint)
-        raise NqEdgeError("NQ-BACKEND", "a GPU's own decoder reads checkpoints.", "Pass the checkpoint.")
+        assert self.bundle is not None
+        return bundle_files(self.bundle)
