@@ -86,11 +86,13 @@ def _all_tensors(path: Path) -> None:
 def _checkpoint(folder: Path) -> None:
     from nanoquant_edge.exporters.weights import check_weights
     from nanoquant_edge.models.config_reader import read_config
+    from nanoquant_edge.runtimes.cuda.model_files import checkpoint_files
 
     checkpoint = Checkpoint(folder)
     for name in checkpoint.layers:
         assert checkpoint.layer(name).stored_bits > 0
     check_weights(read_config(checkpoint.config), checkpoint)
+    checkpoint_files(checkpoint)
 
 
 def _tables(folder: Path) -> None:
@@ -151,6 +153,13 @@ def _schema(folder: Path) -> None:
     from nanoquant_edge.exporters.schema import check_file
 
     check_file(folder / "model.onnx")
+
+
+def _gpu_bundle(folder: Path) -> None:
+    """A bundle's weights as a GPU's own decoder finds them."""
+    from nanoquant_edge.runtimes.cuda.bundle_files import bundle_files
+
+    bundle_files(open_bundle(folder))
 
 
 def _session(folder: Path) -> None:
@@ -305,6 +314,7 @@ def make_targets(yard: Yard) -> dict[str, Target]:
          at(bundle / "nq_bundle.json", lambda: _manifest(bundle))),
         ("graph", seed(bundle / "model.onnx"), "onnx", _graph),
         ("schema", seed(bundle / "model.onnx"), "onnx", at(bundle / "model.onnx", lambda: _schema(bundle))),
+        ("gpu-bundle", seed(bundle / "model.onnx"), "onnx", _with_size(bundle, "model.onnx", _gpu_bundle)),
         ("session", seed(bundle / "model.onnx"), "onnx", _with_size(bundle, "model.onnx", _session)),
         ("reference", seed(bundle / "reference.safetensors"), "safetensors",
          _with_size(bundle, "reference.safetensors", _reference)),
@@ -321,6 +331,7 @@ def make_targets(yard: Yard) -> dict[str, Target]:
 TARGETS = (
     "safetensors", "checkpoint-weights", "checkpoint-config", "checkpoint-index", "model-config", "family-configs",
     "table-config", "table-weights", "engine", "model-index",
-    "tokenizer", "tokenizer-config", "chat-template", "generation-config", "manifest", "graph", "schema", "session",
+    "tokenizer", "tokenizer-config", "chat-template", "generation-config", "manifest", "graph", "schema", "gpu-bundle",
+    "session",
     "reference", "gguf", "gguf-model", "special-tokens-map", "added-tokens", "torch-archive",
 )  # fmt: skip
