@@ -92,8 +92,8 @@ def llama_peers(gguf: Path, work: Path, *, kinds: list[str], isa: str, perplexit
     return peers
 
 
-def our_peers(checkpoints: dict[str, Path], work: Path, wanted: Callable[[str], bool]) -> list[Peer]:
-    """A bundle for each rate and head format."""
+def our_peers(checkpoints: dict[str, Path], work: Path, wanted: Callable[[str], bool], *, cache: str) -> list[Peer]:
+    """A bundle for each rate and head format, its cache in 16 bits as llama.cpp's, or in 32."""
     from nanoquant_edge.exporters.onnx import export_onnx
 
     peers = []
@@ -101,7 +101,7 @@ def our_peers(checkpoints: dict[str, Path], work: Path, wanted: Callable[[str], 
         for head in ("int8", "int4"):
             name, folder = f"nanoquant-{rate}bpw-{head}head", work / f"nanoquant-{rate}-{head}"
             if wanted(name):
-                export_onnx(checkpoint, folder, embedding=head, overwrite=True)
+                export_onnx(checkpoint, folder, embedding=head, cache=cache, overwrite=True)
                 peers.append(Peer(name, (sys.executable, "-m", "benchmarks.peer_dense", "bundle", str(folder)), folder))
     return peers
 
@@ -159,6 +159,7 @@ def size_mb(path: Path) -> float:
 @click.option("--prompts", default=str(PROMPT), callback=listed(int), show_default=True, help="Prompt lengths.")
 @click.option("--new-tokens", default=NEW, show_default=True)
 @click.option("--isa", type=click.Choice(list(FLAGS)), default="", help="Our kernels (NQ_CPU_ISA) and llama.cpp's.")
+@click.option("--cache", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
 @click.option("--rounds", default=3, show_default=True, help="Processes of each peer.")
 @click.option("--repetitions", default=3, show_default=True, help="Inside of a process.")
 @click.option("--windows", default=4, show_default=True)
@@ -174,6 +175,7 @@ def main(
     prompts: tuple[int, ...],
     new_tokens: int,
     isa: str,
+    cache: str,
     rounds: int,
     repetitions: int,
     windows: int,
@@ -195,7 +197,7 @@ def main(
 
     losses = (str(threads[0]), str(window), str(file))
     kinds = [kind for kind in KINDS if wanted(f"llama.cpp-{kind}")]
-    peers = our_peers(folders, work, wanted)
+    peers = our_peers(folders, work, wanted, cache=cache)
     if kinds:
         peers += llama_peers(gguf.resolve(), work.resolve(), kinds=kinds, isa=isa, perplexity=losses)
     if any(map(wanted, ("onnxruntime-fp32", "onnxruntime-int4", "pytorch-fp32"))):
@@ -216,6 +218,7 @@ def main(
             if peer.name in told:
                 row |= {**told[peer.name], "ppl_window": window}
             row |= {"threads": count, "prompt": prompt, "new_tokens": new_tokens, "rounds": rounds}
+            row |= {"cache": cache if peer.name.startswith("nanoquant") else "float16"}
             rows.append({**row, "isa": isa or str(ort_library_info()["isa"])})
             click.echo(json.dumps(rows[-1]))
     if append:

@@ -17,6 +17,9 @@ import pytest
 # Before PyTorch and NumPy are loaded: on a busy machine, the threads of one tiny product wait for each other for
 # longer than it takes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Comparisons with PyTorch are about graphs, so that layers compute in float32 and limits are tight; what the kernels of
+# each instruction set make of the same layers is tested in tests/plugins, by name.
+os.environ.setdefault("NQ_CPU_ISA", "scalar")
 
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import HealthCheck, settings

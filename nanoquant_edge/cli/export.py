@@ -26,6 +26,7 @@ _KINDS = {
     "dtype": ("onnx", "tensorrt"),
     "dialect": ("onnx",),
     "portable": ("onnx",),
+    "cache": ("onnx",),
     "max_length": ("onnx", "genai"),
     "embedding": ("onnx", "genai"),
     "custom_ops_library": ("genai",),
@@ -52,6 +53,11 @@ _KINDS = {
     type=click.Choice([name for name in DIALECTS if name not in ROWS_ONLY_DIALECTS]),
     help="ONNX Runtime's own operators, or standard ones of opset 24 [default: ort]; TensorRT's follows the target.",
 )
+@click.option(
+    "--cache",
+    type=click.Choice(["float32", "float16"]),
+    help="Type of the key/value cache on CPUs: half the memory, and faster after long prompts [default: float32].",
+)
 @click.option("--portable", is_flag=True, help="Add a slow body of the operator for runtimes without our kernels.")
 @click.option("--max-length", type=click.IntRange(min=1), help="Longest context in tokens [default: the model's own].")
 @click.option(
@@ -73,7 +79,7 @@ def command(checkpoint: Path, kind: str | None, *, output: Path, overwrite: bool
     CHECKPOINT is a folder that `nq-edge compress` wrote, or a bundle that `nq-edge export --to onnx` wrote.
 
     Options from --target to --workspace go with --to tensorrt, which --target implies; --max-length and --embedding
-    with --to onnx and genai; --dialect and --portable with --to onnx; --custom-ops-library with --to genai.
+    with --to onnx and genai; --dialect, --cache and --portable with --to onnx; --custom-ops-library with --to genai.
     """
     kind = kind or ("tensorrt" if given["targets"] else "onnx")
     check_kind(checkpoint, "checkpoint", "bundle", code="NQ-CKPT")
@@ -101,7 +107,7 @@ def command(checkpoint: Path, kind: str | None, *, output: Path, overwrite: bool
         if kind == "genai":
             bundle = export_genai(checkpoint, output, library=given["custom_ops_library"], **common)
         else:
-            chosen = {name: given[name] for name in ("dtype", "dialect", "portable") if given[name]}
+            chosen = {name: given[name] for name in ("dtype", "dialect", "cache", "portable") if given[name]}
             bundle = export_onnx(checkpoint, output, **chosen, **common)
     seconds = time.perf_counter() - start
     if as_json:
@@ -128,6 +134,7 @@ def _summary(bundle: Bundle, seconds: float) -> dict[str, object]:
         "backend": bundle.backend,
         "dialect": bundle.dialect,
         "dtype": bundle.dtype,
+        "cache": bundle.kv.dtype,
         "portable": bundle.portable,
         "compressed_linears": bundle.compressed_linears,
         "true_bpw": bundle.true_bpw,

@@ -32,6 +32,8 @@ class GraphOptions:
             update refuses a dynamic one.
         layout: order of the packed words (docs/OPERATOR.md), 0 or 1; CPU kernels read 0 only.
         grouped: one node for the projections that share an input (q/k/v, gate/up).
+        cache: type of the key/value cache where it may be another than the activations', see `cache_dtype`: "float32"
+            or "float16"; "" keeps theirs.
 
     Raises:
         NqEdgeError: NQ-OPTION for an unknown dialect, dtype or layout, a length out of range, or a portable graph in a
@@ -45,6 +47,7 @@ class GraphOptions:
     capacity: int | None = None
     layout: int = LAYOUT_ROWS_LSB_FIRST
     grouped: bool = False
+    cache: str = ""
 
     def __post_init__(self) -> None:
         if self.dialect not in DIALECTS:
@@ -53,6 +56,8 @@ class GraphOptions:
             raise NqEdgeError("NQ-OPTION", f"dtype {self.dtype!r} is not one of {', '.join(ACTIVATION_DTYPES)}.")
         if self.layout not in (LAYOUT_ROWS_LSB_FIRST, LAYOUT_TILES_16X256):
             raise NqEdgeError("NQ-OPTION", f"layout {self.layout!r} is not 0 or 1.")
+        if self.cache not in ("", "float32", "float16"):
+            raise NqEdgeError("NQ-OPTION", f"cache {self.cache!r} is not float32 or float16.")
         for name in ("max_length", "capacity"):
             value = getattr(self, name)
             if value is not None and not (type(value) is int and value > 0):
@@ -80,6 +85,26 @@ class GraphOptions:
         The kernels that read groups in float32 are the CPU's, and attention is beside them.
         """
         return self.grouped and self.dtype == "float32"
+
+    def own_attention(self, config: DecoderConfig) -> bool:
+        """Whether this package's attention computes a model's: it rotates all heads, and caps no scores."""
+        rotated = all(config.rotary_of(block) is not None for block in range(config.num_layers))
+        able = rotated and config.attention_cap is None and config.head_dim % 16 == 0 and config.head_dim <= 1024
+        return self.dialect == "ort" and self.cpu_kernels and able
+
+    def cache_dtype(self, config: DecoderConfig) -> str:
+        """Type of a model's key/value cache: the activations', unless our CPU attention reads it and `cache` says so.
+
+        Example:
+            >>> from nanoquant_edge.models.config_reader import read_config
+            >>> from nanoquant_edge.formats.checkpoint import Checkpoint
+            >>> config = read_config(Checkpoint("checkpoint").config)
+            >>> GraphOptions(grouped=True, cache="float16").cache_dtype(config)
+            'float16'
+            >>> GraphOptions(dialect="onnx24", cache="float16").cache_dtype(config)
+            'float32'
+        """
+        return self.cache if self.cache and self.own_attention(config) else self.dtype
 
     def length(self, config: DecoderConfig) -> int:
         """Longest context of a model's graph, in tokens: rows of the position tables.
@@ -110,6 +135,7 @@ class ExportOptions:
         max_length: longest context in tokens; None is the model's own.
         embedding: "int8" or "int4" rounds a 16-bit embedding and head; "fp16" widens quantized ones; None writes what
             the source holds, widened where the graph cannot hold codes.
+        cache: type of the key/value cache, as `GraphOptions.cache`.
 
     Raises:
         NqEdgeError: NQ-OPTION for a value out of range, or a combination that nothing could run.
@@ -124,6 +150,7 @@ class ExportOptions:
     portable: bool = False
     max_length: int | None = None
     embedding: str | None = None
+    cache: str = ""
 
     def __post_init__(self) -> None:
         if not self.graph.in_place:
@@ -142,7 +169,7 @@ class ExportOptions:
         not.
         """
         grouped = self.dtype == "float32" and not self.portable
-        return GraphOptions(self.dialect, self.dtype, self.portable, self.max_length, grouped=grouped)
+        return GraphOptions(self.dialect, self.dtype, self.portable, self.max_length, grouped=grouped, cache=self.cache)
 
 
 def check_embedding(embedding: str | None, graph: GraphOptions) -> None:

@@ -151,7 +151,7 @@ class Source:
                 layers=config.num_layers,
                 heads=config.num_kv_heads,
                 head_dim=config.head_dim,
-                dtype=graph.dtype,
+                dtype=graph.cache_dtype(config),
                 capacity=graph.capacity or graph.length(config),
                 in_place=graph.in_place,
             ),

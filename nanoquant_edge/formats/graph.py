@@ -17,6 +17,7 @@ __all__ = [
     "EMBEDDING_OP",
     "GROUP_ATTRIBUTES",
     "GROUP_OP",
+    "HALF_CACHE_OP",
     "HEAD_OP",
     "INPUT_IDS",
     "LAYOUT_ROWS_LSB_FIRST",
@@ -66,8 +67,10 @@ PAST, PRESENT = "past_key_values.", "present."
 DOMAIN, OPERATOR_VERSION = "com.nanoquant", 1
 LINEAR_OP, GROUP_OP = "NanoQuantLinear", "NanoQuantLinearGroup"
 ATTENTION_OP, EMBEDDING_OP, HEAD_OP = "NanoQuantAttention", "NanoQuantEmbedding", "NanoQuantHead"
+#: Attention that keeps keys and values in float16.
+HALF_CACHE_OP = "NanoQuantAttentionHalfCache"
 #: All operators of the domain.
-OPERATORS = (LINEAR_OP, GROUP_OP, ATTENTION_OP, EMBEDDING_OP, HEAD_OP)
+OPERATORS = (LINEAR_OP, GROUP_OP, ATTENTION_OP, HALF_CACHE_OP, EMBEDDING_OP, HEAD_OP)
 #: Inputs and attributes of the compressed layer; those after X come once for each layer of a group.
 LINEAR_INPUTS = ("X", "v_packed", "u_packed", "scale_in", "scale_mid", "scale_out", "bias")
 LINEAR_ATTRIBUTES = ("in_features", "rank", "out_features", "has_scale_mid", "has_bias", "layout")

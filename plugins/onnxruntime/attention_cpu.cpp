@@ -36,6 +36,8 @@ constexpr const char* kNames[kInputs] = {"query", "key",     "value", "past_key"
                                          "last",  "cosines", "sines", "slots"};
 constexpr size_t kRanks[kInputs] = {3, 3, 3, 4, 4, 1, 2, 2, 1};
 
+constexpr int64_t kMostChannels = 1024;  // of a head
+
 bool is_integer(size_t input) { return input == kLast || input == kSlots; }
 
 // Consecutive tokens of the call that are consecutive in one cache, as many as one piece takes.
@@ -46,10 +48,20 @@ struct Stretch {
   int64_t rows;
 };
 
+// An operator for each type of the cache, which is in its name: a library that is too old for one
+// refuses a graph by it.
+struct AttentionOp {
+  ort::CustomOp op;  // first: the callbacks get its address
+  ort::ElementType cache_type;
+};
+
 struct AttentionKernel {
   const ort::Api* api;
   nq_attention attention;
+  ort::ElementType cache_type;
 };
+
+bool is_cache(size_t input) { return input == kPastKey || input == kPastValue; }
 
 struct Call {
   nq_attention attention;
@@ -62,12 +74,19 @@ struct Call {
   const float* cosines;
   const float* sines;
   float* y;
-  float* keys;
-  float* values;
+  char* keys;
+  char* values;
   float* rotated;  // for each stretch: [kv_heads][rows][group][head_dim]
   Stretch* stretches;
   int64_t count;  // of stretches
 };
+
+// Where a head's entry for a position begins in the cache, in bytes.
+int64_t place_of(const Call& call, int64_t slot, int64_t head, int64_t position) {
+  const nq_attention& a = call.attention;
+  const int64_t entry = (slot * a.kv_heads + head) * call.capacity + position;
+  return entry * a.head_dim * (a.cache == NQ_FLOAT32 ? 4 : 2);
+}
 
 int64_t slot_of(const Call& call, int64_t token) {
   return call.slots != nullptr ? call.slots[token] : token / call.rows;
@@ -109,10 +128,12 @@ nq_status prepare(const Call& call, int64_t piece) {
       const float* query = call.query + (token * a.heads + h * group) * dim;
       float* out = rotated + (h * stretch.rows + row) * group * dim;
       nq_rotate(query, group, dim, cosines, sines, a.scale, out, dim);
-      const int64_t place = ((stretch.slot * a.kv_heads + h) * call.capacity + position) * dim;
+      const int64_t place = place_of(call, stretch.slot, h, position);
       const int64_t from = (token * a.kv_heads + h) * dim;
-      nq_rotate(call.key + from, 1, dim, cosines, sines, 1.0f, call.keys + place, dim);
-      memcpy(call.values + place, call.value + from, static_cast<size_t>(dim) * sizeof(float));
+      alignas(64) float key[kMostChannels];
+      nq_rotate(call.key + from, 1, dim, cosines, sines, 1.0f, key, dim);
+      nq_keep(&a, key, dim, call.keys + place);
+      nq_keep(&a, call.value + from, dim, call.values + place);
     }
   }
   return NQ_OK;
@@ -126,7 +147,7 @@ nq_status attend(const Call& call, int64_t piece) {
   const int64_t dim = a.head_dim, group = a.heads / a.kv_heads;
   const Workspace scratch(nq_attend_scratch(&a, stretch.rows, stretch.position + stretch.rows - 1));
   if (scratch.data() == nullptr) return NQ_WORKSPACE;
-  const int64_t place = (stretch.slot * a.kv_heads + head) * call.capacity * dim;
+  const int64_t place = place_of(call, stretch.slot, head, 0);
   const float* queries =
       call.rotated + (stretch.token * a.heads + head * stretch.rows * group) * dim;
   float* y = call.y + (stretch.token * a.heads + head * group) * dim;
@@ -140,6 +161,11 @@ nq_status run_piece(void* data, int phase, int64_t piece) {
   return phase == 0 ? prepare(call, piece) : attend(call, piece);
 }
 
+ort::ElementType type_of(size_t input, ort::ElementType cache_type) {
+  if (is_cache(input)) return cache_type;
+  return is_integer(input) ? ort::kInt32 : ort::kFloat;
+}
+
 ort::Status* read_inputs(const AttentionKernel& kernel, ort::KernelContext* context,
                          TensorShape* shapes, void** data) {
   const ort::Api* api = kernel.api;
@@ -150,8 +176,7 @@ ort::Status* read_inputs(const AttentionKernel& kernel, ort::KernelContext* cont
   data[kSlots] = nullptr;
   for (size_t i = 0; i < kInputs && i < given; ++i) {
     NQ_ORT_RETURN(read_input(api, context, i, &shapes[i], &data[i]));
-    if (shapes[i].count != kRanks[i] ||
-        shapes[i].type != (is_integer(i) ? ort::kInt32 : ort::kFloat)) {
+    if (shapes[i].count != kRanks[i] || shapes[i].type != type_of(i, kernel.cache_type)) {
       return ort::fail(api, ort::kInvalidArgument,
                        "attention: %s has a wrong type or %zu dimensions", kNames[i],
                        shapes[i].count);
@@ -239,11 +264,9 @@ ort::Status* make_outputs(const ort::Api* api, ort::KernelContext* context,
     NQ_ORT_RETURN(make_output(api, context, i, *like[i], &out[i]));
   }
   call->y = static_cast<float*>(out[0]);
-  call->keys = static_cast<float*>(out[1]);
-  call->values = static_cast<float*>(out[2]);
-  const size_t bytes = static_cast<size_t>(call->caches * call->attention.kv_heads *
-                                           call->capacity * call->attention.head_dim) *
-                       sizeof(float);
+  call->keys = static_cast<char*>(out[1]);
+  call->values = static_cast<char*>(out[2]);
+  const size_t bytes = static_cast<size_t>(place_of(*call, call->caches, 0, 0));
   if (out[1] != data[kPastKey] && bytes != 0) memcpy(out[1], data[kPastKey], bytes);
   if (out[2] != data[kPastValue] && bytes != 0) memcpy(out[2], data[kPastValue], bytes);
   return nullptr;
@@ -288,9 +311,10 @@ ort::Status* prepare_kernel(const ort::Api* api, const ort::KernelInfo* info,
                             AttentionKernel* kernel) {
   kernel->api = api;
   nq_attention& a = kernel->attention;
+  a.cache = kernel_type(kernel->cache_type);
   NQ_ORT_RETURN(read_integer(api, info, "num_heads", 1, 65536, &a.heads));
   NQ_ORT_RETURN(read_integer(api, info, "kv_num_heads", 1, 65536, &a.kv_heads));
-  NQ_ORT_RETURN(read_integer(api, info, "head_dim", 16, 1024, &a.head_dim));
+  NQ_ORT_RETURN(read_integer(api, info, "head_dim", 16, kMostChannels, &a.head_dim));
   NQ_ORT_RETURN(read_integer(api, info, "window", 0, NQ_MAX_DIM, &a.window));
   ort::Status* status =
       ort::call<ort::InfoGetFloat>(api, ort::kKernelInfoGetAttributeFloat)(info, "scale", &a.scale);
@@ -307,31 +331,43 @@ ort::Status* prepare_kernel(const ort::Api* api, const ort::KernelInfo* info,
   return nullptr;
 }
 
-ort::Status* create(const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info,
-                    void** state) {
-  return make_state<AttentionKernel>(
-      api, state, free, [=](AttentionKernel* kernel) { return prepare_kernel(api, info, kernel); });
+ort::ElementType cache_of(const ort::CustomOp* op) {
+  return reinterpret_cast<const AttentionOp*>(op)->cache_type;
 }
 
-const char* name(const ort::CustomOp*) { return "NanoQuantAttention"; }
-ort::ElementType input_type(const ort::CustomOp*, size_t index) {
-  return is_integer(index) ? ort::kInt32 : ort::kFloat;
+ort::Status* create(const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info,
+                    void** state) {
+  return make_state<AttentionKernel>(api, state, free, [=](AttentionKernel* kernel) {
+    kernel->cache_type = cache_of(op);
+    return prepare_kernel(api, info, kernel);
+  });
 }
-ort::ElementType output_type(const ort::CustomOp*, size_t) { return ort::kFloat; }
+
+const char* name(const ort::CustomOp* op) {
+  return cache_of(op) == ort::kFloat ? "NanoQuantAttention" : "NanoQuantAttentionHalfCache";
+}
+ort::ElementType input_type(const ort::CustomOp* op, size_t index) {
+  return type_of(index, cache_of(op));
+}
+ort::ElementType output_type(const ort::CustomOp* op, size_t index) {
+  return index == 0 ? ort::kFloat : cache_of(op);
+}
 
 ort::Characteristic input_characteristic(const ort::CustomOp*, size_t index) {
   return index == kSlots ? ort::kOptional : ort::kRequired;
 }
 
-constexpr ort::CustomOp make_op() {
+constexpr AttentionOp make_op(ort::ElementType cache_type) {
   ort::CustomOp op = plain_op({name, always<kInputs>, input_type, always<3>, output_type},
                               {create, compute, free, cpu_provider});
   op.GetInputCharacteristic = input_characteristic;
-  return op;
+  return AttentionOp{op, cache_type};
 }
 
-const ort::CustomOp kOp = make_op();
+const AttentionOp kOps[] = {make_op(ort::kFloat), make_op(ort::kFloat16)};
 
 }  // namespace
 
-const ort::CustomOp* attention_op() { return &kOp; }
+int attention_op_count() { return static_cast<int>(sizeof kOps / sizeof kOps[0]); }
+
+const ort::CustomOp* attention_op(int index) { return &kOps[index].op; }

@@ -39,7 +39,7 @@ ort::Status* make_domain(const ort::Api* api, ort::CustomOpDomain** domain) {
     const ort::CustomOp* (*op)(int);
   } families[] = {{linear_variant_count(), linear_variant},
                   {group_variant_count(), group_variant},
-                  {1, [](int) { return attention_op(); }},
+                  {attention_op_count(), attention_op},
                   {table_op_count(), table_op}};
   for (const auto& family : families) {
     for (int i = 0; i < family.count; ++i) {
@@ -95,13 +95,15 @@ NQ_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort
 }
 
 NQ_EXPORT const char* nq_ort_info(void) {
-  static char text[400];
+  static char text[500];
   const char* isa = nq_cpu_isa();
-  snprintf(text, sizeof text,
-           "{\"version\": \"%s\", \"isa\": \"%s\", \"ort_api\": %u, \"operators\": "
-           "[\"com.nanoquant::NanoQuantLinear-1\", \"com.nanoquant::NanoQuantLinearGroup-1\", "
-           "\"com.nanoquant::NanoQuantAttention-1\", \"com.nanoquant::NanoQuantEmbedding-1\", "
-           "\"com.nanoquant::NanoQuantHead-1\"]}",
-           NQ_VERSION, isa == nullptr ? "" : isa, ort::kApiVersion);
+  snprintf(
+      text, sizeof text,
+      "{\"version\": \"%s\", \"isa\": \"%s\", \"ort_api\": %u, \"operators\": "
+      "[\"com.nanoquant::NanoQuantLinear-1\", \"com.nanoquant::NanoQuantLinearGroup-1\", "
+      "\"com.nanoquant::NanoQuantAttention-1\", "
+      "\"com.nanoquant::NanoQuantAttentionHalfCache-1\", \"com.nanoquant::NanoQuantEmbedding-1\", "
+      "\"com.nanoquant::NanoQuantHead-1\"]}",
+      NQ_VERSION, isa == nullptr ? "" : isa, ort::kApiVersion);
   return text;
 }

@@ -291,8 +291,8 @@ void check_conversions() {
 }
 
 // `rows` tokens from position `first` on, two queries to a key head.
-void check_attention(int64_t rows, int64_t first, int64_t dim, int64_t window) {
-  const nq_attention attention = {2, 1, dim, window, 0.2f};
+void check_attention(int64_t rows, int64_t first, int64_t dim, int64_t window, nq_type cache) {
+  const nq_attention attention = {2, 1, dim, window, 0.2f, cache};
   expect(nq_attention_check(&attention) == NQ_OK, "the attention is accepted");
   const int64_t total = first + rows;
   Array<float> queries(rows * 2 * dim);
@@ -302,12 +302,20 @@ void check_attention(int64_t rows, int64_t first, int64_t dim, int64_t window) {
   for (int64_t i = 0; i < queries.size; ++i) queries[i] = random_float();
   for (int64_t i = 0; i < keys.size; ++i) keys[i] = random_float();
   for (int64_t i = 0; i < values.size; ++i) values[i] = random_float();
+  Array<char> kept_keys(keys.size * bytes_of(cache));
+  Array<char> kept_values(values.size * bytes_of(cache));
+  nq_keep(&attention, keys.data, keys.size, kept_keys.data);
+  nq_keep(&attention, values.data, values.size, kept_values.data);
+  for (int64_t i = 0; i < keys.size; ++i) {
+    keys[i] = static_cast<float>(get(kept_keys.data, cache, i));
+    values[i] = static_cast<float>(get(kept_values.data, cache, i));
+  }
   const size_t bytes = nq_attend_scratch(&attention, rows, total - 1);
   void* scratch = aligned_alloc(64, (bytes + 63) / 64 * 64);
   if (scratch == nullptr) abort();
   memset(scratch, 0xff, bytes);
-  nq_attend(&attention, queries.data, rows, first, keys.data, values.data, y.data, 2 * dim,
-            scratch);
+  nq_attend(&attention, queries.data, rows, first, kept_keys.data, kept_values.data, y.data,
+            2 * dim, scratch);
   free(scratch);
   Array<double> weights(total);
   for (int64_t q = 0; q < rows * 2; ++q) {
@@ -400,7 +408,11 @@ int main() {
   check_not_finite();
   const int64_t attended[][4] = {{1, 0, 16, 0},   {1, 70, 64, 0},   {5, 63, 80, 0},
                                  {9, 120, 96, 0}, {40, 30, 144, 0}, {40, 30, 64, 9}};
-  for (const auto& c : attended) check_attention(c[0], c[1], c[2], c[3]);
+  for (const auto& c : attended) {
+    for (const nq_type cache : {NQ_FLOAT32, NQ_FLOAT16}) {
+      check_attention(c[0], c[1], c[2], c[3], cache);
+    }
+  }
   check_conversions();
   check_refusals();
   printf("%s: %d cases, %d failures\n", isa, cases, failures);

@@ -20,27 +20,37 @@ __all__ = ["CASES", "make_feeds", "make_model", "make_session", "reference", "ru
 
 NAMES = ("query", "key", "value", "past_key", "past_value", "last", "cosines", "sines")
 RANKS = (3, 3, 3, 4, 4, 1, 2, 2, 1)
-INTEGERS = ("last", "slots")
+INTEGERS, CACHES = ("last", "slots"), ("past_key", "past_value")
 
 
 def make_model(
-    heads: int, kv_heads: int, dim: int, window: int = 0, scale: float = 0.1, slots: bool = False, **changes: Any
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    window: int = 0,
+    scale: float = 0.1,
+    slots: bool = False,
+    cache: int = TensorProto.FLOAT,
+    **changes: Any,
 ) -> bytes:
     """A model of one node with symbolic shapes; `changes` replace attributes, None removes one."""
     names = (*NAMES, "slots") if slots else NAMES
     attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "head_dim": dim, "window": window, "scale": scale}
     attributes = {name: value for name, value in {**attributes, **changes}.items() if value is not None}
     outputs = ["y", "present_key", "present_value"]
-    node = helper.make_node("NanoQuantAttention", names, outputs, domain="com.nanoquant", **attributes)
+    kind = "NanoQuantAttention" if cache == TensorProto.FLOAT else "NanoQuantAttentionHalfCache"
+    node = helper.make_node(kind, names, outputs, domain="com.nanoquant", **attributes)
     inputs = [
         helper.make_tensor_value_info(
-            name, TensorProto.INT32 if name in INTEGERS else TensorProto.FLOAT, [f"{name}{d}" for d in range(rank)]
+            name,
+            TensorProto.INT32 if name in INTEGERS else cache if name in CACHES else TensorProto.FLOAT,
+            [f"{name}{d}" for d in range(rank)],
         )
         for name, rank in zip(names, RANKS, strict=False)
     ]
     results = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [f"{name}{d}" for d in range(rank)])
-        for name, rank in zip(outputs, (3, 4, 4), strict=True)
+        helper.make_tensor_value_info(name, kind, [f"{name}{d}" for d in range(rank)])
+        for name, rank, kind in zip(outputs, (3, 4, 4), (TensorProto.FLOAT, cache, cache), strict=True)
     ]
     graph = helper.make_graph([node], "one", inputs, results)
     return to_bytes(graph)
@@ -50,13 +60,12 @@ def run(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> 
     """Y; the caches in `feeds` are updated in place."""
     binding = session.io_binding()
     for name in feeds:
-        kind = TensorProto.INT32 if name in INTEGERS else TensorProto.FLOAT
-        binding.bind_input(name, "cpu", 0, kind, feeds[name].shape, feeds[name].ctypes.data)
+        binding.bind_input(name, "cpu", 0, feeds[name].dtype, feeds[name].shape, feeds[name].ctypes.data)
     y = np.full(feeds["query"].shape, np.nan, np.float32)
     binding.bind_output("y", "cpu", 0, TensorProto.FLOAT, y.shape, y.ctypes.data)
     for part in ("key", "value"):
         cache = feeds[f"past_{part}"]
-        binding.bind_output(f"present_{part}", "cpu", 0, TensorProto.FLOAT, cache.shape, cache.ctypes.data)
+        binding.bind_output(f"present_{part}", "cpu", 0, cache.dtype, cache.shape, cache.ctypes.data)
     session.run_with_iobinding(binding)
     return y
 
@@ -69,8 +78,9 @@ def rotated(x: np.ndarray, positions: np.ndarray, feeds: dict[str, np.ndarray]) 
 
 
 def reference(feeds: dict[str, np.ndarray], before: list[np.ndarray], heads: int, window: int, scale: float) -> Any:
-    """Y in float64 from the caches as they were before the call."""
+    """Y in float64 from the caches as they were before the call, in whose type new entries are kept."""
     batch, rows, _ = feeds["query"].shape
+    kind = before[0].dtype
     _, kv_heads, _, dim = before[0].shape
     y = np.zeros((batch, rows, heads, dim))
     for b in range(batch):
@@ -78,9 +88,9 @@ def reference(feeds: dict[str, np.ndarray], before: list[np.ndarray], heads: int
         positions = np.arange(first, first + rows)
         query = rotated(feeds["query"][b].reshape(rows, heads, dim), positions, feeds)
         new = rotated(feeds["key"][b].reshape(rows, kv_heads, dim), positions, feeds)
-        keys = np.concatenate([before[0][b, :, :first].astype(np.float64), new.transpose(1, 0, 2)], axis=1)
+        keys = np.concatenate([before[0][b, :, :first], new.transpose(1, 0, 2).astype(kind)], axis=1).astype(np.float64)
         fresh = feeds["value"][b].reshape(rows, kv_heads, dim).transpose(1, 0, 2)
-        values = np.concatenate([before[1][b, :, :first].astype(np.float64), fresh], axis=1)
+        values = np.concatenate([before[1][b, :, :first], fresh.astype(kind)], axis=1).astype(np.float64)
         slots = np.arange(first + rows)
         seen = slots <= positions[:, None]
         if window:
@@ -130,13 +140,16 @@ CASES = [
 
 
 def main(library: str) -> None:
-    """Run the cases, in one thread and in three."""
+    """Run the cases, in one thread and in three, and with a cache of 16 bits."""
     rows = []
     for number, (heads, kv_heads, dim, count, past, capacity, window) in enumerate(CASES):
-        for threads in (1, 3):
+        for threads, cache, limit in ((1, np.float32, 1e-5), (3, np.float32, 1e-5), (3, np.float16, 3e-4)):
             feeds = make_feeds(heads, kv_heads, dim, count, past, capacity, seed=number)
-            before = [feeds[f"past_{part}"].copy() for part in ("key", "value")]
-            session = make_session(make_model(heads, kv_heads, dim, window, dim**-0.5), library, threads)
+            feeds |= {name: feeds[name].astype(cache) for name in CACHES}
+            before = [feeds[name].copy() for name in CACHES]
+            kind = helper.np_dtype_to_tensor_dtype(np.dtype(cache))
+            model = make_model(heads, kv_heads, dim, window, dim**-0.5, cache=kind)
+            session = make_session(model, library, threads)
             y = run(session, feeds)
             wanted = reference(feeds, before, heads, window, dim**-0.5)
             error = np.linalg.norm(y - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
@@ -148,7 +161,7 @@ def main(library: str) -> None:
                 for b, length in enumerate(past)
             )
             worst = float(np.max(np.where(np.isfinite(error), error, np.inf)))
-            rows.append({"case": number, "threads": threads, "error": worst, "kept": bool(kept)})
+            rows.append({"case": number, "threads": threads, "error": worst, "limit": limit, "kept": bool(kept)})
     print(json.dumps({"rows": rows}))
 
 

@@ -136,6 +136,6 @@ def test_the_library_says_what_it_is(library: str) -> None:
     info = ort_library_info()
     assert info["isa"] in ("scalar", "avx2", "avx512", "avx512vbmi", "neon")
     assert info["ort_api"] == 18
-    names = ("Linear", "LinearGroup", "Attention", "Embedding", "Head")
+    names = ("Linear", "LinearGroup", "Attention", "AttentionHalfCache", "Embedding", "Head")
     assert info["operators"] == [f"com.nanoquant::NanoQuant{name}-1" for name in names]
     assert info["path"] == library

@@ -58,6 +58,13 @@ def build_model(
             f"activations of {config.structure.models} pass 65504, the largest number of float16.",
             "Use --dtype bfloat16 (GPUs from sm_80 on), or float32 on a CPU.",
         )
+    if options.cache and options.cache_dtype(config) != options.cache:
+        raise NqEdgeError(
+            "NQ-OPTION",
+            f"a {options.cache} cache beside {options.dtype} activations is for our attention on a CPU: a float32 "
+            "graph of dialect ort, not portable, of a model with rotated heads and no cap of its scores.",
+            "Leave --cache out.",
+        )
     dialect.check(config)
     check_weights(config, weights)
     opsets = {**dialect.opsets, DOMAIN: OPERATOR_VERSION}

@@ -52,8 +52,8 @@ def build_decoder(
     mask = g.input(ATTENTION_MASK, integer, ["sequences" if options.cpu_kernels else "batch", "total"])
     chosen = g.input(LOGITS_INDICES, integer, ["batch", "positions"])
     cache: Dims = ["batch", config.num_kv_heads, options.capacity or "capacity", config.head_dim]
-    dtype = ir_dtype(options.dtype)
-    caches = [g.input(PAST + name, dtype, cache) for name in cache_names(config.num_layers)]
+    kept = ir_dtype(options.cache_dtype(config))
+    caches = [g.input(PAST + name, kept, cache) for name in cache_names(config.num_layers)]
     past = list(zip(caches[::2], caches[1::2], strict=True))
     emitter = dialect.emitter(g, config, DecoderInputs(ids, mask, past[0][0]), options)
     assembly = Assembly(g, config, weights, options, emitter)
@@ -75,7 +75,7 @@ def build_decoder(
             normed, residual = emitter.add_norm(fed, residual, following, total)
         else:
             residual = g.node("Add", [fed, residual], f"{family.blocks}.{block}.sum", output=total)
-    final = norm_named(g, config, weights, family.final_norm, dtype)
+    final = norm_named(g, config, weights, family.final_norm, assembly.dtype)
     emit_head(assembly, residual, chosen, final)
     for present in presents:
         g.output(present)

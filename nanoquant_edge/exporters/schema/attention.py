@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check of com.nanoquant::NanoQuantAttention's nodes (docs/OPERATOR.md)."""
+"""The check of nodes of com.nanoquant::NanoQuantAttention and NanoQuantAttentionHalfCache (docs/OPERATOR.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from ...formats.graph import ATTENTION_OP
+from ...formats.graph import ATTENTION_OP, HALF_CACHE_OP
 
 __all__ = ["check_attention_node"]
 
@@ -15,6 +15,9 @@ __all__ = ["check_attention_node"]
 _RANKS = (3, 3, 3, 4, 4, 1, 2, 2, 1)
 #: Those that hold int32.
 _PLACES = (5, 8)
+_CACHES = (3, 4)
+#: Operator -> type of its caches.
+_CACHE_TYPES = {ATTENTION_OP: ir.DataType.FLOAT, HALF_CACHE_OP: ir.DataType.FLOAT16}
 _INTEGERS = ("num_heads", "kv_num_heads", "head_dim", "window")
 _LARGEST = {"num_heads": 65536, "kv_num_heads": 65536, "head_dim": 1024, "window": (1 << 31) - 1}
 
@@ -31,7 +34,7 @@ def check_attention_node(node: ir.Node, fail: Callable[[str], Exception]) -> Non
     """
     if set(node.attributes) != {*_INTEGERS, "scale"} or len(node.inputs) not in (8, 9) or len(node.outputs) != 3:
         listed = ", ".join(_INTEGERS)
-        raise fail(f"{ATTENTION_OP} has 8 or 9 inputs, 3 outputs and the attributes {listed}, scale")
+        raise fail(f"{node.op_type} has 8 or 9 inputs, 3 outputs and the attributes {listed}, scale")
     sizes = {}
     for attribute in _INTEGERS:
         value = node.attributes[attribute]
@@ -49,6 +52,8 @@ def check_attention_node(node: ir.Node, fail: Callable[[str], Exception]) -> Non
     widths = [heads * dim, kv_heads * dim, kv_heads * dim, dim, dim, None, dim // 2, dim // 2, None]
     for index, (source, rank, width) in enumerate(zip(node.inputs, _RANKS, widths, strict=False)):
         kind = ir.DataType.INT32 if index in _PLACES else ir.DataType.FLOAT
+        if index in _CACHES:
+            kind = _CACHE_TYPES[node.op_type]
         if source is None or source.dtype != kind or source.shape is None or len(source.shape) != rank:
             raise fail(f"input {index} is missing, or of a wrong type or shape")
         if width is not None and source.shape[-1] != width:

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ...errors import NqEdgeError
-from ...formats.graph import ATTENTION_OP, DATA_FILE, DOMAIN, LAYOUT_ROWS_LSB_FIRST, OPERATOR_VERSION, OPERATORS
+from ...formats.graph import (
+    ATTENTION_OP,
+    DATA_FILE,
+    DOMAIN,
+    HALF_CACHE_OP,
+    LAYOUT_ROWS_LSB_FIRST,
+    OPERATOR_VERSION,
+    OPERATORS,
+)
 from ...formats.graph_check import check_graph
 from ...formats.onnx_file import MAX_MODEL_BYTES, rename_data
 from ...system.files import path_inside
@@ -140,7 +148,7 @@ def check_model(model: ir.Model) -> int:
             raise fail(f"the model imports {DOMAIN} {model.opset_imports.get(DOMAIN)}, not {OPERATOR_VERSION}")
         if node.op_type in TABLE_OPS:
             check_table_node(node, fail)
-        elif node.op_type == ATTENTION_OP:
+        elif node.op_type in (ATTENTION_OP, HALF_CACHE_OP):
             check_attention_node(node, fail)
         else:
             layers = check_linear_node(node, fail)

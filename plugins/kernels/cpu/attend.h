@@ -39,7 +39,8 @@ inline size_t attend_floats(const nq_attention& a, int64_t rows, int64_t last) {
   const int64_t queries = rows * (a.heads / a.kv_heads);
   const int64_t width = (a.head_dim + kPanelRows - 1) / kPanelRows * kPanelRows;
   const int64_t scores = queries * key_blocks(a, last + 1 - rows, rows) * kKeyBlock;
-  return static_cast<size_t>(scores + width * kKeyBlock + queries * width);
+  const int64_t wide = a.cache == NQ_FLOAT32 ? 0 : kKeyBlock * a.head_dim;
+  return static_cast<size_t>(scores + width * kKeyBlock + queries * width + wide);
 }
 
 // exp(x) for x <= 0 in single precision: 2^n times a polynomial (Cephes expf, S. Moshier). NaN
@@ -62,9 +63,23 @@ inline float exponential(float x) {
   return p * power;
 }
 
-template <class V, class P>
+// Widen is NqIsa::to_float of the instruction set.
+template <class V, class P, void (*Widen)(const void*, nq_type, int64_t, float*)>
 struct Attend {
   static constexpr int64_t kWidth = P::kWidth;
+
+  // Entries [begin, begin + count) of the cache, `dim` numbers each, as floats: where they are, or
+  // widened into `wide`. As many further on are fetched meanwhile: the hardware's prefetchers stop
+  // at every page.
+  static const float* entries(const nq_attention& a, const void* cache, int64_t begin,
+                              int64_t count, float* wide) {
+    const int64_t first = begin * a.head_dim, numbers = count * a.head_dim;
+    if (a.cache == NQ_FLOAT32) return static_cast<const float*>(cache) + first;
+    const uint16_t* from = static_cast<const uint16_t*>(cache) + first;
+    for (int64_t i = 0; i < numbers; i += 32) __builtin_prefetch(from + numbers + i);
+    Widen(from, a.cache, numbers, wide);
+    return wide;
+  }
 
   // Turns scores into weights whose sum is returned. Blocks of a query lie `pitch` floats apart;
   // the query sees keys [low, high) of them.
@@ -128,7 +143,7 @@ struct Attend {
   }
 
   // scores[q * kKeyBlock + j] = query q times key j, for `count` keys. Keys further on and the same
-  // slots' values are fetched meanwhile: the hardware's prefetchers stop at every page.
+  // slots' values, if there are any, are fetched meanwhile.
   static void direct(const float* queries, int64_t number, int64_t dim, const float* keys,
                      const float* values, int64_t count, float* scores) {
     constexpr int64_t kAhead = 2048;  // floats
@@ -139,7 +154,7 @@ struct Attend {
       for (int64_t i = 0; i < V::kLanes; ++i) {
         const int64_t j = part + i < count ? part + i : count - 1;
         rows[i] = keys + j * dim;
-        for (int64_t d = 0; d < dim; d += 16) {
+        for (int64_t d = 0; d < dim && values != nullptr; d += 16) {
           __builtin_prefetch(rows[i] + kAhead + d);
           __builtin_prefetch(values + j * dim + d);
         }
@@ -164,7 +179,7 @@ struct Attend {
   }
 
   static void run(const nq_attention* attention, const float* queries, int64_t rows, int64_t first,
-                  const float* keys, const float* values, float* y, int64_t y_stride,
+                  const void* keys, const void* values, float* y, int64_t y_stride,
                   float* scratch) {
     const nq_attention& a = *attention;
     const int64_t dim = a.head_dim;
@@ -178,12 +193,15 @@ struct Attend {
     float* scores = scratch;
     float* tile = scores + blocks * pitch;
     float* sums = tile + width * kKeyBlock;
+    float* wide = sums + number * width;
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t at = b * kKeyBlock;
       const int64_t count = total - at < kKeyBlock ? total - at : kKeyBlock;
-      const float* from = keys + (low + at) * dim;
+      const float* from = entries(a, keys, low + at, count, wide);
       if (number <= kDirectQueries) {
-        direct(queries, number, dim, from, values + (low + at) * dim, count, scores + b * pitch);
+        const float* there = nullptr;
+        if (a.cache == NQ_FLOAT32) there = static_cast<const float*>(values) + (low + at) * dim;
+        direct(queries, number, dim, from, there, count, scores + b * pitch);
       } else {
         tiled(queries, number, dim, from, count, tile, scores + b * pitch);
       }
@@ -202,7 +220,7 @@ struct Attend {
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t at = b * kKeyBlock;
       const int64_t count = total - at < kKeyBlock ? total - at : kKeyBlock;
-      const float* from = values + (low + at) * dim;
+      const float* from = entries(a, values, low + at, count, wide);
       for (int64_t part = 0; part < dim; part += kWidth) {
         const float* panel = from + part;
         int64_t step = dim;

@@ -25,8 +25,7 @@ struct NqIsa {
 
   // See nq_attend.
   void (*attend)(const nq_attention* attention, const float* queries, int64_t rows, int64_t first,
-                 const float* keys, const float* values, float* y, int64_t y_stride,
-                 float* scratch);
+                 const void* keys, const void* values, float* y, int64_t y_stride, float* scratch);
 };
 
 extern const NqIsa kIsaScalar;

@@ -24,6 +24,8 @@ from tests.families import ONE_EACH, family_config
 from tests.tiny import tiny_checkpoint
 
 IDS = np.random.default_rng(1).integers(0, 320, (1, 60))
+#: Heads take hidden values in 16 bits.
+HEAD_ERROR = 5e-5
 needs_kernel = pytest.mark.skipif(not have_kernel(), reason="the native library is not built")
 
 
@@ -42,7 +44,7 @@ def test_logits_equal_pytorch_with_the_same_table(tmp_path: Path, kind: str, tie
     assert codes == ["model.embed_tokens.codes"] if tied else len(codes) == 2
     assert not any("embed_tokens.weight" in name or "lm_head.weight" in name for name in model.graph.initializers)
     expected = reference_logits(dense_model(tmp_path / "c"), IDS)
-    assert relative(Decoder(bundle, capacity=64).feed(IDS), expected) < 2e-6
+    assert relative(Decoder(bundle, capacity=64).feed(IDS), expected) < HEAD_ERROR
     assert bundle.source_model["embedding"] == kind
     assert bundle.source_model["head"] == ("tied" if tied else kind)
 
@@ -151,6 +153,7 @@ def test_every_family_takes_tables_in_codes(tmp_path: Path, family: str) -> None
     tiny_checkpoint(tmp_path / "c", seed=7, embedding="int4", **family_config(family))
     bundle = export_onnx(tmp_path / "c", tmp_path / "b")
     expected = reference_logits(dense_model(tmp_path / "c"), IDS)
-    assert relative(Decoder(bundle, capacity=64).feed(IDS), expected) < 4e-6
+    # Logits that are capped (gemma2) are small beside what they were made of.
+    assert relative(Decoder(bundle, capacity=64).feed(IDS), expected) < 5 * HEAD_ERROR
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "c", dtype=torch.float32)
     assert relative(reference_logits(loaded, IDS), expected) < 2e-5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator com.nanoquant::NanoQuantAttention, version 1 (docs/OPERATOR.md): emitting its nodes."""
+"""Emitting nodes of com.nanoquant::NanoQuantAttention and its kin with a 16-bit cache (docs/OPERATOR.md)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ....formats.graph import ATTENTION_OP, DOMAIN
+from ....formats.graph import ATTENTION_OP, DOMAIN, HALF_CACHE_OP
 from ....models import DecoderConfig
 from ..graph_builder import GraphBuilder, dims_of
 from .base import Attended, AttentionCall
 
-__all__ = ["Places", "computes_attention", "emit_attention"]
+__all__ = ["Places", "emit_attention"]
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,6 @@ class Places:
     sines: ir.Value
 
 
-def computes_attention(config: DecoderConfig) -> bool:
-    """Whether the operator computes this model's attention: rotated heads, no soft cap."""
-    rotated = all(config.rotary_of(block) is not None for block in range(config.num_layers))
-    return rotated and config.attention_cap is None and config.head_dim % 16 == 0 and config.head_dim <= 1024
-
-
 def emit_attention(
     g: GraphBuilder,
     call: AttentionCall,
@@ -53,12 +47,12 @@ def emit_attention(
         window: positions that one sees, itself included; 0 for all.
         places: where the new tokens stand.
     """
-    kind = call.query.dtype
-    assert kind is not None
+    kind, cache = call.query.dtype, call.past[0].dtype
+    assert kind is not None and cache is not None
     outputs = [(f"{call.name}.output", kind, dims_of(call.query))]
-    outputs += [(present, kind, dims_of(call.past[0])) for present in call.present_names]
+    outputs += [(present, cache, dims_of(call.past[0])) for present in call.present_names]
     output, key, value = g.nodes(
-        ATTENTION_OP,
+        HALF_CACHE_OP if cache == ir.DataType.FLOAT16 else ATTENTION_OP,
         [call.query, call.key, call.value, *call.past, places.last, places.cosines, places.sines, places.slots],
         call.name,
         outputs,

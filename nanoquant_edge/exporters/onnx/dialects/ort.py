@@ -24,7 +24,7 @@ from ..graph_builder import Dims, GraphBuilder, dims_of
 from ..norms import Norm, decomposed_norm
 from .base import Attended, AttentionCall, DecoderInputs, Dialect, Emitter
 from .capped_attention import MASKED
-from .nanoquant_attention import Places, computes_attention, emit_attention
+from .nanoquant_attention import Places, emit_attention
 
 __all__ = ["DIALECT", "OrtDialect", "OrtEmitter"]
 
@@ -48,7 +48,7 @@ class OrtEmitter(Emitter):
         self._lengths = [g.cast(last, integer, "lengths.last32"), g.cast(self._total, integer, "lengths.longest32")]
         self._tables = self._rotary_tables()
         self._input_ids = inputs.input_ids
-        self._ours = options.cpu_kernels and computes_attention(config)
+        self._ours = options.own_attention(config)
         self._slots = g.optional_input(SLOTS, np.zeros(0, np.int32), ["tokens"]) if self._ours else None
         self._bias: ir.Value | None = None
         if any(self._windows) and self._dtype == ir.DataType.FLOAT and not self._ours:

@@ -55,4 +55,4 @@ struct Ymm {
 }  // namespace
 
 const NqIsa kIsaAvx2 = {ConvertRows<Ymm>::to_float, ConvertRows<Ymm>::from_float,
-                        Attend<Ymm, Panel<Ymm>>::run};
+                        Attend<Ymm, Panel<Ymm>, ConvertRows<Ymm>::to_float>::run};

@@ -91,4 +91,4 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
 
 }  // namespace
 
-const NqIsa kIsaAvx512 = {to_float, from_float, Attend<Zmm, Panel<Zmm>>::run};
+const NqIsa kIsaAvx512 = {to_float, from_float, Attend<Zmm, Panel<Zmm>, to_float>::run};

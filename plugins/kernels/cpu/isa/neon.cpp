@@ -48,4 +48,4 @@ struct Neon {
 }  // namespace
 
 const NqIsa kIsaNeon = {ConvertRows<Neon>::to_float, ConvertRows<Neon>::from_float,
-                        Attend<Neon, Panel<Neon>>::run};
+                        Attend<Neon, Panel<Neon>, ConvertRows<Neon>::to_float>::run};

@@ -60,4 +60,4 @@ void from_float(const float* src, nq_type type, int64_t count, void* dst) {
 
 }  // namespace
 
-const NqIsa kIsaScalar = {to_float, from_float, Attend<Plain, Panel<Plain>>::run};
+const NqIsa kIsaScalar = {to_float, from_float, Attend<Plain, Panel<Plain>, to_float>::run};
