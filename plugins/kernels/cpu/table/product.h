@@ -25,74 +25,76 @@ struct TableProduct {
   static constexpr int kBlockBytes = NQ_TABLE_BLOCK * kBits / 8;
   static constexpr int kChunk = 256;  // blocks whose weights are computed at a time; even
 
-  // Blocks of some vectors, and what their sums of integers are worth.
+  // Block `block` of a row times the same block of every vector, added to `sum`.
   template <int kVectors>
-  struct Part {
-    const int16_t* x;
-    int64_t x_stride;
-    const float* weights[kVectors];
-    Floats sums[2][kVectors];  // of even and odd blocks, which do not wait for each other
-
-    void add(const int8_t* codes, int64_t block, Floats (&sum)[kVectors]) {
-      typename V::Words words;
-      if constexpr (kBits == 8) {
-        words = V::words8(codes);
-      } else {
-        words = V::words4(codes);
-      }
-      for (int v = 0; v < kVectors; ++v) {
-        sum[v] = V::multiply(words, x + v * x_stride + block * NQ_TABLE_BLOCK, weights[v][block],
-                             sum[v]);
-      }
+  static void add(const int8_t* codes, const int16_t* x, int64_t x_stride, const float* weights,
+                  int64_t pitch, Floats (&sum)[kVectors]) {
+    typename V::Words words;
+    if constexpr (kBits == 8) {
+      words = V::words8(codes);
+    } else {
+      words = V::words4(codes);
     }
-
-    // Adds blocks [0, count) of the codes.
-    void add_all(const int8_t* codes, int64_t count) {
-      int64_t b = 0;
-      for (; b + 2 <= count; b += 2) {
-        add(codes + b * kBlockBytes, b, sums[0]);
-        add(codes + (b + 1) * kBlockBytes, b + 1, sums[1]);
-      }
-      if (b < count) add(codes + b * kBlockBytes, b, sums[0]);
+    for (int v = 0; v < kVectors; ++v) {
+      sum[v] = V::multiply(words, x + v * x_stride, weights[v * pitch], sum[v]);
     }
-  };
+  }
 
-  // One row times kVectors vectors. A row is read from its begin to its end and then the next one:
-  // rows read side by side, or with a prefetch of our own, come at less than half of that rate.
+  // The strip's rows times kVectors vectors. A row is read from its begin to its end and then the
+  // next one: rows read side by side, or with a prefetch of our own, come at less than half of that
+  // rate. Sums of even and odd blocks do not wait for each other.
   template <int kVectors>
-  static void one_row(const TableStrip& strip, int64_t row, const TableVectors& x, int64_t vector,
+  static void rows_of(const TableStrip& strip, const TableVectors& vectors, int64_t vector,
                       float* out, int64_t stride) {
     const int64_t blocks = (strip.columns + NQ_TABLE_BLOCK - 1) / NQ_TABLE_BLOCK;
     const int64_t whole = strip.columns / NQ_TABLE_BLOCK;
-    const int8_t* codes = strip.codes + row * strip.row_bytes;
-    const float* scales = strip.scales + row * strip.groups;
-    const float* units = x.units + vector * blocks;
-    Part<kVectors> part;
-    part.x = x.values + vector * blocks * NQ_TABLE_BLOCK;
-    part.x_stride = blocks * NQ_TABLE_BLOCK;
-    for (int v = 0; v < kVectors; ++v) part.sums[0][v] = part.sums[1][v] = V::zero();
-    float products[kVectors][kChunk];
-    for (int64_t first = 0; first < blocks; first += kChunk) {
-      const int64_t count = blocks - first < kChunk ? blocks - first : kChunk;
+    const int64_t x_stride = blocks * NQ_TABLE_BLOCK;
+    const int16_t* x = vectors.values + vector * x_stride;
+    const float* units = vectors.units + vector * blocks;
+    const bool grouped = strip.groups != 1;
+    float products[kVectors * kChunk];
+    for (int64_t row = 0; row < strip.rows; ++row) {
+      const int8_t* codes = strip.codes + row * strip.row_bytes;
+      const float* scales = strip.scales + row * strip.groups;
+      Floats even[kVectors];
+      Floats odd[kVectors];
+      for (int v = 0; v < kVectors; ++v) even[v] = odd[v] = V::zero();
+      for (int64_t first = 0; first < blocks; first += kChunk) {
+        const int64_t count = blocks - first < kChunk ? blocks - first : kChunk;
+        const float* weights = units + first;
+        int64_t pitch = blocks;
+        if (grouped) {
+          for (int v = 0; v < kVectors; ++v) {
+            weigh(strip, scales, first, count, weights + v * blocks, products + v * kChunk);
+          }
+          weights = products;
+          pitch = kChunk;
+        }
+        const int64_t here = whole - first < count ? whole - first : count;
+        const int8_t* from = codes + first * kBlockBytes;
+        const int16_t* with = x + first * NQ_TABLE_BLOCK;
+        int64_t b = 0;
+        for (; b + 2 <= here; b += 2) {
+          add<kVectors>(from + b * kBlockBytes, with + b * NQ_TABLE_BLOCK, x_stride, weights + b,
+                        pitch, even);
+          add<kVectors>(from + (b + 1) * kBlockBytes, with + (b + 1) * NQ_TABLE_BLOCK, x_stride,
+                        weights + b + 1, pitch, odd);
+        }
+        if (b < here) {
+          add<kVectors>(from + b * kBlockBytes, with + b * NQ_TABLE_BLOCK, x_stride, weights + b,
+                        pitch, even);
+        }
+        if (here < count) {  // the last, short block: nothing past the row may be read
+          alignas(64) int8_t tail[kBlockBytes] = {};
+          memcpy(tail, codes + whole * kBlockBytes,
+                 static_cast<size_t>(strip.row_bytes - whole * kBlockBytes));
+          add<kVectors>(tail, with + here * NQ_TABLE_BLOCK, x_stride, weights + here, pitch, odd);
+        }
+      }
       for (int v = 0; v < kVectors; ++v) {
-        part.weights[v] = units + v * blocks + first;
-        if (strip.groups == 1) continue;
-        weigh(strip, scales, first, count, part.weights[v], products[v]);
-        part.weights[v] = products[v];
+        const float sum = V::sum(even[v], odd[v]);
+        out[(vector + v) * stride + row] = grouped ? sum : sum * scales[0];
       }
-      const int64_t here = whole - first < count ? whole - first : count;
-      part.add_all(codes + first * kBlockBytes, here);
-      if (here < count) {  // the last, short block: nothing past the row may be read
-        alignas(64) int8_t tail[kBlockBytes] = {};
-        memcpy(tail, codes + whole * kBlockBytes,
-               static_cast<size_t>(strip.row_bytes - whole * kBlockBytes));
-        part.add(tail, here, part.sums[1]);
-      }
-      part.x += kChunk * NQ_TABLE_BLOCK;
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      const float sum = V::sum(part.sums[0][v], part.sums[1][v]);
-      out[(vector + v) * stride + row] = strip.groups == 1 ? sum * scales[0] : sum;
     }
   }
 
@@ -120,9 +122,7 @@ struct TableProduct {
   static void some_vectors(const TableStrip& strip, int64_t count, const TableVectors& x,
                            int64_t vector, float* out, int64_t stride) {
     if (count == kVectors) {
-      for (int64_t row = 0; row < strip.rows; ++row) {
-        one_row<kVectors>(strip, row, x, vector, out, stride);
-      }
+      rows_of<kVectors>(strip, x, vector, out, stride);
     } else if constexpr (kVectors > 1) {
       some_vectors<kVectors - 1>(strip, count, x, vector, out, stride);
     }
