@@ -51,7 +51,9 @@ class Server:
         port: of 127.0.0.1.
         eos: id of the token that may not come.
         process: the program.
-        rates, firsts: totals of tokens a second and times to the first token, by number of clients.
+        rates, firsts, used: total tokens a second, seconds to first tokens, and processor seconds a token, by number of
+            clients. The last counts what other programs took less.
+        decodes: tokens a second after the first, with one client.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Server:
     process: subprocess.Popen[bytes]
     rates: dict[int, list[float]] = field(default_factory=dict)
     firsts: dict[int, list[float]] = field(default_factory=dict)
+    used: dict[int, list[float]] = field(default_factory=dict)
     decodes: list[float] = field(default_factory=list)
 
 
@@ -136,6 +139,12 @@ def resident_mb(process: subprocess.Popen[bytes]) -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) * 1024 / 1e6
 
 
+def processor_s(process: subprocess.Popen[bytes]) -> float:
+    """Processor time of a program so far, seconds."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def bench_rate(bundle: Path, threads: int, words: int, tokens: int) -> float:
     """Tokens a second that `nq-edge bench` decodes after a prompt as long as ours."""
     command = [sys.executable, "-m", "nanoquant_edge", "bench", str(bundle), "--device", "cpu", "-t", str(threads)]
@@ -179,9 +188,11 @@ def main(bundle: Path, gguf: Path | None, peer: str | None, append: bool, folder
             for number in clients:
                 for server in servers:
                     serial += number
-                    begin = time.perf_counter()
+                    begin, worked = time.perf_counter(), processor_s(server.process)
                     answers = asyncio.run(burst(server, number, words, tokens, serial))
                     took = time.perf_counter() - begin
+                    worked = processor_s(server.process) - worked
+                    server.used.setdefault(number, []).append(worked / (number * tokens))
                     server.rates.setdefault(number, []).append(number * tokens / took)
                     server.firsts.setdefault(number, []).extend(answer.first for answer in answers)
                     if number == 1:
@@ -200,16 +211,16 @@ def main(bundle: Path, gguf: Path | None, peer: str | None, append: bool, folder
                 "spread_tps": [round(min(server.rates[number]), 1), round(max(server.rates[number]), 1)],
                 "ttft_ms": round(1000 * statistics.median(server.firsts[number]), 1),
                 "ttft_worst_ms": round(1000 * max(server.firsts[number]), 1),
+                "processor_ms_a_token": round(1000 * statistics.median(server.used[number]), 2),
                 "resident_mb": round(resident_mb(server.process), 1),
             }
             for server in servers
             for number in clients
         ]
     for row in rows:
-        click.echo(
-            f"{row['server']:<18}{row['clients']:>3} clients: {row['total_tps']:>7} tokens/s, first token after "
-            f"{row['ttft_ms']:>7} ms (worst {row['ttft_worst_ms']}), {row['resident_mb']} MB"
-        )
+        times = f"first token after {row['ttft_ms']:>7} ms (worst {row['ttft_worst_ms']})"
+        costs = f"{row['processor_ms_a_token']} ms of processor a token, {row['resident_mb']} MB"
+        click.echo(f"{row['server']:<18}{row['clients']:>3} clients: {row['total_tps']:>6} tokens/s, {times}, {costs}")
     if bench and 1 in clients:
         ratios = [one / other for one, other in zip(servers[0].decodes, bench, strict=True)]
         row = {

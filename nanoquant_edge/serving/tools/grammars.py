@@ -2,7 +2,7 @@
 """Grammars that hold a model to well-formed calls of the functions it was offered.
 
 In llguidance's form of Lark: `%json` stands for texts of a schema, `<[7]>` for the token with id 7, and a rule marked
-`[lazy]` ends where its text can end first (docs/syntax.md there).
+`[lazy]` ends where its text can end first (its documentation of the syntax).
 """
 
 from __future__ import annotations
