@@ -134,9 +134,10 @@ class StaticStep:
     def _step(self) -> None:
         ring = self._ring
         distance = torch.remainder(ring.slot - torch.arange(ring.read, device=ring.slot.device), self.slots)
-        # Beyond a text's own beginning everything is infinitely far.
-        there = distance[None] <= self._ages[:, None]
-        distances = torch.where(there, distance[None].float(), math.inf)[:, None, None]
+        # Beyond a text's own beginning everything is infinitely far. Numbers are filled in: `where` would copy them to
+        # the GPU first, which a graph cannot repeat.
+        before = distance[None] > self._ages[:, None]
+        distances = distance.float().expand(self.rows, -1).masked_fill(before, math.inf)[:, None, None]
         name = "cache" if "cache" in inspect.signature(self._model.forward).parameters else "past_key_values"
         with compute_in(self._dtype, self._model.device):
             logits = self._model(
@@ -153,7 +154,7 @@ class StaticStep:
             highest = sums[:, -1]
             drawn = torch.searchsorted(sums, self._chances * sums[:, -1:], right=True)[:, 0]
         drawn = drawn.clamp(max=logits.shape[-1] - 1)
-        self._drawn.copy_(torch.where(torch.isfinite(highest), drawn, -1))
+        self._drawn.copy_(drawn.masked_fill(~torch.isfinite(highest), -1))
 
 
 class _Ring:
