@@ -119,7 +119,7 @@ test-gpu:
 	cmake --build build/gpu-tests -j $$(nproc)
 	cmake --install build/gpu-tests --prefix build/gpu-tests/stage
 	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=$$(nproc) NQ_EDGE_NATIVE_DIR=$(CURDIR)/build/gpu-tests/stage \
-	  $(GPU_PYTHON) -m pytest -q -m gpu tests/plugins/cuda tests/runtimes tests/compression --gpu-table $(GPU_TABLE)
+	  $(GPU_PYTHON) -m pytest -q -m gpu tests/plugins/cuda tests/plugins/test_attention_gpu.py tests/runtimes tests/compression --gpu-table $(GPU_TABLE)
 
 # The lowest versions that pyproject.toml allows, on the parts that a board runs. A board may have Python 3.10, on which
 # nothing is compressed, so theirs can be another Python than the tests'.

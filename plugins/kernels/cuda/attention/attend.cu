@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(32 * kMostWarps<D>)
   __shared__ Shared<C, D> shared;
 
   release_dependents();
-  const Share share(a, appends, step);
+  const Share share(a, appends, max(step, kLeastSplit));
   if (!share.any) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = a.head_dim;
   const int g = lane / 4, q = lane % 4;
@@ -435,7 +435,8 @@ int64_t units_of(const nq_cuda_attention& a) {
 
 // Splits are multiples of this many tokens.
 int chunk_of(const nq_cuda_attention& a, int warps) {
-  return warps * (a.head_dim <= 96 ? kTile<96> : kTile<256>);
+  const int step = warps * (a.head_dim <= 96 ? kTile<96> : kTile<256>);
+  return step > kLeastSplit ? step : kLeastSplit;
 }
 
 // Where units are few, large blocks, one on each multiprocessor, else small ones, of which several

@@ -31,6 +31,9 @@ constexpr int kMostWarps = D <= 128 ? 8 : kFewWarps;
 template <int D>
 constexpr int kTile = D <= 96 ? 32 : 16;
 
+// Fewest tokens of a split: adding up two splits takes longer than a second tile.
+constexpr int kLeastSplit = 128;
+
 // How the heads of a row are shared out; the same on the host and in the kernel.
 __host__ __device__ inline int pieces_of(const nq_cuda_attention& a) {
   return (a.heads / a.kv_heads + kColumns - 1) / kColumns;
