@@ -69,8 +69,8 @@ class OpenOptions:
         trust_bundle_code: let machine code inside of a TensorRT engine run.
         device: "cpu"; "cuda", or "cuda:1" for the second GPU: our own decoder there; "auto" takes a GPU for a
             checkpoint where one is found, and runs a bundle where it was made for.
-        dtype: of activations on such a device, "float16" or "bfloat16"; None takes float16 where the model's
-            activations fit it.
+        dtype: of activations on such a device, "float16" or "bfloat16"; None takes float16, which is
+            more exact.
         table: "fp16", "int8" or "int4" to hold embedding and head so there; None keeps what is stored.
         cache_bits: 16, or 8 for a key/value cache of half the size there.
 

@@ -149,8 +149,7 @@ class Target:
     def dtype(self, options: OpenOptions) -> str:
         """Type of the activations."""
         if self.on_gpu:
-            config = self.bundle.model_config() if self.bundle is not None else self.model_config
-            return options.dtype or ("float16" if read_config(config).structure.float16 else "bfloat16")
+            return options.dtype or "float16"
         return self.bundle.dtype if self.bundle is not None else "float32"
 
     def table(self, options: OpenOptions) -> str:

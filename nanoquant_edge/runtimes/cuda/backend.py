@@ -105,7 +105,9 @@ class CudaBackend(SerialBackend):
         appends = [Append(held[i], input_ids[i, : lengths[i]], picks[i]) for i in range(batch)]
         inner = None
         if self._extra_names:
-            inner = InnerValues(self._extra_names, SPELLING[self.dtype], (batch, tokens))
+            scale = engine.decoder.residual_scale
+            kind = SPELLING[self.dtype]
+            inner = InnerValues(self._extra_names, kind, shape=(batch, tokens), residual_scale=scale)
         rows = engine.append(appends, inner)
         self._held = held
         self.extra = {} if inner is None else {name: inner.values[name] for name in self._extra_names}

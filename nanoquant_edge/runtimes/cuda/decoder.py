@@ -31,7 +31,8 @@ __all__ = ["WATCHED_ROWS", "Buffers", "Decoder", "Lanes", "Watch"]
 #: Most rows of a pass whose inner values are watched.
 WATCHED_ROWS = 64
 
-#: Told of each inner value where it has just been computed: name, rows, columns.
+#: Told of each inner value where it has just been computed: name, rows, columns. Blocks' outputs have the residual's
+#: factor.
 Watch = Callable[[str, Rows, int], None]
 
 
@@ -85,6 +86,7 @@ class _Norm:
     kind: Norm
     weight: int
     bias: int | None
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,16 @@ class Decoder:
         config = self.config = weights.config
         self.dtype = CType(C_TYPES[SPELLING[weights.dtype]])
         family = config.structure
+        self._residual_eps = config.norm_eps * weights.residual_scale**2
         self._norm_kind = Norm.LAYER if family.norm == "layer" else Norm.RMS
         self._blocks = [self._block(block, context) for block in range(config.num_layers)]
         self._final_norm = self._norm(family.final_norm)
         self._queries = config.num_heads * config.head_dim
         self._keys = config.num_kv_heads * config.head_dim
 
-    def _norm(self, module: str) -> _Norm:
+    def _norm(self, module: str, *, of_residual: bool = True) -> _Norm:
         weight, bias = self._weights.norm(module)
-        return _Norm(self._norm_kind, weight, bias)
+        return _Norm(self._norm_kind, weight, bias, self._residual_eps if of_residual else self.config.norm_eps)
 
     def _block(self, block: int, context: int) -> _Block:
         config, family = self.config, self.config.structure
@@ -139,11 +142,11 @@ class Decoder:
             weight = None
             if norm and fused:
                 weight, input = self._weights.norm(f"{name}.{norm}")[0], Input.RMS_NORM
-            eps = config.norm_eps if weight is not None else 0.0
+            eps = self._residual_eps if weight is not None else 0.0
             return Group(layers, self.dtype, input=input, norm_weight=weight, norm_eps=eps)
 
-        def alone(norm: str) -> _Norm | None:
-            return self._norm(f"{name}.{norm}") if norm else None
+        def alone(norm: str, *, of_residual: bool = True) -> _Norm | None:
+            return self._norm(f"{name}.{norm}", of_residual=of_residual) if norm else None
 
         gates = {"silu": Input.SILU, "gelu_tanh": Input.GELU}
         heads = None
@@ -159,12 +162,17 @@ class Decoder:
             down=group((family.down,), input=gates[config.activation] if family.gate else Input.PLAIN),
             attention_norm=None if fused else alone(family.attention_norm),
             feed_norm=None if fused else alone(family.feed_norm),
-            attention_out_norm=alone(family.attention_out_norm),
-            feed_out_norm=alone(family.feed_out_norm),
+            attention_out_norm=alone(family.attention_out_norm, of_residual=False),
+            feed_out_norm=alone(family.feed_out_norm, of_residual=False),
             head_norms=heads,
             frequencies=None if rotary is None else self._weights.frequencies[rotary],
             window=config.window_of(block, context),
         )
+
+    @property
+    def residual_scale(self) -> float:
+        """See `weights.residual_scale`."""
+        return self._weights.residual_scale
 
     @property
     def library(self) -> Any:
@@ -256,7 +264,7 @@ class Decoder:
             table=self._weights.head,
             x_type=self.dtype,
             norm=norm.kind,
-            norm_eps=self.config.norm_eps,
+            norm_eps=norm.eps,
             soft_cap=self.config.logit_cap or 0.0,
             norm_weight=norm.weight,
             norm_bias=norm.bias,
@@ -270,7 +278,7 @@ class Decoder:
         described = CEmbedding(
             table=self._weights.embedding,
             type=self.dtype,
-            multiplier=self.config.embedding_scale,
+            multiplier=self.config.embedding_scale * self._weights.residual_scale,
             count=rows,
             tokens=lanes.tokens,
             out=buffers.hidden.address,
@@ -363,7 +371,7 @@ class Decoder:
             type=self.dtype,
             rows=rows,
             columns=self.config.hidden_size,
-            eps=self.config.norm_eps,
+            eps=norm.eps,
             weight=norm.weight,
             bias=norm.bias,
             x=x.address,

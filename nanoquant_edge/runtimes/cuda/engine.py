@@ -101,7 +101,7 @@ class Engine:
 
     def __init__(self, files: ModelFiles, options: OpenOptions, *, index: int = 0, sequences: int = 1) -> None:
         self.config, self.options = files.config, options
-        self.dtype = options.dtype or ("float16" if files.config.structure.float16 else "bfloat16")
+        self.dtype = options.dtype or "float16"
         self.device = Device(index)
         try:
             check_runnable(files, self.dtype, self.device.description.compute_capability)

@@ -9,12 +9,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...formats.graph import block_output
 from .device import Device
 from .number_types import to_float32
 from .passes import Rows
 from .workspace import Workspace
 
 __all__ = ["InnerValues"]
+
+#: How names of blocks' outputs begin.
+_BLOCK = block_output(0).partition("0")[0]
 
 
 class _Piece(Protocol):
@@ -37,14 +41,16 @@ class InnerValues:
         names: which ones.
         kind: of activations, "F16" or "BF16".
         shape: sequences and tokens of the call.
+        residual_scale: factor of blocks' outputs, which is taken out again.
 
     Attributes:
         values: name -> float32 [sequences, tokens, width]; zero past a sequence's tokens.
     """
 
-    def __init__(self, names: Iterable[str], kind: str, shape: tuple[int, int]) -> None:
+    def __init__(self, names: Iterable[str], kind: str, *, shape: tuple[int, int], residual_scale: float) -> None:
         self.values: dict[str, NDArray[np.float32]] = {}
         self._names, self._kind, self._shape = frozenset(names), kind, shape
+        self._scale = np.float32(1 / residual_scale)
         self._rows: dict[str, NDArray[np.float32]] = {}
 
     def begin(self, device: Device, workspace: Workspace, rows: int) -> None:
@@ -60,7 +66,8 @@ class InnerValues:
         arguments = (rows.address, 2 * rows.stride, place, 2 * width, 2 * width, self._count)
         device.call("nq_cuda_copy_rows", *arguments, device.stream)
         data = device.download(place, (2 * self._count * width,), np.uint8)
-        self._rows[name] = to_float32(data, self._kind).reshape(self._count, width)
+        numbers = to_float32(data, self._kind).reshape(self._count, width)
+        self._rows[name] = numbers * self._scale if name.startswith(_BLOCK) else numbers
 
     def end(self, pieces: Sequence[_Piece]) -> None:
         """After a pass: put the rows where their tokens are."""

@@ -18,13 +18,14 @@ from ...errors import NqEdgeError
 from ...formats.checkpoint import TABLE_FORMATS
 from ...formats.checkpoint.table import pack_codes, quantize_rows
 from ...formats.stored_tensor import StoredTensor
+from ...models import DecoderConfig
 from ...models.rotary import frequencies
 from .binding import check
 from .device import Device, Memory
 from .model_files import LayerFiles, ModelFiles, TableFiles
 from .number_types import C_TYPES, SPELLING, from_float32, to_float32
 from .table_types import CEmbedding, CTable
-from .weights import Placing, Weights, place_weights, rotaries, table_form
+from .weights import Placing, Weights, place_weights, residual_scale, rotaries, table_form
 
 __all__ = ["STAGING_BYTES", "load_weights", "staging_bytes"]
 
@@ -64,8 +65,9 @@ def load_weights(device: Device, files: ModelFiles, *, placing: Placing, dtype: 
             if f"{module}.codes" in placing.places:
                 learned = module == files.config.structure.positions
                 loader.table(module, stored, None if learned else table, SPELLING[dtype])
+        scale, behind = residual_scale(files.config, dtype), _norms_behind(files.config)
         for name, vector in files.vectors.items():
-            loader.norm(name, vector, plus_one=name in files.plus_one)
+            loader.norm(name, vector, plus_one=name in files.plus_one, scale=scale if name in behind else 1.0)
         for index, rotary in enumerate(rotaries(files)):
             loader.put(frequencies(rotary, files.config.head_dim), placing.at(memory.address, f"frequencies.{index}"))
         device.synchronize()  # kernels may read constants ahead of stream order (nq_cuda.h)
@@ -76,6 +78,13 @@ def load_weights(device: Device, files: ModelFiles, *, placing: Placing, dtype: 
         loader.close()
         staging.free()
     return Weights(files, placing, memory=memory, dtype=dtype, table=table)
+
+
+def _norms_behind(config: DecoderConfig) -> frozenset[str]:
+    """Weights of the norms whose results are added to the residual."""
+    family = config.structure
+    parts = [part for part in (family.attention_out_norm, family.feed_out_norm) if part]
+    return frozenset(f"{family.blocks}.{b}.{part}.weight" for b in range(config.num_layers) for part in parts)
 
 
 class _Loader:
@@ -125,10 +134,10 @@ class _Loader:
             scales = self._place(f"{module}.scales") if form.groups else 0
             self._round(table, wanted, codes, scales, kind)
 
-    def norm(self, name: str, stored: StoredTensor, *, plus_one: bool) -> None:
-        """A norm's weight or bias, float32."""
+    def norm(self, name: str, stored: StoredTensor, *, plus_one: bool, scale: float = 1.0) -> None:
+        """A norm's weight or bias, float32, with a factor."""
         numbers = to_float32(self._read_whole(stored), stored.dtype)
-        self.put(numbers + np.float32(1) if plus_one else numbers, self._place(name))
+        self.put((numbers + np.float32(plus_one)) * np.float32(scale), self._place(name))
 
     def put(self, array: NDArray[np.generic], place: int) -> None:
         """An array of the host, through the pinned buffer."""

@@ -17,7 +17,6 @@ from nanoquant_edge.runtimes.backend import Backend, WritingBackend
 from nanoquant_edge.runtimes.cuda import plan
 from nanoquant_edge.runtimes.cuda.backend import CudaBackend
 from nanoquant_edge.runtimes.sampling import Sampler, SamplingConfig
-from tests.families import family_config
 from tests.tiny import tiny_checkpoint
 
 #: A head of its own: with a tied one a random model writes the same token over and over.
@@ -177,8 +176,6 @@ def test_inner_values_have_the_shapes_of_their_layers(opened: Any, checkpoint: C
 
 
 def test_refusals_name_what_would_do(checkpoint: Checkpoint, stand_in: Path, tmp_path: Path) -> None:
-    gemma = tiny_checkpoint(tmp_path / "gemma", **family_config("gemma2"))
-    refused(lambda: CudaBackend.from_checkpoint(gemma, dtype="float16"), "NQ-OPTION", "65504", "bfloat16")
     refused(lambda: CudaBackend.from_checkpoint(checkpoint, device="cuda:1"), "NQ-CUDA", "1 NVIDIA GPU")
     refused(lambda: CudaBackend.from_checkpoint(checkpoint, device="gpu"), "NQ-OPTION", "cuda:N")
     refused(lambda: CudaBackend.from_checkpoint(checkpoint, max_context=701), "NQ-OPTION", "700")

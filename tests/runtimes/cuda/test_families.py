@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from nanoquant_edge.formats.checkpoint import CheckpointParts, write_checkpoint
+from nanoquant_edge.models import family_of
 from nanoquant_edge.runtimes.cuda.backend import CudaBackend
+from nanoquant_edge.runtimes.cuda.model_files import checkpoint_files
 from nanoquant_edge.validation.dense import dense_model
 from tests.families import family_config
 from tests.runtimes.cuda.against_pytorch import CONFIGS, LIMITS, TOKENS, Models, logits_of, relative_error
@@ -26,8 +29,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Models:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_pytorch(name: str, dtype: str, made: Models, stand_in: Path) -> None:
     checkpoint, ids, expected = made(name, "float16")
-    if name.startswith("gemma") and dtype == "float16":
-        pytest.skip("Gemma's activations pass float16")
     with CudaBackend.from_checkpoint(checkpoint, dtype=dtype) as backend:
         assert relative_error(logits_of(backend, ids), expected) < LIMITS[dtype, 16]
         assert backend.lengths.tolist() == [TOKENS, TOKENS - 4]
@@ -64,3 +65,25 @@ def test_scales_of_other_types_and_float32_tables(scales: Any, tmp_path: Path, s
         expected = dense_model(checkpoint.folder)(torch.from_numpy(ids)).logits.numpy()
     with CudaBackend.from_checkpoint(checkpoint) as backend:
         assert relative_error(logits_of(backend, ids), expected) < LIMITS["float16", 16]
+
+
+def test_residuals_beyond_float16_fit_by_a_factor(tmp_path: Path, stand_in: Path) -> None:
+    made = tiny_checkpoint(tmp_path / "made", seed=3, **CONFIGS["gemma3"])
+    layers = {layer: made.layer(layer) for layer in made.layers}
+    inside = {tensor for layer in layers for tensor in made.tensor_names() if tensor.startswith(f"{layer}.")}
+    others = {tensor: np.asarray(made.tensor(tensor)) for tensor in made.tensor_names() if tensor not in inside}
+    table = f"{family_of(made.config).embedding}.weight"
+    others[table] = (others[table].astype(np.float32) * 8000).astype(np.float16)
+    checkpoint = write_checkpoint(tmp_path / "large", CheckpointParts(made.config, made.settings, layers, others))
+    ids = np.random.default_rng(5).integers(0, 320, (1, 9))
+    blocks = ("block.0.output", "block.2.output")
+    with torch.inference_mode():
+        found = dense_model(checkpoint.folder)(torch.from_numpy(ids), output_hidden_states=True)
+    expected, states = found.logits.numpy(), found.hidden_states[1].numpy()
+    assert np.abs(states).max() > 65504
+    with CudaBackend(checkpoint_files(checkpoint), extra_outputs=blocks) as backend:
+        assert backend.dtype == "float16"
+        logits = backend.forward(ids, positions=np.arange(9)[None])
+        assert np.linalg.norm(logits - expected) < LIMITS["float16", 16] * np.linalg.norm(expected)
+        error = np.linalg.norm(backend.extra[blocks[0]] - states) / np.linalg.norm(states)
+        assert error < LIMITS["float16", 16]

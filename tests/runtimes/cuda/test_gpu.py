@@ -32,11 +32,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(tmp_path_factory.mktemp("gpu"))
 
 
-def kinds(name: str) -> tuple[str, ...]:
-    return ("bfloat16",) if name.startswith("gemma") else ("float16", "bfloat16")
-
-
-CASES = [(name, dtype, bits) for name in CONFIGS for dtype in kinds(name) for bits in (16, 8)]
+KINDS = ("float16", "bfloat16")
+CASES = [(name, dtype, bits) for name in CONFIGS for dtype in KINDS for bits in (16, 8)]
 
 
 @pytest.mark.parametrize(("name", "dtype", "bits"), CASES)
@@ -52,7 +49,7 @@ def test_logits_equal_pytorch(name: str, dtype: str, bits: int, made: Models) ->
 @pytest.mark.parametrize("name", CONFIGS)
 def test_tables_of_8_and_4_bits(name: str, embedding: str, made: Models) -> None:
     checkpoint, ids, expected = made(name, embedding)
-    dtype = kinds(name)[0]
+    dtype = KINDS[0]
     with CudaBackend.from_checkpoint(checkpoint, dtype=dtype) as backend:
         assert relative_error(logits_of(backend, ids), expected) < LIMITS[dtype, 16]
 
@@ -64,7 +61,7 @@ def test_long_prompts_and_texts(name: str, tmp_path: Path) -> None:
     ids = np.random.default_rng(1).integers(0, 320, (1, LONG))
     with torch.inference_mode():
         expected = dense_model(checkpoint.folder)(torch.from_numpy(ids)).logits.numpy()
-    dtype = kinds(name)[-1]
+    dtype = KINDS[-1]
     with CudaBackend.from_checkpoint(checkpoint, dtype=dtype) as backend:
         whole = backend.forward(ids, positions=np.arange(LONG)[None])
         assert np.linalg.norm(whole - expected) < 1.5 * LIMITS[dtype, 16] * np.linalg.norm(expected)
