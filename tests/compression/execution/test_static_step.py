@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from nanoquant_edge.compression.execution.static_step import StaticStep, affordable_rows, written_in_steps
 from nanoquant_edge.errors import NqEdgeError
@@ -37,6 +39,37 @@ def test_steps_give_what_a_whole_pass_gives(name: str, tmp_path: Path) -> None:
                 wanted = [whole[0, place], whole[1, place], later[place - _BEGINS] if again else whole[2, place]]
                 assert step(ids[:, place], ages, NO_CHANCE).tolist() == [int(token) for token in wanted]
         assert model.config._attn_implementation == before
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that are called, and whether one mixes devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).removeprefix("aten.").split(".")[0]
+        devices = {part.device.type for part in args if isinstance(part, torch.Tensor)}
+        self.names.add(name if len(devices) < 2 else f"{name} of {sorted(devices)}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+def test_a_step_asks_the_host_for_nothing(name: str) -> None:
+    """A CUDA graph repeats kernels alone: no value is read back, and none is copied from the host, as `where` does."""
+    config = FAMILY_CONFIGS[name]
+    entries = {key: value for key, value in config.items() if key != "model_type"}
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **entries)).float()
+    model.eval().to("meta")
+    seen = Operators()
+    with written_in_steps(model), torch.no_grad(), seen:
+        for temperature in (0.0, 0.8):
+            StaticStep(model, 3, 64, dtype=torch.float32, temperature=temperature)._step()
+    assert {"bmm", "index_copy_", "cumsum"} <= seen.names
+    assert not seen.names & {"where", "_local_scalar_dense", "nonzero", "lift_fresh", "index", "item"}
+    assert not [operator for operator in seen.names if " of " in operator]
 
 
 def test_a_text_looks_back_as_far_as_there_are_slots() -> None:
