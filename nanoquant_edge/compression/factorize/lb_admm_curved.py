@@ -116,7 +116,10 @@ class CurvedFactorState(FactorState):
             gram.addcmul_((design @ design.T).float(), self.other_rest)
         damping = rho + ridge
         right_side = (design @ target).float().add_((self.signed - self.dual).mul_(rho))
-        precondition, failed = self._preconditioner(gram, damping, careful)
+        # What is orthogonal to the eigenvectors has this system.
+        middle = (0.5 * self.middle) * (gram + gram.T)
+        middle.diagonal().add_(damping)
+        precondition, failed = self._preconditioner(middle, careful)
 
         def image(x: Tensor, values: Tensor) -> Tensor:
             return torch.addcmul(damping * x, gram @ x, values)
@@ -126,9 +129,9 @@ class CurvedFactorState(FactorState):
             if self.vectors.shape[0] == self.vectors.shape[1]:
                 self._descend(right_side_along, lambda x: image(x, self.values), precondition)
                 return self.along @ self.vectors.T, failed
-            everywhere = self.primal + precondition(right_side - image(self.primal, self.middle))
+            everywhere = precondition(right_side.addmm_(middle, self.primal, alpha=-1)).add_(self.primal)
             # The same step along the eigenvectors, where another solution takes its place.
-            along = self.along + precondition(right_side_along - image(self.along, self.middle))
+            along = precondition(torch.addmm(right_side_along, middle, self.along, alpha=-1)).add_(self.along)
             self._descend(right_side_along, lambda x: image(x, self.values), precondition)
             return everywhere.addmm_(self.along - along, self.vectors.T), failed
 
@@ -149,12 +152,8 @@ class CurvedFactorState(FactorState):
                 before, energy = energy, (residual * better).sum(0)
                 direction = torch.addcmul(better, direction, energy / before.clamp_min(_TINY))
 
-    def _preconditioner(
-        self, gram: Tensor, damping: Tensor, careful: bool
-    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """Applies the inverse of the middle system; and a positive number where there is none."""
-        matrix = (0.5 * self.middle) * (gram + gram.T)
-        matrix.diagonal().add_(damping)
+    def _preconditioner(self, matrix: Tensor, careful: bool) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Applies the inverse of a system; and a positive number where there is none."""
         if self.by_products and not careful:
             inverse_matrix = inverse(matrix, CONDITION, _NEWTON_STEPS)
             return lambda x: inverse_matrix @ x, (~torch.isfinite(inverse_matrix.sum())).int()

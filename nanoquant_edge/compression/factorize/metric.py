@@ -113,7 +113,18 @@ def _leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator(matrix.device).manual_seed(0)
     basis = torch.randn(len(matrix), count + _SPARE, generator=generator, device=matrix.device)
     for _ in range(_ITERATIONS):
-        basis = torch.linalg.qr(matrix @ basis).Q
+        basis = _orthonormal(matrix @ basis)
     image = matrix @ basis
     values, inside = _eigenvectors(basis.T @ image)
     return values[-count:], basis @ inside[:, -count:]
+
+
+def _orthonormal(x: Tensor) -> Tensor:
+    """An orthonormal basis of the columns of x (k, j): Cholesky's twice, which is products, or Householder's."""
+    found = x
+    for _ in range(2):
+        factor, info = torch.linalg.cholesky_ex(found.T @ found)
+        if int(info):
+            return torch.linalg.qr(x).Q
+        found = torch.linalg.solve_triangular(factor, found.T, upper=False).T
+    return found

@@ -85,7 +85,7 @@ class Problem:
         self.targets[1].copy_(target)
 
     def _restart(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(self.device).manual_seed(seed)
         self.left.start(generator)
         self.right.start(generator)
         self.iteration.zero_()
@@ -133,8 +133,8 @@ class Problem:
         """A factor's design matrix, from the process that has it where the sides are shared out."""
         kind = self.settings.dtype
         if not self.sides_shared:
-            return factor.unit_rows().to(kind)
-        design = factor.unit_rows().to(kind) if team().rank == owner else torch.empty_like(factor.signed, dtype=kind)
+            return factor.unit_rows(kind)
+        design = factor.unit_rows(kind) if team().rank == owner else torch.empty_like(factor.signed, dtype=kind)
         team().take([design], owner)
         return design
 

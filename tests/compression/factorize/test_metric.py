@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanoquant_edge.compression.factorize.metric import kept_directions, metric
+from nanoquant_edge.compression.factorize.metric import _orthonormal, kept_directions, metric
 from tests.compression.factorize.test_lb_admm_curved import correlated, whole
 
 
@@ -40,6 +40,14 @@ def test_the_largest_eigenvalues_are_kept_and_the_rest_is_the_mean_of_the_others
 def test_applied_is_the_product_with_the_matrix() -> None:
     found, x = metric(correlated(60, 1), kept=7), torch.randn(60, 5)
     torch.testing.assert_close(found.applied(x), whole(found) @ x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [20, 7])
+def test_a_basis_is_orthonormal_also_where_columns_depend_on_each_other(rank: int) -> None:
+    x = torch.randn(300, rank) @ torch.randn(rank, 20) * torch.logspace(0, 3, 20)
+    basis = _orthonormal(x)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(20), rtol=0, atol=1e-4)
+    torch.testing.assert_close(basis @ (basis.T @ x), x, rtol=1e-3, atol=1e-2 * float(x.abs().max()))
 
 
 def test_the_same_factor_has_the_same_metric() -> None:
