@@ -32,6 +32,8 @@ from nanoquant_edge.devices.profile import Cpu, Target
 from nanoquant_edge.models.config_reader import read_config
 
 DOCUMENT = FOLDER.parent / "DEVICES.md"
+#: Shapes in gpu_decode.json, real models left out.
+SHAPES = ("qwen3-0.6b", "llama-3.2-1b", "qwen3-8b", "llama-2-70b")
 #: Rows of gpu_decode.json that the constants of devices/gpu_time.py were fitted to.
 FITTED = {("qwen3-0.6b", 128), ("llama-3.2-1b", 128), ("qwen3-8b", 128)}
 #: This project's CPU machine.
@@ -62,7 +64,9 @@ def measured_rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / "gpu_decode.json"
     newest: dict[tuple[str, float, int], dict[str, Any]] = {}
     for row in json.loads(path.read_text())["rows"] if path.is_file() else []:
-        if row["weights"] == "nanoquant" and row["batch"] == 1 and not row["host_embedding"]:
+        plain = row.get("table", "fp16") == "fp16" and row.get("cache_bits", 16) == 16 and not row.get("host_embedding")
+        shape = row["weights"] == "nanoquant" and row["batch"] == 1 and row["prompt"] == 128 and row["model"] in SHAPES
+        if plain and shape:
             newest[row["model"], row["target_bpw"], row["new"]] = row
     for (name, bpw, new), row in sorted(newest.items()):
         found = forecast(h200, model_named(name, bpw), context=row["prompt"] + new // 2)
