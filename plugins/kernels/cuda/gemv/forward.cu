@@ -152,14 +152,10 @@ GemvStage half_of(const nq_cuda_pass& pass, bool first, int64_t row, int batch) 
 }
 
 nq_status limits_of(const nq_cuda_device& device, Limits* limits) {
-  static PerDevice<int> most;
   limits->overlap = may_overlap(device);
-  return most.get(&limits->shared, [](int index, int* bytes) {
-    const nq_status status = check(
-        cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "attribute");
-    *bytes -= kReservedShared;
-    return status;
-  });
+  const nq_status status = shared_limit(&limits->shared);
+  limits->shared -= kReservedShared;
+  return status;
 }
 
 }  // namespace
