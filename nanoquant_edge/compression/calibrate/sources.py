@@ -156,7 +156,7 @@ def shared_out(windows: int, weights: Sequence[float], most: Sequence[int] | Non
         >>> shared_out(10, [1.0, 1.0, 2.0])
         [3, 2, 5]
         >>> shared_out(10, [1.0, 1.0, 2.0], [2, 9, 9])
-        [2, 3, 5]
+        [2, 2, 6]
     """
     if most is not None:
         windows = min(windows, sum(most))
