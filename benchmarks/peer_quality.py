@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.figures import append_rows, figures_option
-from benchmarks.quality_measure import Measure
+from benchmarks.quality_measure import Measure, window_figures
 from nanoquant_edge.compression.calibrate.text import read_text, text_windows
 from nanoquant_edge.compression.execution.device import chosen_device
 from nanoquant_edge.compression.execution.hooks import watched
@@ -91,6 +91,7 @@ def _call(python: Path, *arguments: object) -> dict[str, Any]:
 @click.option("--calibrated", default=32, show_default=True, help="Calibration windows of 2048 tokens.")
 @click.option("--windows", default=32, show_default=True, help="Test windows of 2048 tokens; 0 only tells sizes.")
 @click.option("--items", default=0, show_default=True, help="Items of each zero-shot set; 0 leaves them out.")
+@click.option("--brief", is_flag=True, help="Only perplexity on WikiText-2, for a slow machine.")
 @click.option("--check", default=0, show_default=True, help="Windows on which llama.cpp is asked too.")
 @click.option("--threads", default=1, show_default=True, help="Of llama.cpp.")
 @click.option("--device", default="auto", show_default=True)
@@ -126,9 +127,12 @@ def main(model: Path, python: Path, kinds: tuple[str, ...], texts: Path, work: P
             }
             if measure is not None:
                 with load_model(file) as made:
-                    states = measure.dense_states(dense)
-                    row |= measure.compressed(made.move_to(device), dense, states)
-                row["zero_shot_items"] = options["items"]
+                    model_made = made.move_to(device)
+                    if options["brief"]:
+                        row["ppl"] = round(window_figures(model_made, measure.corpora["ppl"]).ppl, 3)
+                    else:
+                        row |= measure.compressed(model_made, dense, measure.dense_states(dense))
+                        row["zero_shot_items"] = options["items"]
             if options["check"]:
                 found = _call(python, "perplexity", file, options["threads"], _LENGTH, ids)
                 row |= {"ppl_llama": round(found["ppl"], 3), "check_windows": options["check"]}
