@@ -137,7 +137,7 @@ void make_table(const ort::CustomOp* op, Node* node, bool head) {
   node->outputs.resize(1);
 }
 
-void make_attention(Node* node) {
+void make_attention(const ort::CustomOp* op, Node* node) {
   const int64_t kv = between(1, 3), heads = kv * between(1, 3), dim = 16 * between(1, 4);
   const int64_t batch = between(1, 2), rows = between(1, 5), capacity = between(rows, 20);
   const bool slots = below(2) != 0;
@@ -149,7 +149,7 @@ void make_attention(Node* node) {
                       {"scale", {Attribute::kFloat, {}, 0.25f}}};
   add(node, ort::kFloat, {batch, rows, heads * dim});
   for (int i = 0; i < 2; ++i) add(node, ort::kFloat, {batch, rows, kv * dim});
-  for (int i = 0; i < 2; ++i) add(node, ort::kFloat, {caches, kv, capacity, dim});
+  for (int i = 0; i < 2; ++i) add(node, op->GetInputType(op, 3), {caches, kv, capacity, dim});
   const int64_t places = slots ? batch * rows : batch;
   add(node, ort::kInt32, {places});
   for (int64_t i = 0; i < places; ++i) {
@@ -176,13 +176,16 @@ bool make(const ort::CustomOp* op, Node* node) {
     make_group(op, node);
   } else if (strcmp(name, "NanoQuantEmbedding") == 0 || strcmp(name, "NanoQuantHead") == 0) {
     make_table(op, node, strcmp(name, "NanoQuantHead") == 0);
-  } else if (strcmp(name, "NanoQuantAttention") == 0) {
-    make_attention(node);
+  } else if (strncmp(name, "NanoQuantAttention", strlen("NanoQuantAttention")) == 0) {
+    make_attention(op, node);
   } else {
     fprintf(stderr, "no honest node of %s is known here\n", name);
     exit(2);
   }
-  for (Tensor& output : node->outputs) output.type = op->GetOutputType(op, 0);
+  const size_t types = op->GetOutputTypeCount(op);
+  for (size_t i = 0; i < node->outputs.size(); ++i) {
+    node->outputs[i].type = op->GetOutputType(op, i < types ? i : types - 1);
+  }
   return true;
 }
 
