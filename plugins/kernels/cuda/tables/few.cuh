@@ -36,7 +36,7 @@ __device__ __forceinline__ Norm norm_of(const nq_cuda_output& o) {
 }
 
 // BITS of the table; OPERAND is the type that is multiplied; GROUPED: several scales a row; TILES
-// of 8 rows of x. WHOLE: rows of the table are whole chunks of 16 bytes.
+// of 8 rows of x. WHOLE: see TableReader.
 template <int BITS, nq_type OPERAND, bool GROUPED, int TILES, bool WHOLE>
 __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_constant__ Few p) {
   constexpr int kBlocks = kStretchBlocks<BITS>;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_consta
   const uint32_t ring = factors + kFewFactorBytes + warp * kFewRingBytes;
 
   const TableReader<WHOLE> reader(o.table, lane);
-  const ScaleReader scale_of(o.table);
+  const ScaleReader<WHOLE> scale_of(o.table);
   const int stretches = p.blocks / kBlocks;
   const int64_t tiles = (o.table.rows + kStretchRows - 1) / kStretchRows;
   const int64_t step = static_cast<int64_t>(gridDim.x) * warps;
@@ -69,13 +69,12 @@ __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_consta
   for (int i = 0; i < kFewStages - 1; ++i) read_ahead();
 
   // A lane reads the scales of its quad's rows for some blocks of the next stretch.
-  uint32_t next_scales[2][kEach];
+  uint32_t next_scales[2 * kEach];
   const auto read_scales = [&](int64_t tile, int stretch) {
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int block = stretch * kBlocks + q * kEach + i;
-      next_scales[0][i] = scale_of.load(tile * kStretchRows + g, block);
-      next_scales[1][i] = scale_of.load(tile * kStretchRows + g + 8, block);
+    for (int i = 0; i < 2 * kEach; ++i) {
+      next_scales[i] =
+          scale_of.load(tile * kStretchRows + g + i % 2 * 8, stretch * kBlocks + q * kEach + i / 2);
     }
   };
   if (GROUPED && first_tile < tiles) read_scales(first_tile, 0);
@@ -109,8 +108,8 @@ __global__ void __launch_bounds__(kFewMostWarps * 32, 1) few(const __grid_consta
       if constexpr (GROUPED) {
 #pragma unroll
         for (int i = 0; i < kEach; ++i) {
-          scales[0][i] = scale_of.value(next_scales[0][i]);
-          scales[1][i] = scale_of.value(next_scales[1][i]);
+          scales[0][i] = scale_of.value(next_scales[2 * i]);
+          scales[1][i] = scale_of.value(next_scales[2 * i + 1]);
         }
         const bool last = stretch + 1 == stretches;
         const int64_t next_tile = last ? tile + step : tile;

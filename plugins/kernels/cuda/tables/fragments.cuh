@@ -39,13 +39,40 @@ __device__ __forceinline__ void unpack_bytes(uint32_t word, uint32_t& low, uint3
   high = subtract_halves(__byte_perm(biased, 0x64646464u, 0x4342), 0x64806480u);
 }
 
-// Codes of eight int4, columns i and i + 4 in pair i: the same with 1024 + code + 8 less 1032.
+// (value & mask) ^ other in one instruction; the compiler makes two of constants.
+__device__ __forceinline__ uint32_t mask_and_flip(uint32_t value, uint32_t mask, uint32_t other) {
+#ifdef __CUDA_ARCH__
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(value), "r"(mask), "r"(other));
+  return result;
+#else
+  return (value & mask) ^ other;
+#endif
+}
+
+// value / 16 - 72 of two halves.
+__device__ __forceinline__ uint32_t sixteenth_less_72(uint32_t value) {
+#ifdef __CUDA_ARCH__
+  uint32_t result;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;"
+      : "=r"(result)
+      : "r"(value), "r"(0x2c002c00u), "r"(0xd480d480u));
+  return result;
+#else
+  float low, high;
+  unpack_pair(value, NQ_FLOAT16, &low, &high);
+  return pack_pair(low / 16.0f - 72.0f, high / 16.0f - 72.0f, NQ_FLOAT16);
+#endif
+}
+
+// Codes of eight int4, columns i and i + 4 in pair i: float16 of 1024 + code + 8 by its bits (the
+// sign bit flipped is the 8), then less 1032; odd pairs lie four bits higher, so 16 times that.
 __device__ __forceinline__ void unpack_nibbles(uint32_t word, uint32_t (&pairs)[4]) {
-  const uint32_t biased = word ^ 0x88888888u;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    pairs[i] = subtract_halves((biased >> (4 * i) & 0x000f000fu) | 0x64006400u, 0x64086408u);
-  }
+  const uint32_t upper = word >> 8;
+  pairs[0] = subtract_halves(mask_and_flip(word, 0x000f000fu, 0x64086408u), 0x64086408u);
+  pairs[1] = sixteenth_less_72(mask_and_flip(word, 0x00f000f0u, 0x64806480u));
+  pairs[2] = subtract_halves(mask_and_flip(upper, 0x000f000fu, 0x64086408u), 0x64086408u);
+  pairs[3] = sixteenth_less_72(mask_and_flip(upper, 0x00f000f0u, 0x64806480u));
 }
 
 // Sixteen table rows of a block as operands of its two products.

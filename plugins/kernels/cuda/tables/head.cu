@@ -60,7 +60,10 @@ int blocks_of(const nq_cuda_table& table, int64_t multiple) {
   return static_cast<int>(round_up(ceil_div(table.columns, kBlockColumns), multiple));
 }
 
-bool whole(const nq_cuda_table& table) { return row_bytes(table) % 16 == 0; }
+// See TableReader.
+bool whole(const nq_cuda_table& table) {
+  return row_bytes(table) % 16 == 0 && (table.bits == 16 || table.scale_type != NQ_FLOAT32);
+}
 
 int few_x_bytes(int blocks, int rows) {
   return static_cast<int>(round_up(static_cast<int64_t>(blocks) * rows * kRowBytes, 128));

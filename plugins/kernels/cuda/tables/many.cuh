@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kManyThreads, 2) many(const __grid_constant__ 
   const char* x = reinterpret_cast<const char*>(p.x) + group * p.blocks * kRows * kRowBytes;
 
   const TableReader<true> reader(o.table, lane);
-  const ScaleReader scale_of(o.table);
+  const ScaleReader<true> scale_of(o.table);
   const int steps = p.blocks / kStepBlocks;
   const auto read_table = [&](int step) {
     if (step >= steps || step % kStretchSteps != 0) return;
@@ -103,12 +103,12 @@ __global__ void __launch_bounds__(kManyThreads, 2) many(const __grid_constant__ 
   const uint32_t across = (warp % 2 * TILES * 8 + g) * kRowBytes + q * 16;  // its first row of x
   const int64_t my_row = first + down * kStretchRows + g;
   // Scales of the next step, asked for a step ahead.
-  uint32_t next_scales[kStepBlocks][kWarpStretches][2];
+  uint32_t next_scales[kStepBlocks * kWarpStretches * 2];
   const auto read_scales = [&](int step) {
 #pragma unroll
     for (int i = 0; i < kStepBlocks * kWarpStretches * 2; ++i) {
       const int inside = i / (kWarpStretches * 2), s = i / 2 % kWarpStretches;
-      next_scales[inside][s][i % 2] =
+      next_scales[i] =
           scale_of.load(my_row + s * kStretchRows + i % 2 * 8, step * kStepBlocks + inside);
     }
   };
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kManyThreads, 2) many(const __grid_constant__ 
 #pragma unroll
       for (int i = 0; i < kStepBlocks * kWarpStretches * 2; ++i) {
         const int inside = i / (kWarpStretches * 2), s = i / 2 % kWarpStretches;
-        scales[inside][s][i % 2] = scale_of.value(next_scales[inside][s][i % 2]);
+        scales[inside][s][i % 2] = scale_of.value(next_scales[i]);
       }
       read_scales(step + 1);
     }
@@ -170,19 +170,19 @@ __global__ void __launch_bounds__(kManyThreads, 2) many(const __grid_constant__ 
     const int64_t row = my_x + i / 2 * 8 + i % 2;
     factors[i / 2][i % 2] = row < o.rows ? __ldcg(p.factors + row) : 0.0f;
   }
-  uint32_t row_scales[kWarpStretches][2];
+  uint32_t row_scales[kWarpStretches * 2];
   if (BITS != 16 && !GROUPED) {
 #pragma unroll
     for (int i = 0; i < kWarpStretches * 2; ++i) {
-      row_scales[i / 2][i % 2] = scale_of.load(my_row + i / 2 * kStretchRows + i % 2 * 8, 0);
+      row_scales[i] = scale_of.load(my_row + i / 2 * kStretchRows + i % 2 * 8, 0);
     }
   }
 #pragma unroll
   for (int s = 0; s < kWarpStretches; ++s) {
     float row_scale[2] = {1.0f, 1.0f};
     if (BITS != 16 && !GROUPED) {
-      row_scale[0] = scale_of.value(row_scales[s][0]);
-      row_scale[1] = scale_of.value(row_scales[s][1]);
+      row_scale[0] = scale_of.value(row_scales[2 * s]);
+      row_scale[1] = scale_of.value(row_scales[2 * s + 1]);
     }
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {

@@ -20,7 +20,8 @@ __device__ __forceinline__ uint4* dynamic_shared() {
 
 namespace tables {
 
-// WHOLE: rows are whole chunks of 16 bytes. Others are gathered byte by byte.
+// WHOLE says that rows are whole chunks of 16 bytes and that scales have 16 bits, as tables of
+// models do. Others are read as well, but slowly.
 template <bool WHOLE>
 struct TableReader {
   const char* codes;
@@ -70,7 +71,9 @@ struct TableReader {
 };
 
 // Scales of the table's rows. What is loaded stays as it is until it is used: a conversion would
-// wait for it at once.
+// wait for it at once, and so would a load of the other width into the same register, even one that
+// is switched off.
+template <bool WHOLE>
 struct ScaleReader {
   const void* scales;
   int64_t rows;
@@ -90,8 +93,8 @@ struct ScaleReader {
     // Nearly always a group is a block, and dividing takes twenty instructions.
     const int group = min(group_blocks == 1 ? block : block / group_blocks, groups - 1);
     const int64_t at = min(row, rows - 1) * groups + group;
-    if (type == NQ_FLOAT32) return static_cast<const uint32_t*>(scales)[at];
-    return static_cast<const uint16_t*>(scales)[at];
+    if (!WHOLE && type == NQ_FLOAT32) return __ldg(static_cast<const uint32_t*>(scales) + at);
+    return __ldg(static_cast<const uint16_t*>(scales) + at);
   }
 
   __device__ __forceinline__ float value(uint32_t bits) const {
