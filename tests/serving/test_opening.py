@@ -34,3 +34,17 @@ def test_a_draft_model_with_another_tokenizer_is_refused(tiny_bundle: Path, tmp_
         open_model(tiny_bundle, OpenOptions(threads=1), draft=tmp_path / "bundle")
     with pytest.raises(NqEdgeError, match="is not a bundle"):
         open_model(tiny_bundle, OpenOptions(threads=1), draft=tmp_path / "missing")
+
+
+def test_a_checkpoint_is_served_on_a_gpu(tmp_path: Path, stand_in: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", seed=4, tie_word_embeddings=False).folder
+    options = OpenOptions(device="cuda", max_context=200)
+    prompts = ["The quick brown fox", "A model of language predicts", "The quick brown fox jumps over the lazy dog"]
+    with open_model(checkpoint, options, slots=3) as model:
+        assert model.settings.device == "cuda"
+        asked = [Request(ids=model.encode_text(text), max_new_tokens=24, ignore_eos=True) for text in prompts]
+        together = [running.result().ids for running in [model.writer.submit(request) for request in asked]]
+        again = model.writer.submit(asked[0]).result()  # its beginning is kept
+    with open_model(checkpoint, options, draft="none") as alone:
+        expected = [alone.writer.submit(request).result().ids for request in asked]
+    assert together == expected and again.ids == expected[0]

@@ -166,7 +166,7 @@ class TokenRun:
         tokens = self._engine.workspace.received(self._read % MAIL_SLOTS, len(self._held))
         self._read += 1
         if (tokens < 0).any():
-            raise NqEdgeError("NQ-NUMERIC", "the model's logits are not finite.", "Validate the model again.")
+            raise NqEdgeError("NQ-NUMERIC", "the model's logits are not finite.", "Try --dtype bfloat16.")
         return tokens
 
     def advance(self, post: bool = True) -> None:

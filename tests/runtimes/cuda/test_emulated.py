@@ -30,7 +30,7 @@ def emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("name", "embedding", "dtype", "bits"),
-    [("llama", "int8", "float16", 16), ("gemma3", "int4", "bfloat16", 8), ("opt", "float16", "float16", 16)],
+    [("llama", "int8", "bfloat16", 16), ("gemma3", "int4", "float16", 8), ("opt", "float16", "float16", 16)],
 )
 def test_logits_equal_pytorch(name: str, embedding: str, dtype: str, bits: int, tmp_path: Path, emulated: None) -> None:
     checkpoint, ids, expected = Models(tmp_path)(name, embedding)
