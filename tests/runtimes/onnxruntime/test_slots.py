@@ -47,11 +47,11 @@ def test_they_are_slots_that_agree_with_the_backend(tiny_bundle: Path, slots: Sl
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("embedding", ["float16", "int8"])
+@pytest.mark.parametrize("bundle", ["tiny_bundle", "coded_bundle", "narrow_bundle"])
 def test_a_text_does_not_depend_on_others_nor_on_how_it_is_cut(
-    threads: int, embedding: str, request: pytest.FixtureRequest
+    threads: int, bundle: str, request: pytest.FixtureRequest
 ) -> None:
-    folder = request.getfixturevalue("tiny_bundle" if embedding == "float16" else "coded_bundle")
+    folder = request.getfixturevalue(bundle)
     with open_slots(Bundle.open(folder), threads=threads, count=4) as slots:
         texts = [_ids(60, 1), _ids(9, 2), _ids(41, 3)]
         wanted = [_alone(slots, text) for text in texts]
@@ -80,6 +80,34 @@ def coded_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("coded")
     export_onnx(tiny_checkpoint(folder / "checkpoint", embedding="int8", vocab_size=321), folder / "bundle")
     return folder / "bundle"
+
+
+@pytest.fixture(scope="module")
+def narrow_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keys and values are kept in 16 bits."""
+    from nanoquant_edge.exporters.onnx import export_onnx
+
+    folder = tmp_path_factory.mktemp("narrow") / "bundle"
+    export_onnx(tiny_bundle.parent / "checkpoint", folder, cache="float16")
+    return folder
+
+
+def test_keys_and_values_of_16_bits_are_carried_away_too(narrow_bundle: Path, tiny_bundle: Path) -> None:
+    ids = _ids(50)
+    with open_slots(Bundle.open(narrow_bundle), threads=1, count=2) as slots:
+        slots.forward([SlotRow(0, ids)])
+        saved = slots.save(0, 49)
+        assert {array.dtype.name for array in saved.values()} == {"float16"}
+        slots.load(1, saved, 49)
+        first, second = (slots.forward([SlotRow(slot, [7])])[0] for slot in (0, 1))
+        slots.truncate(0, 49)
+        (again,) = slots.forward([SlotRow(0, [ids[49], 7], logits=2)])
+        np.testing.assert_array_equal(again[1:], first)
+        assert not np.array_equal(first, second)  # the one has a token more before it
+        with open_slots(Bundle.open(tiny_bundle), threads=1, count=1) as wide:
+            assert wide.form != slots.form and wide.memory.token == 2 * slots.memory.token
+            with pytest.raises(NqEdgeError, match="not float32"):
+                wide.load(0, saved, 49)
 
 
 @pytest.fixture(scope="module")
