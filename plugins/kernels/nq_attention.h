@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Attention over a cache that is written in place, on the CPU, in float32, the cache in float32 or
-// float16: a small C interface that knows no framework. Query heads share key heads (grouped-query attention, arXiv 2305.13245), and
-// queries and keys are rotated by position (rotary embedding, arXiv 2104.09864, halves not
-// interleaved). Nothing here allocates, throws or starts threads.
+// float16: a small C interface that knows no framework. Query heads share key heads (grouped-query
+// attention, arXiv 2305.13245), and queries and keys are rotated by position (rotary embedding,
+// arXiv 2104.09864, halves not interleaved). Nothing here allocates, throws or starts threads.
 
 #ifndef NQ_ATTENTION_H
 #define NQ_ATTENTION_H
@@ -40,8 +40,8 @@ size_t nq_attend_scratch(const nq_attention* attention, int64_t rows, int64_t la
 // Attention of one key head: `rows` tokens from position `first` on.
 //
 // queries: [rows][heads / kv_heads][head_dim], rotated and scaled. keys, values: [position]
-// [head_dim] in the cache's type, valid up to the last token's own. y: the group's first head of the first token;
-// heads are head_dim floats apart, tokens y_stride floats. scratch: aligned to 64.
+// [head_dim] in the cache's type, valid up to the last token's own. y: the group's first head of
+// the first token; heads are head_dim floats apart, tokens y_stride floats. scratch: aligned to 64.
 void nq_attend(const nq_attention* attention, const float* queries, int64_t rows, int64_t first,
                const void* keys, const void* values, float* y, int64_t y_stride, void* scratch);
 

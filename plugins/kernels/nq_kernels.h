@@ -46,8 +46,8 @@ typedef enum nq_type { NQ_FLOAT32 = 0, NQ_FLOAT16 = 1, NQ_BFLOAT16 = 2 } nq_type
 // g + 8, w[4 + q] of row g, w[4 + q] of row g + 8; this is the A fragment of the PTX instruction
 // mma.m16n8k256.b1. Rows and columns past the matrix are 0.
 //
-// Layout 2 is what the CPU kernels read, and never leaves the process: nq_arrange makes it of layout
-// 0 in the order that suits the instruction set in use.
+// Layout 2 is what the CPU kernels read, and never leaves the process: nq_arrange makes it of
+// layout 0 in the order that suits the instruction set in use.
 typedef enum nq_layout {
   NQ_LAYOUT_ROWS_LSB_FIRST = 0,
   NQ_LAYOUT_TILES_16X256 = 1,
