@@ -69,6 +69,18 @@ def test_chat_loop(inputs: Path) -> None:
     assert done.stdout.count("you: ") == 3
 
 
+def test_stream_from_server(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for needed in ("openai", "starlette", "uvicorn"):
+        pytest.importorskip(needed)
+    from tests.serving.running import running
+
+    with running(inputs / "bundle") as address:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
+        done = _run(sys.executable, str(EXAMPLES / "stream_from_server.py"), "Hello", folder=inputs)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")
+
+
 def test_plain_onnxruntime_gives_the_same_tokens(inputs: Path) -> None:
     done = _run(sys.executable, str(EXAMPLES / "plain_onnxruntime.py"), "portable", "5", "6", "7", folder=inputs)
     assert done.returncode == 0, done.stderr
