@@ -146,9 +146,9 @@ def processor_s(process: subprocess.Popen[bytes]) -> float:
 
 
 def bench_rate(bundle: Path, threads: int, words: int, tokens: int) -> float:
-    """Tokens a second that `nq-edge bench` decodes after a prompt as long as ours."""
+    """Tokens a second that `nq-edge bench` decodes after a prompt as long as ours, with threads that wait as the server's do."""
     command = [sys.executable, "-m", "nanoquant_edge", "bench", str(bundle), "--device", "cpu", "-t", str(threads)]
-    command += ["--lengths", str(round(1.25 * words)), "-n", str(tokens), "-r", "2", "--json"]
+    command += ["--lengths", str(round(1.25 * words)), "-n", str(tokens), "-r", "2", "--no-spin", "--json"]
     report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return float(report["timings"][0]["decode_tps"][0])
 

@@ -19,8 +19,8 @@ OPENING = (
 )
 
 
-def opening_options(command: Command) -> Command:
-    """Add --device and what belongs to it, -t, --no-spin, --provider, --allow-portable and --trust-bundle-code."""
+def opening_options(command: Command, *, spin: bool = True) -> Command:
+    """Add --device and what belongs to it, -t, --spin, --provider, --allow-portable and --trust-bundle-code."""
     options = (
         click.option(
             "--device",
@@ -45,12 +45,10 @@ def opening_options(command: Command) -> Command:
             "-t", "--threads", type=int, help="Worker threads; by default the physical cores that may be used."
         ),
         click.option(
-            "--no-spin",
-            "spin",
-            is_flag=True,
-            default=True,
-            flag_value=False,
-            help="Let idle threads sleep: slower alone, faster on a shared machine.",
+            "--spin/--no-spin",
+            default=spin,
+            show_default=True,
+            help="Let idle threads wait busily, or sleep: that is slower alone, and faster where others compute too.",
         ),
         click.option(
             "--provider",
