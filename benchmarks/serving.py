@@ -5,7 +5,8 @@
 
 PYTHON is that of an environment with llama-cpp-python[server]. Clients send plain completions of prompts of their own
 at temperature 0, with the end of the text forbidden, so that every answer has the same number of tokens; they stream.
-With one client the rate is also compared with what `nq-edge bench` measures in the same round: the server's overhead.
+What the server
+adds is measured besides: the same texts, with one client and without a server, in turns.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import click
 
 from benchmarks.figures import append_rows, figures_option, listed
+from nanoquant_edge.runtimes import Generator, OpenOptions
 
 #: Words of which prompts are made; each client's are in another order, so that no prefix is shared.
 _TEXT = "the river runs past an old mill where nobody lives and the road climbs slowly to a village on the hill"
@@ -53,7 +55,6 @@ class Server:
         process: the program.
         rates, firsts, used: total tokens a second, seconds to first tokens, and processor seconds a token, by number of
             clients. The last counts what other programs took less.
-        decodes: tokens a second after the first, with one client.
     """
 
     name: str
@@ -63,7 +64,6 @@ class Server:
     rates: dict[int, list[float]] = field(default_factory=dict)
     firsts: dict[int, list[float]] = field(default_factory=dict)
     used: dict[int, list[float]] = field(default_factory=dict)
-    decodes: list[float] = field(default_factory=list)
 
 
 def prompt(number: int, words: int) -> str:
@@ -145,12 +145,43 @@ def processor_s(process: subprocess.Popen[bytes]) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def bench_rate(bundle: Path, threads: int, words: int, tokens: int) -> float:
-    """Tokens a second that `nq-edge bench` decodes after a prompt as long as ours, with threads that wait as the server's do."""
-    command = [sys.executable, "-m", "nanoquant_edge", "bench", str(bundle), "--device", "cpu", "-t", str(threads)]
-    command += ["--lengths", str(round(1.25 * words)), "-n", str(tokens), "-r", "2", "--no-spin", "--json"]
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return float(report["timings"][0]["decode_tps"][0])
+class Alone:
+    """The same prompts in this process, without a server.
+
+    Args:
+        bundle: the model.
+        threads: that compute; they wait as the server's do.
+    """
+
+    def __init__(self, bundle: Path, threads: int) -> None:
+        self._generator = Generator.open(bundle, OpenOptions(device="cpu", threads=threads, spin=False))
+        self._generator.eos_ids = frozenset()
+
+    def write(self, text: str, tokens: int) -> tuple[float, float]:
+        """Seconds, and processor seconds, of a text."""
+        begin, worked = time.perf_counter(), time.process_time()
+        self._generator.generate(text, max_new_tokens=tokens)
+        return time.perf_counter() - begin, time.process_time() - worked
+
+
+def overhead(server: Server, alone: Alone, *, words: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """What the server adds to a text, in turns with the same text without it."""
+    walls, costs = [], []
+    for number in range(rounds + 1):
+        begin, worked = time.perf_counter(), processor_s(server.process)
+        asyncio.run(burst(server, 1, words, tokens, 5000 + number))
+        took, cost = time.perf_counter() - begin, processor_s(server.process) - worked
+        wall, used = alone.write(prompt(5000 + number, words), tokens)
+        if number:
+            walls.append(took / wall)
+            costs.append(cost / used)
+    return {
+        "server": "nq-edge serve over the same texts without it, one client",
+        "new_tokens": tokens,
+        "time_ratio": round(statistics.median(walls), 3),
+        "processor_ratio": round(statistics.median(costs), 3),
+        "processor_spread": [round(min(costs), 3), round(max(costs), 3)],
+    }
 
 
 @click.command()
@@ -163,7 +194,7 @@ def bench_rate(bundle: Path, threads: int, words: int, tokens: int) -> float:
 @click.option("--tokens", type=int, default=64, show_default=True, help="New tokens of an answer.")
 @click.option("--rounds", type=int, default=3, show_default=True)
 @click.option("--eos", type=int, default=2, show_default=True, help="Token that ends a text.")
-@click.option("--overhead/--no-overhead", default=True, help="Measure `nq-edge bench` in each round, too.")
+@click.option("--overhead/--no-overhead", default=True, help="Measure what the server adds to a text, too.")
 @click.option("--append", is_flag=True, help="Add the rows to docs/figures/serving.json.")
 @figures_option
 def main(bundle: Path, gguf: Path | None, peer: str | None, append: bool, folder: Path, **given: Any) -> None:
@@ -176,7 +207,6 @@ def main(bundle: Path, gguf: Path | None, peer: str | None, append: bool, folder
     theirs = [str(peer), "-m", "llama_cpp.server", "--model", str(gguf), "--n_threads", str(threads)]
     theirs += ["--n_threads_batch", str(threads), "--n_ctx", "2048", "--port", str(ports[1])]
     theirs += ["--interrupt_requests", "False", "--verbose", "False"]
-    bench: list[float] = []
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(running("nq-edge serve", ours, ports[0], eos))]
         if gguf and peer:
@@ -195,10 +225,9 @@ def main(bundle: Path, gguf: Path | None, peer: str | None, append: bool, folder
                     server.used.setdefault(number, []).append(worked / (number * tokens))
                     server.rates.setdefault(number, []).append(number * tokens / took)
                     server.firsts.setdefault(number, []).extend(answer.first for answer in answers)
-                    if number == 1:
-                        server.decodes.append((tokens - 1) / (answers[0].last - answers[0].first))
-            if given["overhead"]:
-                bench.append(bench_rate(bundle, threads, words, tokens))
+        added = None
+        if given["overhead"]:
+            added = overhead(servers[0], Alone(bundle, threads), words=words, tokens=4 * tokens, rounds=2 * rounds)
         rows = [
             {
                 "server": server.name,
@@ -221,18 +250,12 @@ def main(bundle: Path, gguf: Path | None, peer: str | None, append: bool, folder
         times = f"first token after {row['ttft_ms']:>7} ms (worst {row['ttft_worst_ms']})"
         costs = f"{row['processor_ms_a_token']} ms of processor a token, {row['resident_mb']} MB"
         click.echo(f"{row['server']:<18}{row['clients']:>3} clients: {row['total_tps']:>6} tokens/s, {times}, {costs}")
-    if bench and 1 in clients:
-        ratios = [one / other for one, other in zip(servers[0].decodes, bench, strict=True)]
-        row = {
-            "server": "nq-edge serve over nq-edge bench, one client, decode",
-            "served_tps": round(statistics.median(servers[0].decodes), 1),
-            "bench_tps": round(statistics.median(bench), 1),
-            "ratio": round(statistics.median(ratios), 3),
-            "spread": [round(min(ratios), 3), round(max(ratios), 3)],
-        }
-        rows.append(row)
-        click.echo(f"decode at one client: {row['served_tps']} tokens/s served, {row['bench_tps']} by bench, "
-                   f"ratio {row['ratio']} {row['spread']}")  # fmt: skip
+    if added is not None:
+        rows.append(added)
+        click.echo(
+            f"beside the same texts without a server: {added['time_ratio']} times the time, "
+            f"{added['processor_ratio']} times the processor time {added['processor_spread']}"
+        )
     if append:
         append_rows("serving", rows, rounds, folder)
 
