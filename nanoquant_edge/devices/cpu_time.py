@@ -4,9 +4,9 @@
 Rates of the kernels were measured on one core of a Xeon server at 2.7 GHz (`nanoquant_edge.bench.machine_rates`, best
 of several runs; NQ_CPU_ISA chose the kernels): 100 G sign additions a second with AVX-512, 58 with AVX2, 15.6 scalar.
 The kernels have become two to three times as fast since (docs/notes/cpu.md); constants follow when a quiet machine
-gives them. NEON, of half AVX2's width, was not measured: half of its rate is assumed. The rest was fitted to SmolLM2-135M at 1.0
-and 2.0 bits with 8- and 4-bit tables on two such cores, which others used too (docs/figures/cpu_peers.json);
-benchmarks/forecast.py prints what they miss.
+gives them. NEON, of half AVX2's width, was not measured: half of its rate is assumed. The rest was fitted to
+SmolLM2-135M at 1.0 and 2.0 bits with 8- and 4-bit tables on two such cores, which others used too
+(docs/figures/cpu_peers.json); benchmarks/forecast.py prints what they miss.
 """
 
 from __future__ import annotations
