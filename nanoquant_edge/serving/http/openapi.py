@@ -100,7 +100,7 @@ def _answers(good: dict[str, Any], *refusals: str) -> dict[str, Any]:
 
 
 def _writes(summary: str, body: Record, answer: dict[str, Any]) -> dict[str, Any]:
-    good = {**_content(answer), **_content({"type": "string"}, "text/event-stream")}
+    good = {**_content(answer), **_content({}, "text/event-stream")}
     return {
         "post": {
             "summary": summary,
