@@ -24,6 +24,10 @@ from ..system.memory import peak_memory_mb, resident_memory_mb
 __all__ = ["BenchOptions", "Timing", "measure_bundle", "summary"]
 
 
+#: Texts of a batch, and the tokens of each one's prompt.
+_MOST_TEXTS, _BATCH_PROMPT = 256, 8
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions(OpenOptions):
     """What is measured, and how the bundle is opened for it.
@@ -32,6 +36,7 @@ class BenchOptions(OpenOptions):
         lengths: prompt lengths, tokens.
         new_tokens: tokens decoded after each prompt.
         repetitions: of every length.
+        batches: how many texts at once are decoded, besides; none by default.
         power: read the machine's energy counters too.
 
     Raises:
@@ -41,12 +46,17 @@ class BenchOptions(OpenOptions):
     lengths: tuple[int, ...] = (32, 256)
     new_tokens: int = 64
     repetitions: int = 5
+    batches: tuple[int, ...] = ()
     power: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.lengths or min(*self.lengths, self.new_tokens, self.repetitions, 1 << 30) < 1:
-            raise NqEdgeError("NQ-OPTION", "lengths, new tokens and repetitions must be whole numbers above 0.")
+        if not self.lengths or min(*self.lengths, *self.batches, self.new_tokens, self.repetitions, 1 << 30) < 1:
+            raise NqEdgeError(
+                "NQ-OPTION", "lengths, batches, new tokens and repetitions must be whole numbers above 0."
+            )
+        if max(self.batches, default=0) > _MOST_TEXTS:
+            raise NqEdgeError("NQ-OPTION", f"a batch has at most {_MOST_TEXTS} texts.")
 
 
 @dataclass(frozen=True)
@@ -83,8 +93,9 @@ def measure_bundle(folder: str | Path, options: BenchOptions, target: Target | N
 
     Returns:
         JSON-ready: `bundle`, `file_mb`, `load_s` (manifest, tokenizer and session; hashes not), `timings` (a `Timing`
-        for each length), `memory_mb` (`loaded`, `steady` after the runs, `peak`), `threads`, `kernel`, `backend`,
-        `place` (where it ran), `gpu_mb` on a GPU, and `energy` when asked for.
+        for each length), `batches` (`texts`, and `decode_tps` of all together), `memory_mb` (`loaded`, `steady` after
+        the runs, `peak`), `threads`, `kernel`, `backend`, `place` (where it ran), `gpu_mb` on a GPU, and `energy` when
+        asked for.
 
     Raises:
         NqEdgeError: NQ-OPTION when a prompt and its new tokens do not fit the context, and what opening raises.
@@ -108,6 +119,7 @@ def measure_bundle(folder: str | Path, options: BenchOptions, target: Target | N
         tokens = options.repetitions * sum(length + options.new_tokens for length in options.lengths)
         with _energy(options.power) as run:
             timings = [_timing(backend, rng, length, options) for length in options.lengths]
+        batches = [_batch(backend, rng, texts, options) for texts in options.batches]
         memory |= {"steady": resident_memory_mb(), "peak": peak_memory_mb()}
         kernel = backend.kernel
         device_bytes = getattr(backend, "device_bytes", None)
@@ -122,6 +134,7 @@ def measure_bundle(folder: str | Path, options: BenchOptions, target: Target | N
         "file_mb": target.file_bytes / 1e6,
         "load_s": loaded,
         "timings": [asdict(timing) for timing in timings],
+        "batches": batches,
         "memory_mb": memory,
     }
     if device_bytes is not None:
@@ -151,6 +164,20 @@ def _timing(backend: Backend, rng: np.random.Generator, length: int, options: Be
         summary([options.new_tokens / seconds for seconds in decode]),
         summary([seconds * 1e3 / options.new_tokens for seconds in worked]),
     )
+
+
+def _batch(backend: Backend, rng: np.random.Generator, texts: int, options: BenchOptions) -> dict[str, Any]:
+    """Tokens a second of so many texts that are decoded together, after a short prompt each."""
+    rates = []
+    for _ in range(options.repetitions):
+        backend.reset()
+        logits = backend.forward(rng.integers(0, backend.vocab_size, (texts, _BATCH_PROMPT)))
+        begin = time.perf_counter()
+        for _ in range(options.new_tokens):
+            logits = backend.forward(logits[:, -1].argmax(-1)[:, None].astype(np.int64))
+        rates.append(texts * options.new_tokens / (time.perf_counter() - begin))
+    backend.reset()
+    return {"texts": texts, "decode_tps": summary(rates)}
 
 
 def _once(backend: Backend, rng: np.random.Generator, length: int, new_tokens: int) -> tuple[float, float, float]:

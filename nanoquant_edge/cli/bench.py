@@ -28,18 +28,22 @@ __all__ = ["command", "merged"]
 _ROUNDS = 2
 
 
-def _lengths(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, ...]:
+def _numbers(_context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in text.split(",") if text)
     except ValueError:
-        raise NqEdgeError("NQ-OPTION", f"--lengths {text!r} is no list of whole numbers such as 32,256.") from None
+        message = f"{option.opts[0]} {text!r} is no list of whole numbers such as 32,256."
+        raise NqEdgeError("NQ-OPTION", message) from None
 
 
 @click.command("bench")
 @click.argument("model", type=InputPath())
 @click.option("--against", type=InputPath(), help="Measure a second one in turn with the first.")
-@click.option("--lengths", default="32,256", show_default=True, callback=_lengths, help="Prompt lengths, tokens.")
+@click.option("--lengths", default="32,256", show_default=True, callback=_numbers, help="Prompt lengths, tokens.")
 @click.option("-n", "--new-tokens", type=int, default=64, show_default=True, help="Tokens decoded after a prompt.")
+@click.option(
+    "--batch", "batches", default="", callback=_numbers, help="Also decode so many texts at once, such as 1,4,16."
+)
 @click.option("-r", "--repetitions", type=int, default=5, show_default=True, help="Of every length.")
 @opening_options
 @click.option("--power", is_flag=True, help="Read the machine's energy counters, if it has any.")
@@ -200,6 +204,8 @@ def _print(report: dict[str, Any], profile: bool) -> None:
         + (f" ({report['isa']})" if "isa" in report else "")
         + (f" · GPU memory {report['gpu_mb']:.0f} MB" if "gpu_mb" in report else "")
     )
+    if report.get("batches"):
+        _print_batches(report["batches"])
     if floor := report.get("floor"):
         rates, count = floor["rates"], report["profile"]["nodes"]
         read = floor["weight_mb"] + floor["cache_mb"]
@@ -218,3 +224,23 @@ def _print(report: dict[str, Any], profile: bool) -> None:
     if profile and "profile" in report:
         for name, (nodes, microseconds) in report["profile"]["operators"].items():
             click.echo(f"  {name:36} {nodes:4d} nodes {microseconds:9.1f} us")
+
+
+def _print_batches(batches: list[dict[str, Any]]) -> None:
+    """Tokens a second of several texts at once, all together, drawn on a terminal."""
+    from rich.bar import Bar
+    from rich.table import Table
+
+    from ..system.terminal import terminal
+
+    console, most = terminal(), max(entry["decode_tps"][0] for entry in batches)
+    table = Table()
+    table.add_column("texts at once", justify="right")
+    table.add_column("decode, tokens/s together", justify="right")
+    if console.is_terminal:
+        table.add_column("")
+    for entry in batches:
+        middle, low, high = entry["decode_tps"]
+        bar = [Bar(most, 0, middle, width=20)] if console.is_terminal else []
+        table.add_row(str(entry["texts"]), f"{middle:.1f} ({low:.1f}–{high:.1f})", *bar)
+    console.print(table)

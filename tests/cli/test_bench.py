@@ -24,6 +24,20 @@ def test_the_verb_prints_and_writes_json(tiny_bundle: Path) -> None:
     assert found["floor"]["context"] == 9
 
 
+def test_several_texts_at_once(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [str(tiny_bundle), "--lengths", "3", "-n", "4", "-r", "2", "-t", "1", "--batch", "1,3"]
+    found = json.loads(CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False).stdout)
+    assert [entry["texts"] for entry in found["batches"]] == [1, 3]
+    assert all(entry["decode_tps"][1] <= entry["decode_tps"][0] <= entry["decode_tps"][2] for entry in found["batches"])
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = CliRunner().invoke(command, arguments, catch_exceptions=False).output
+    assert "texts at once" in shown and "█" in shown
+    for wrong in ("0", "1,x", "9999"):
+        with pytest.raises(NqEdgeError) as caught:
+            CliRunner().invoke(command, [*arguments[:-1], wrong], catch_exceptions=False)
+        assert caught.value.code == "NQ-OPTION"
+
+
 def test_threads_are_those_that_ran(tiny_bundle: Path) -> None:
     arguments = [str(tiny_bundle), "--lengths", "3", "-n", "2", "-r", "1", "-t", "999", "--json"]
     done = CliRunner().invoke(command, arguments, catch_exceptions=False)

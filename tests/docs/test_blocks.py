@@ -20,15 +20,13 @@ for needed in ("onnx_ir", "onnxruntime", "transformers"):  # the job that checks
     pytest.importorskip(needed)
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "examples/jetson.md",
-    ROOT / "docs/index.md",
-    *sorted((ROOT / "docs/guide").glob("*.md")),
-]
+#: docs/SERVING.md has tests of its own, in tests/serving/http.
+PAGES = [ROOT / name for name in ("README.md", "examples/jetson.md", "docs/index.md")]
+PAGES += [ROOT / f"docs/{name}.md" for name in ("DEVICES", "GENAI", "INPUTS", "TENSORRT")]
+PAGES += sorted((ROOT / "docs/guide").glob("*.md"))
 #: Verbs that end with 1 when something is missing or not proved, which is no fault of the command.
 MAY_END_WITH_1 = {"doctor", "devices"}
-NEEDS = {"--to tensorrt": "tensorrt_rtx"}
+NEEDS = {"--to tensorrt": "tensorrt_rtx", "--target rtx": "tensorrt_rtx"}
 #: Words that are run otherwise: a shorter schedule of the same recipe, and nothing downloaded or compiled.
 INSTEAD = {"MODEL": ["model"], "balanced": ["quick"], "deploy": ["deploy", "--no-wheels", "--no-native"]}
 
