@@ -90,15 +90,24 @@ class Terminal:
 
 
 def converse(session: ChatSession, terminal: Terminal) -> None:
-    """Go on until the input ends or the user leaves.
+    """Go on until the input ends or the user leaves; an interrupt outside of an answer means to leave, too.
 
     Raises:
         NqEdgeError: what went wrong, where nobody is at the terminal to do something about it.
     """
+    try:
+        _converse(session, terminal)
+    except KeyboardInterrupt:
+        if not terminal.interactive:
+            raise
+        terminal.note("")
+
+
+def _converse(session: ChatSession, terminal: Terminal) -> None:
     while True:
         try:
             text = terminal.read()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             if terminal.interactive:
                 terminal.note("")
             return

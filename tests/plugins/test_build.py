@@ -63,7 +63,7 @@ def test_neon_kernels_under_emulation() -> None:
     needs("qemu-aarch64")
     folder = built("aarch64") / "tests"
     for selftest in ("nq_selftest", "nq_table_selftest"):
-        log = call("qemu-aarch64", "-L", CROSS_ROOT, folder / selftest)
+        log = call("qemu-aarch64", "-L", CROSS_ROOT, folder / selftest, NQ_CPU_ISA="neon")
         assert re.search(r"neon: \d+ cases, 0 failures", log), log
 
 
