@@ -28,9 +28,11 @@ __all__ = ["command", "merged"]
 _ROUNDS = 2
 
 
-def _numbers(_context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+def _numbers(_context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
     try:
-        return tuple(int(part) for part in text.split(",") if text)
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
         message = f"{option.opts[0]} {text!r} is no list of whole numbers such as 32,256."
         raise NqEdgeError("NQ-OPTION", message) from None
@@ -41,9 +43,7 @@ def _numbers(_context: click.Context, option: click.Parameter, text: str) -> tup
 @click.option("--against", type=InputPath(), help="Measure a second one in turn with the first.")
 @click.option("--lengths", default="32,256", show_default=True, callback=_numbers, help="Prompt lengths, tokens.")
 @click.option("-n", "--new-tokens", type=int, default=64, show_default=True, help="Tokens decoded after a prompt.")
-@click.option(
-    "--batch", "batches", default="", callback=_numbers, help="Also decode so many texts at once, such as 1,4,16."
-)
+@click.option("--batch", "batches", callback=_numbers, help="Also decode so many texts at once, such as 1,4,16.")
 @click.option("-r", "--repetitions", type=int, default=5, show_default=True, help="Of every length.")
 @opening_options
 @click.option("--power", is_flag=True, help="Read the machine's energy counters, if it has any.")
