@@ -13,7 +13,7 @@ from ..formats.bundle import Bundle
 from ..formats.checkpoint import Checkpoint
 from ..formats.tokenizer import Tokenizer, load_tokenizer
 from ..system.units import size_text
-from ..validation import Report, Step
+from ..validation import Report
 from .contents import describe_checkpoint
 from .inspection import bytes_parts, depth_parts
 from .page import Figure, Page, Paragraph, Part, Passage, Section, Span, Table
@@ -108,21 +108,13 @@ def _steps(subjects: Sequence[Subject]) -> list[Part]:
             f"{report.window_length} tokens ({report.text}), {report.seconds:.0f} s."
         )
         steps = list(report.steps.values())
-        rows = [(step.title, step.status, _measured(step), step.note) for step in steps]
+        rows = [(step.title, step.status, "\n".join(step.measured), step.note) for step in steps]
         parts += [
             Paragraph(what),
             Table(("compared", "outcome", "measured (limit)", "note"), rows, [step.status for step in steps]),
             *(Paragraph(f"Note: {remark}") for remark in report.remarks),
         ]
     return parts
-
-
-def _measured(step: Step) -> str:
-    lines = []
-    for name, value in step.figures.items():
-        limit = f" ({step.limits[name]:.6g})" if name in step.limits else ""
-        lines.append(f"{name} {value:.6g}{limit}")
-    return "\n".join(lines)
 
 
 def _layers(subjects: Sequence[Subject]) -> list[Part]:

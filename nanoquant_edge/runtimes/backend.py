@@ -6,22 +6,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from ..errors import NqEdgeError
 from .inputs import check_inputs
 from .sampling import SamplingConfig
+from .serial import Serial
 
 __all__ = ["Backend", "SerialBackend", "WritingBackend"]
-
-Self = TypeVar("Self", bound="SerialBackend")
 
 
 @runtime_checkable
@@ -116,11 +113,8 @@ class WritingBackend(Protocol):
         ...
 
 
-class SerialBackend(ABC):
+class SerialBackend(Serial):
     """What all backends do alike: one call at a time, checked arguments, and being closed.
-
-    Native sessions, caches and graphs are not made for two threads at once, and one that is closed while it computes
-    takes the process with it. So every call that touches them holds one lock.
 
     Args:
         vocab_size, max_context: see `Backend`.
@@ -130,10 +124,9 @@ class SerialBackend(ABC):
     kernel: str
 
     def __init__(self, vocab_size: int, max_context: int) -> None:
+        super().__init__("the backend is closed.")
         self.vocab_size, self.max_context = vocab_size, max_context
         self.extra: dict[str, np.ndarray] = {}
-        self._lock = threading.RLock()
-        self._closed = False
 
     @property
     @abstractmethod
@@ -171,29 +164,7 @@ class SerialBackend(ABC):
         """Give back all memory; waits for the call that runs."""
         with self._lock:
             self.extra = {}
-            if not self._closed:
-                self._closed = True
-                self._close()
-
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Hold the model for one call.
-
-        Raises:
-            NqEdgeError: NQ-OPTION when it is closed.
-        """
-        with self._lock:
-            if self._closed:
-                raise NqEdgeError("NQ-OPTION", "the backend is closed.", "Open the bundle or checkpoint again.")
-            yield
+            super().close()
 
     def _checked(
         self, input_ids: np.ndarray, positions: np.ndarray | None, lengths: np.ndarray | None
@@ -214,7 +185,3 @@ class SerialBackend(ABC):
     @abstractmethod
     def _reset(self) -> None:
         """Forget all tokens; the lock is held."""
-
-    @abstractmethod
-    def _close(self) -> None:
-        """Give back all memory; called once, with the lock held."""

@@ -8,21 +8,18 @@ decode step of several texts, a piece of a prompt and the check of drafted token
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from ..errors import NqEdgeError
+from .serial import Serial
 
 __all__ = ["SerialSlots", "SlotMemory", "SlotRow", "Slots"]
-
-Self = TypeVar("Self", bound="SerialSlots")
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ class Slots(Protocol):
     ) -> None: ...
 
 
-class SerialSlots(ABC):
+class SerialSlots(Serial):
     """What all backends do alike: one call at a time, checked arguments, lengths, and being closed.
 
     Args:
@@ -183,10 +180,9 @@ class SerialSlots(ABC):
     def __init__(self, vocab_size: int, max_context: int, *, count: int) -> None:
         if type(count) is not int or not 1 <= count <= self.MOST:
             raise NqEdgeError("NQ-OPTION", f"slots must be a whole number from 1 to {self.MOST}, got {count!r}.")
+        super().__init__("the slots are closed.")
         self.vocab_size, self.max_context, self.count = vocab_size, max_context, count
         self._lengths = np.zeros(count, dtype=np.int64)
-        self._lock = threading.RLock()
-        self._closed = False
 
     @property
     def lengths(self) -> np.ndarray:
@@ -246,30 +242,8 @@ class SerialSlots(ABC):
     def close(self) -> None:
         """Give back all memory; waits for the call that runs."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._lengths[:] = 0
-                self._close()
-
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Hold the model for one call.
-
-        Raises:
-            NqEdgeError: NQ-OPTION when it is closed.
-        """
-        with self._lock:
-            if self._closed:
-                raise NqEdgeError("NQ-OPTION", "the slots are closed.", "Open the bundle or checkpoint again.")
-            yield
+            self._lengths[:] = 0
+            super().close()
 
     def _checked(self, rows: Sequence[SlotRow]) -> list[list[int]]:
         """The ids of each row, once all rows are seen to be good.
@@ -323,10 +297,6 @@ class SerialSlots(ABC):
     @abstractmethod
     def _load(self, slot: int, arrays: Mapping[str, np.ndarray], length: int) -> None:
         """Check arrays and take them over."""
-
-    @abstractmethod
-    def _close(self) -> None:
-        """Give back all memory; called once."""
 
 
 def _whole_numbers(row: SlotRow) -> list[int]:

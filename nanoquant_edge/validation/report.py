@@ -49,6 +49,11 @@ class Step:
         """What the step compares, in words."""
         return _TITLES.get(self.name, self.name)
 
+    @property
+    def measured(self) -> list[str]:
+        """A line for each figure, with its limit where it has one."""
+        return [f"{name} {_number(value)}{_limit(self, name)}" for name, value in self.figures.items()]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -129,9 +134,7 @@ class Report:
         for column in ("step", "compared", "outcome", "measured (limit)"):
             table.add_column(column)
         for step in self.steps.values():
-            lines = [f"{name} {_number(value)}{_limit(step, name)}" for name, value in step.figures.items()]
-            if step.note:
-                lines.append(step.note)
+            lines = [*step.measured, step.note] if step.note else step.measured
             table.add_row(step.name, step.title, step.status, Text(_printable("\n".join(lines))))
         console.print(table, highlight=False, markup=False)
         if self.first_diverging:
